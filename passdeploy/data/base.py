@@ -1,0 +1,157 @@
+"""What the rest of the program needs to know about a data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Split(Protocol):
+    """One part of a data set; images are decoded when they are asked for."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Returns float32 RGB images (len(indices), 3, H, W) in [0, 1]."""
+        ...
+
+
+@dataclass
+class ArraySplit:
+    """Images held in memory.
+
+    Args:
+        pixels: uint8 (N, C, H, W); C is 1 (grey, shown as RGB) or 3.
+        labels: int64 (N,).
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, indices: Tensor) -> Tensor:
+        chosen = self.pixels[indices].float().div_(255)
+        return chosen.expand(-1, 3, -1, -1).contiguous() if chosen.shape[1] == 1 else chosen
+
+
+@dataclass
+class SubSplit:
+    """Some images of another split."""
+
+    parent: Split
+    indices: Tensor
+    labels: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.labels = self.parent.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def images(self, indices: Tensor) -> Tensor:
+        return self.parent.images(self.indices[indices])
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a file becomes the network's input: recorded in the bundle, so that a server does the same.
+
+    Attributes:
+        size: (H, W) of the network's input, pixels.
+        resize: Shorter side is resized to this before the centre crop; None: resized to `size` at once.
+        mean: Per channel, on [0, 1] RGB; inside the shipped graph.
+        std: Per channel, on [0, 1] RGB; inside the shipped graph.
+    """
+
+    size: tuple[int, int]
+    resize: int | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a training image: horizontal flips, and shifts by up to `shift` pixels (edges repeated)."""
+
+    flip: bool = True
+    shift: int = 0
+
+
+@dataclass
+class ImageData:
+    """A classification data set with its three splits.
+
+    `val` is always cut from the training data; whatever is chosen is chosen on it. `test` is only ever reported.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    augmentation: Augmentation
+    train: Split
+    val: Split
+    test: Split
+    licence: str = "unknown"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(3, H, W)."""
+        return (3, *self.preprocess.size)
+
+    def digest(self) -> str:
+        """SHA-256 over names, sizes, labels and a sample of the pixels: tells one data set from another in a run's inputs."""
+        h = hashlib.sha256(repr((self.name, self.classes, self.preprocess)).encode())
+        for split in (self.train, self.val, self.test):
+            h.update(split.labels.numpy().tobytes())
+            some = torch.linspace(0, len(split) - 1, min(16, len(split))).long()
+            h.update(np.round(split.images(some).numpy() * 255).astype(np.uint8).tobytes())
+        return h.hexdigest()
+
+
+def split_train_val(train: Split, fraction: float, seed: int, cap: int = 5000) -> tuple[Split, Split]:
+    """Cuts a stratified validation split from the training data.
+
+    Args:
+        train: All training data.
+        fraction: Share that goes to validation; every class gives at least one image when it has two.
+        seed: Same seed, same split.
+        cap: No more than this many validation images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    fraction = min(fraction, cap / max(1, len(train)))
+    held: list[Tensor] = []
+    for label in train.labels.unique():
+        of_class = torch.nonzero(train.labels == label).flatten()
+        count = min(max(1, round(len(of_class) * fraction)), len(of_class) - 1)
+        held.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
+    val_indices = torch.cat(held).sort().values
+    keep = torch.ones(len(train), dtype=torch.bool)
+    keep[val_indices] = False
+    return SubSplit(train, torch.nonzero(keep).flatten()), SubSplit(train, val_indices)
+
+
+def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the split in order as (images, labels)."""
+    for start in range(0, len(split), size):
+        indices = torch.arange(start, min(start + size, len(split)))
+        yield split.images(indices), split.labels[indices]
+
+
+DataFactory = Callable[[], ImageData]

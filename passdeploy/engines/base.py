@@ -1,0 +1,169 @@
+"""What every backend offers: compile a graph to an engine, save and load it, run and time it.
+
+A backend is one file in this package with a subclass of `Backend` decorated by `register`. Heavy libraries are imported
+inside methods, so that a backend whose parts are missing never raises at import: `available` says what is missing and how
+to get it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from passdeploy.errors import BadInput, Unavailable, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from passdeploy.targets import Target
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class CompileInput:
+    """What an engine is compiled from.
+
+    Attributes:
+        onnx: Path of the ONNX file: one float32 input ``images`` (N, 3, H, W) in [0, 1], one output ``logits``.
+        exported_program: The same function as a `torch.export` program, for backends that start from it; may be None.
+        samples: Real validation images (n, 3, H, W) float32 in [0, 1]: calibration and proofs.
+    """
+
+    onnx: Path
+    exported_program: torch.export.ExportedProgram | None = None
+    samples: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A compiled artefact: one file, whose bytes are what is measured and shipped.
+
+    Attributes:
+        backend: Name of the backend that made it.
+        data: The file's content.
+        suffix: Of the file's name, with the dot.
+        meta: JSON-able facts recorded beside it: backend version, precision, batch, threads, compute capabilities, ...
+    """
+
+    backend: str
+    data: bytes
+    suffix: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Runner:
+    """Executes an engine; a context manager that frees what it holds on exit."""
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Maps named input arrays to named output arrays."""
+        raise NotImplementedError
+
+    def call(self) -> None:
+        """One inference on inputs that already lie where the engine wants them (scope `engine`); blocks until done.
+
+        What `passdeploy.latency.measure` times. `bind` comes first.
+        """
+        raise NotImplementedError
+
+    def bind(self, inputs: Arrays) -> None:
+        """Puts the inputs of `call` in place."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Frees the engine; called by ``with``."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Backend:
+    """A compiler and its run time."""
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+
+    def available(self, target: Target) -> str | None:
+        """None when engines can be compiled for `target` here, else what is missing and how to get it."""
+        raise NotImplementedError
+
+    def runnable(self, target: Target) -> str | None:
+        """None when engines for `target` can be executed and measured here, else why not."""
+        return self.available(target)
+
+    def compile(self, source: CompileInput, target: Target) -> Engine:
+        """Compiles for the target's device, precision, batch and threads."""
+        raise NotImplementedError
+
+    def runner(self, engine: Engine, target: Target) -> Runner:
+        """Loads an engine for execution. Raises `BadInput` when it does not fit this machine or is damaged."""
+        raise NotImplementedError
+
+    def save(self, engine: Engine, folder: Path) -> Path:
+        """Writes the engine file and its `engine.json` (facts and SHA-256) into `folder`; returns the engine's path."""
+        from passdeploy.engines.files import save_engine
+
+        return save_engine(engine, folder)
+
+    def version(self) -> str:
+        """Version of the library behind it."""
+        raise NotImplementedError
+
+
+_REGISTRY: dict[str, Backend] = {}
+
+
+def register(cls: type[Backend]) -> type[Backend]:
+    """Registers a backend under its name."""
+    _REGISTRY[cls.name] = cls()
+    return cls
+
+
+def backends() -> dict[str, Backend]:
+    """All backends by name, whether their libraries are here or not."""
+    import passdeploy.engines as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"passdeploy.engines.{module.name}")
+    return dict(sorted(_REGISTRY.items()))
+
+
+def get_backend(name: str) -> Backend:
+    """Raises `BadInput` with the nearest names when there is none of that name."""
+    known = backends()
+    if name not in known:
+        raise BadInput(f"--backend {name}: no such backend{nearest(name, known)}")
+    return known[name]
+
+
+def require(backend: Backend, target: Target) -> None:
+    """Raises `Unavailable` when the backend can't compile for the target here."""
+    reason = backend.available(target)
+    if reason is not None:
+        raise Unavailable(f"backend {backend.name}: {reason}")
+
+
+def first_available(names: Sequence[str], target: Target) -> Backend:
+    """The first of `names` that can compile for the target here."""
+    reasons = []
+    for name in names:
+        backend = get_backend(name)
+        reason = backend.available(target)
+        if reason is None:
+            return backend
+        reasons.append(f"{name}: {reason}")
+    raise Unavailable(f"target {target.name}: no backend can compile for it here ({'; '.join(reasons)})")

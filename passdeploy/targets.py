@@ -1,0 +1,164 @@
+"""Named targets: hardware and the run-time settings under which a latency is meant."""
+
+from __future__ import annotations
+
+import ctypes.util
+import dataclasses
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from passdeploy.errors import BadInput, nearest
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of hardware that can be named as a target.
+
+    Attributes:
+        name: As typed after ``--target``.
+        title: In words.
+        compute_capability: NVIDIA compute capability such as "8.0"; None for a CPU.
+        backends: In order of preference.
+        precision: The default.
+        matches: Lower-case fragments of the names under which the driver lists it.
+    """
+
+    name: str
+    title: str
+    compute_capability: str | None
+    backends: tuple[str, ...]
+    precision: str
+    matches: tuple[str, ...] = ()
+
+
+_GPU = ("tensorrt", "tensorrt_rtx", "torch_tensorrt", "inductor")
+DEVICES: dict[str, Device] = {
+    device.name: device
+    for device in (
+        Device("cpu", "this machine's CPU", None, ("onnxruntime", "openvino", "inductor"), "fp32"),
+        Device("a100", "NVIDIA A100", "8.0", _GPU, "fp16", ("a100",)),
+        Device("a10", "NVIDIA A10", "8.6", _GPU, "fp16", ("a10",)),
+        Device("t4", "NVIDIA T4", "7.5", _GPU, "fp16", ("t4",)),
+        Device("l4", "NVIDIA L4", "8.9", _GPU, "fp16", ("l4",)),
+        Device("l40s", "NVIDIA L40S", "8.9", _GPU, "fp16", ("l40s",)),
+        Device("rtx4090", "NVIDIA GeForce RTX 4090", "8.9", _GPU, "fp16", ("4090",)),
+        Device("h100", "NVIDIA H100", "9.0", _GPU, "fp16", ("h100",)),
+        Device("h200", "NVIDIA H200", "9.0", _GPU, "fp16", ("h200",)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Named hardware with run-time settings.
+
+    Attributes:
+        name: Key of `DEVICES`.
+        device: The attached device as it names itself, else the catalogue's title.
+        compute_capability: "8.0"; None for a CPU.
+        backend: Compiler and run time.
+        precision: fp32, fp16, bf16, int8 or fp8.
+        batch: Images per inference.
+        threads: CPU threads of one inference.
+        attached: Whether this machine has it.
+    """
+
+    name: str
+    device: str
+    compute_capability: str | None
+    backend: str
+    precision: str
+    batch: int
+    threads: int
+    attached: bool
+
+    def with_(self, **changes: object) -> Target:
+        """A copy with some settings changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+@cache
+def cpu_name() -> str:
+    """The CPU's model name with its widest vector extension."""
+    name, extension = platform.processor() or platform.machine(), ""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return name
+    for line in text.splitlines():
+        if line.startswith("model name"):
+            name = line.split(":", 1)[1].strip()
+            break
+    for flag, label in (("amx_tile", "AMX"), ("avx512f", "AVX-512"), ("avx2", "AVX2")):
+        if f" {flag}" in text:
+            extension = f" ({label})"
+            break
+    return name + extension
+
+
+@cache
+def attached_gpus() -> tuple[str, ...]:
+    """Names of the NVIDIA GPUs of this machine; empty without a driver."""
+    if ctypes.util.find_library("cuda") is None and ctypes.util.find_library("nvidia-ml") is None:
+        return ()
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def attached_device(device: Device) -> str | None:
+    """The attached hardware that `device` names, as it names itself; None when this machine has none."""
+    if device.compute_capability is None:
+        return cpu_name()
+    import re
+
+    for name in attached_gpus():
+        words = re.split(r"[^a-z0-9]+", name.lower())
+        if any(fragment in words for fragment in device.matches):
+            return name
+    return None
+
+
+def get_device(name: str) -> Device:
+    """Raises `BadInput` with the nearest names when there is no such target."""
+    if name not in DEVICES:
+        raise BadInput(f"--target {name}: no such target{nearest(name, DEVICES)}")
+    return DEVICES[name]
+
+
+def resolve(
+    name: str, *, backend: str | None = None, precision: str | None = None, batch: int = 1, threads: int = 1
+) -> Target:
+    """Fills in a target's defaults and finds out whether it is attached.
+
+    Raises:
+        BadInput: No such target or backend.
+        Unavailable: No backend can compile for it here.
+    """
+    from passdeploy.engines.base import first_available, get_backend, require
+
+    device = get_device(name)
+    attached = attached_device(device)
+    target = Target(
+        name=name,
+        device=attached or device.title,
+        compute_capability=device.compute_capability,
+        backend=backend or device.backends[0],
+        precision=precision or device.precision,
+        batch=batch,
+        threads=threads,
+        attached=attached is not None,
+    )
+    if backend is None:
+        return target.with_(backend=first_available(device.backends, target).name)
+    chosen = get_backend(backend)
+    require(chosen, target)
+    if target.precision not in chosen.precisions:
+        raise BadInput(
+            f"--precision {target.precision}: backend {backend} offers {', '.join(chosen.precisions)} on {name}"
+        )
+    return target

@@ -1,0 +1,290 @@
+"""Training a network's weights (dense, fine-tuning, distillation) and evaluating it.
+
+Everything random is a function of (seed, epoch, step), so that a run continued from a checkpoint is the run that was
+never interrupted, bit for bit on one machine.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from passdeploy.data.base import Augmentation, ImageData, Split, batches
+
+Progress = Callable[[int, int, str], None]
+"""Called with (steps done, steps in all, one line about the state)."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How weights are trained: SGD with Nesterov momentum, linear warm-up, then a cosine to zero."""
+
+    epochs: float = 3
+    batch: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    warmup: float = 0.1
+    distill: float = 0.0
+    temperature: float = 2.0
+    seed: int = 0
+
+
+@dataclass
+class Curve:
+    """What a training reports, a value per point: `step` counts optimiser steps."""
+
+    step: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+
+    def add(self, step: int, loss: float, accuracy: float) -> None:
+        self.step.append(step)
+        self.loss.append(round(loss, 5))
+        self.accuracy.append(round(accuracy, 5))
+
+
+def training_device() -> torch.device:
+    """The device that trains: CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the hardware multiplies it natively, else None (float32)."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    native = (
+        getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    )
+    return torch.bfloat16 if native else None
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
+    """Linear from 0 over the first `warmup` share of the steps, then a cosine to zero."""
+    rise = max(1, round(total * warmup))
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Flips and shifts each image of (N, C, H, W) on its own."""
+    count, _, height, width = images.shape
+    if how.shift:
+        reach = how.shift
+        padded = F.pad(images, (reach,) * 4, mode="replicate")
+        top, left = torch.randint(0, 2 * reach + 1, (2, count), generator=generator)
+        rows = top[:, None] + torch.arange(height)
+        columns = left[:, None] + torch.arange(width)
+        images = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(
+            0, 3, 1, 2
+        )
+    if how.flip:
+        flipped = torch.rand(count, generator=generator) < 0.5
+        images = torch.where(flipped[:, None, None, None], images.flip(3), images)
+    return images
+
+
+def steps_per_epoch(split: Split, batch: int) -> int:
+    """Whole batches in one pass; at least one."""
+    return max(1, len(split) // batch)
+
+
+def training_batches(
+    data: ImageData, batch: int, seed: int, total: int, start: int = 0
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yields (step, augmented images, labels) for steps `start` .. `total` - 1; epochs are reshuffled."""
+    per_epoch = steps_per_epoch(data.train, batch)
+    batch = min(batch, len(data.train))
+    order, shuffled = torch.empty(0), -1
+    for step in range(start, total):
+        epoch, within = divmod(step, per_epoch)
+        if epoch != shuffled:
+            order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+            shuffled = epoch
+        indices = order[within * batch : (within + 1) * batch]
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
+        yield step, augment(data.train.images(indices), data.augmentation, generator), data.train.labels[indices]
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence to the teacher's softened outputs (Hinton et al., arXiv 1503.02531), scaled by T^2."""
+    soft = F.log_softmax(logits.float() / temperature, 1)
+    target = F.log_softmax(teacher.float() / temperature, 1)
+    return F.kl_div(soft, target, log_target=True, reduction="batchmean") * temperature**2
+
+
+def task_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, settings: TrainSettings) -> Tensor:
+    """Cross-entropy, mixed with distillation by `settings.distill` when there is a teacher."""
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+    if teacher is None or settings.distill == 0:
+        return loss
+    return (1 - settings.distill) * loss + settings.distill * distillation_loss(logits, teacher, settings.temperature)
+
+
+class Checkpoint:
+    """A file with the state of a long loop, replaced atomically, at most every `every_s` seconds.
+
+    Args:
+        path: Where it lies; None: nothing is kept.
+        every_s: Shortest time between two saves.
+    """
+
+    def __init__(self, path: Path | None, every_s: float = 15.0) -> None:
+        self.path = path
+        self.every_s = every_s
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The last saved state; None when there is none. Tensors and plain containers only."""
+        if self.path is None or not self.path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        return state
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return self.path is not None and time.monotonic() - self._last >= self.every_s
+
+    def save(self, state: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.path)
+        self._last = time.monotonic()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights decay; norms, biases and prompts do not."""
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith("prompt")]
+    kept = {id(p) for p in decayed}
+    rest = [p for p in model.parameters() if id(p) not in kept]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def train(
+    model: nn.Module,
+    data: ImageData,
+    settings: TrainSettings,
+    *,
+    teacher: nn.Module | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+    curve_every: int = 50,
+) -> Curve:
+    """Trains `model` (images in [0, 1] -> logits) in place and leaves it in eval mode.
+
+    Args:
+        model: Its input stage included.
+        data: Only `data.train` is used.
+        settings: Optimiser and schedule.
+        teacher: Its outputs on the same augmented images are matched when `settings.distill` > 0.
+        checkpoint: Continued from when it holds a state.
+        progress: Called after each step.
+        curve_every: Steps between two points of the returned curve.
+    """
+    device, checkpoint = training_device(), checkpoint or Checkpoint(None)
+    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if teacher is not None:
+        teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    total = max(1, round(settings.epochs * steps_per_epoch(data.train, settings.batch)))
+    optimiser = torch.optim.SGD(
+        parameter_groups(model, settings.weight_decay), lr=0.0, momentum=settings.momentum, nesterov=True
+    )
+    curve, start = Curve(), 0
+    state = checkpoint.load()
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        curve, start = Curve(**state["curve"]), state["step"]
+    dtype = autocast_dtype(device)
+    loss_sum, right, seen = 0.0, 0, 0
+    for step, images, labels in training_batches(data, settings.batch, settings.seed, total, start):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, total, settings.lr, settings.warmup)
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            target = None
+            if teacher is not None and settings.distill:
+                with torch.no_grad():
+                    target = teacher(images)
+            logits = model(images)
+        loss = task_loss(logits, labels, target, settings)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        loss_sum, right, seen = (
+            loss_sum + loss.item() * len(labels),
+            right + int((logits.argmax(1) == labels).sum()),
+            seen + len(labels),
+        )
+        if (step + 1) % curve_every == 0 or step + 1 == total:
+            curve.add(step + 1, loss_sum / seen, right / seen)
+            loss_sum, right, seen = 0.0, 0, 0
+            if checkpoint.due():
+                checkpoint.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "curve": vars(curve),
+                        "step": step + 1,
+                    }
+                )
+        if progress is not None:
+            progress(step + 1, total, f"loss {curve.loss[-1]:.3f}" if curve.loss else "")
+    model.eval()
+    return curve
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, batch: int = 500) -> float:
+    """Top-1 accuracy of `model` (images in [0, 1] -> logits) in float32."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model.eval()
+    right = sum(
+        int((model(images.to(device, memory_format=torch.channels_last)).argmax(1).cpu() == labels).sum())
+        for images, labels in batches(split, batch)
+    )
+    return right / max(1, len(split))
+
+
+@torch.no_grad()
+def reestimate_batch_norm(
+    model: nn.Module, data: ImageData, images: int = 2048, batch: int = 256, seed: int = 0
+) -> None:
+    """Replaces the running statistics of every batch norm by averages over training images, in place.
+
+    Cumulative averages over `images` images; needed after every structural change.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:images]
+    device = next(model.parameters()).device
+    training = model.training
+    model.train()
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        if len(chosen) > 1:
+            model(data.train.images(chosen).to(device, memory_format=torch.channels_last))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(training)
