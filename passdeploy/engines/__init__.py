@@ -1,0 +1,1 @@
+"""Backends: compilers and run times behind one interface (`passdeploy.engines.base`)."""
