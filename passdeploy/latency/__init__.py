@@ -1,0 +1,1 @@
+"""Latency: how it is measured, predicted, and brought inside a budget."""

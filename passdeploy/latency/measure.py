@@ -1,0 +1,291 @@
+"""How latency is measured: blocks of repeats, interleaved with what they are compared to.
+
+A single number from a busy machine is worth nothing, and an average hides what went wrong. So calls come in blocks; a
+block that stands out from the others of its kind was disturbed: it is marked, repeated, and left out of the
+percentiles. Two engines are compared only by alternating their blocks in one process: whatever slows the machine down
+then hits both, and the ratio of neighbouring blocks does not see it.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from passdeploy.latency.stats import Ratio, decile_spread, median_ratio, min_samples, percentile
+
+Clock = Callable[[], float]
+Verdict = Literal["faster", "slower", "same", "inconclusive"]
+MAX_SAMPLES = 2000
+# Two loads of one and the same engine file differ by up to this much (where its buffers happen to lie in memory), so
+# that nothing below it is ever called a difference.
+RESOLUTION = 0.02
+
+
+class Timed(Protocol):
+    """Whatever can be measured.
+
+    An object may also offer ``block(seconds, calls) -> list of seconds per call`` when it can time itself better than
+    the caller can (GPU events, a child process).
+    """
+
+    def call(self) -> None:
+        """One inference; returns when it is done."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how often.
+
+    Attributes:
+        pairs: Undisturbed rounds (one block of everything) to reach.
+        block_s: Shortest block.
+        block_calls: Fewest calls of a block.
+        warmup_s: Shortest warm-up of each engine; it goes on until block medians stop falling, at most ten times as
+            long.
+        disturbed: A block is disturbed when its median is this fraction above the median block of its kind (or beyond
+            four robust standard deviations, whichever is more).
+        retries: Rounds that may be repeated, as a fraction of `pairs`.
+        percentiles: Percentiles that are needed: rounds are added until there are samples enough.
+        max_s: Gives up repeating and adding rounds after this long.
+    """
+
+    pairs: int = 40
+    block_s: float = 0.02
+    block_calls: int = 3
+    warmup_s: float = 0.05
+    disturbed: float = 0.1
+    retries: float = 0.5
+    percentiles: tuple[float, ...] = (50.0,)
+    max_s: float = 120.0
+
+
+BENCH = Settings()
+QUICK = Settings(pairs=12, block_s=0.01, warmup_s=0.02)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The latency of one engine, in milliseconds.
+
+    Attributes:
+        p50: Nearest rank over the calls of all undisturbed blocks; None where there are too few samples to say.
+        p90: Likewise.
+        p99: Likewise.
+        mean: Over the same calls.
+        n: Number of those calls.
+        spread: Relative spread between the medians of all blocks, disturbed or not: from the 10th to the 90th
+            percentile, scaled so that it is the standard deviation of normal noise.
+        blocks: Number of blocks.
+        disturbed: How many of them were left out.
+        samples: The calls' latencies, thinned out evenly to at most 2000.
+    """
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    mean: float
+    n: int
+    spread: float
+    blocks: int
+    disturbed: int
+    samples: tuple[float, ...]
+
+    def at(self, q: float) -> float | None:
+        """The latency at a percentile; None where there are too few samples to say."""
+        named = {50: self.p50, 90: self.p90, 99: self.p99}
+        return named[int(q)] if q in named else percentile(self.samples, q)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the machine was too disturbed for the numbers to be trusted without a second look."""
+        return self.disturbed > 0.25 * self.blocks or self.spread > 0.1
+
+    def to_json(self, *, samples: bool = False) -> dict[str, Any]:
+        """JSON-able; the samples only when asked for."""
+        data: dict[str, Any] = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "samples"}
+        if samples:
+            data["samples"] = [round(s, 6) for s in self.samples]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        return cls(**{k: data[k] for k in cls.__dataclass_fields__ if k != "samples"},
+                   samples=tuple(data.get("samples", ())))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Engines that were measured side by side.
+
+    Attributes:
+        measurements: By name, in the order in which they took turns.
+        pairs: By name, round by round: the reference's block median over the engine's (above 1: faster than the
+            reference).
+        reference: The name of the first.
+    """
+
+    measurements: Mapping[str, Measurement]
+    pairs: Mapping[str, tuple[float, ...]]
+    reference: str
+
+    def ratio(self, name: str, confidence: float = 0.95) -> Ratio:
+        """How many times as fast as the reference."""
+        return median_ratio(self.pairs[name], confidence)
+
+    def verdict(self, name: str, margin: float = 0.0) -> Verdict:
+        """Whether `name` is slower (or faster) than the reference by more than `margin` (0.05 = 5 %).
+
+        ``same`` says that it is neither, ``inconclusive`` that the interval (99 %) does not tell.
+        """
+        margin = max(margin, RESOLUTION)
+        time_ratio = self.ratio(name, 0.99).inverse()
+        if time_ratio.low > 1 + margin:
+            return "slower"
+        if time_ratio.high < 1 - margin:
+            return "faster"
+        if time_ratio.low >= 1 - margin and time_ratio.high <= 1 + margin:
+            return "same"
+        return "inconclusive"
+
+    def not_slower(self, name: str, margin: float) -> bool | None:
+        """For ``--fail-if-slower``: False when slower than the reference by more than `margin`, None: can't tell."""
+        margin = max(margin, RESOLUTION)
+        time_ratio = self.ratio(name, 0.99).inverse()
+        if time_ratio.low > 1 + margin:
+            return False
+        return True if time_ratio.high <= 1 + margin else None
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """The garbage collector would strike at random, and only some calls."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _block(runner: Timed, seconds: float, calls: int, clock: Clock) -> list[float]:
+    """Seconds of each call of one block; the first call of a block finds cold caches and is not counted."""
+    own = getattr(runner, "block", None)
+    if own is not None:
+        return list(own(seconds, calls))
+    call = runner.call
+    call()
+    times: list[float] = []
+    start = before = clock()
+    while len(times) < calls or before - start < seconds:
+        call()
+        after = clock()
+        times.append(after - before)
+        before = after
+    return times
+
+
+def warm_up(runner: Timed, settings: Settings = BENCH, clock: Clock = time.perf_counter) -> None:
+    """Calls until the block medians have stopped falling."""
+    start, best = clock(), math.inf
+    steady = 0
+    while steady < 2 or clock() - start < settings.warmup_s:
+        median = float(np.median(_block(runner, settings.block_s / 4, 2, clock)))
+        steady = steady + 1 if median > 0.98 * best else 0
+        best = min(best, median)
+        if clock() - start > 10 * settings.warmup_s:
+            return
+
+
+def _quiet_spread(values: np.ndarray) -> float:
+    """Relative standard deviation seen from below the median: disturbance only ever adds time."""
+    low, middle = np.quantile(values, (0.1, 0.5))
+    return float((middle - low) / 1.2816 / middle)
+
+
+def _disturbed(medians: Sequence[float], settings: Settings) -> np.ndarray:
+    values = np.asarray(medians)
+    limit = float(np.median(values)) * (1 + max(settings.disturbed, 4 * _quiet_spread(values)))
+    disturbed: np.ndarray = values > limit
+    return disturbed
+
+
+def _summary(blocks: Sequence[list[float]], disturbed: np.ndarray) -> Measurement:
+    calls = 1e3 * np.concatenate([b for b, bad in zip(blocks, disturbed, strict=True) if not bad])
+    stride = math.ceil(len(calls) / MAX_SAMPLES)
+    return Measurement(
+        p50=percentile(calls, 50),
+        p90=percentile(calls, 90),
+        p99=percentile(calls, 99),
+        mean=float(calls.mean()),
+        n=len(calls),
+        spread=decile_spread([float(np.median(b)) for b in blocks]),
+        blocks=len(blocks),
+        disturbed=int(disturbed.sum()),
+        samples=tuple(calls[::stride].tolist()),
+    )
+
+
+def interleave(
+    runners: Mapping[str, Timed],
+    settings: Settings = BENCH,
+    *,
+    clock: Clock = time.perf_counter,
+    warm: bool = True,
+) -> Comparison:
+    """Measures engines by taking turns, block by block (A B A B ...).
+
+    Args:
+        runners: By name; the first is the reference of the ratios.
+        settings: How long and how often.
+        clock: Seconds, for tests.
+        warm: Whether to warm up first.
+
+    A round in which any block was disturbed is repeated (up to `Settings.retries`); the ratios are over the undisturbed
+    rounds, or over all of them when fewer than half of those asked for were left.
+    """
+    names = list(runners)
+    blocks: dict[str, list[list[float]]] = {name: [] for name in names}
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    with no_garbage_collection():
+        if warm:
+            for runner in runners.values():
+                warm_up(runner, settings, clock)
+        start = clock()
+        needed = max((min_samples(q) for q in settings.percentiles), default=0)
+        while True:
+            for name in names:
+                block = _block(runners[name], settings.block_s, settings.block_calls, clock)
+                blocks[name].append(block)
+                medians[name].append(float(np.median(block)))
+            rounds = len(medians[names[0]])
+            if rounds < settings.pairs:
+                continue
+            bad = {name: _disturbed(medians[name], settings) for name in names}
+            clean = ~np.logical_or.reduce(list(bad.values()))
+            samples = min(sum(len(b) for b, d in zip(blocks[n], bad[n], strict=True) if not d) for n in names)
+            retried_out = rounds >= settings.pairs * (1 + settings.retries)
+            if (samples >= needed and (clean.sum() >= settings.pairs or retried_out)) or (
+                clock() - start > settings.max_s
+            ):
+                break
+    used = clean if clean.sum() >= settings.pairs / 2 else np.ones_like(clean)
+    reference = np.asarray(medians[names[0]])[used]
+    return Comparison(
+        measurements={name: _summary(blocks[name], bad[name]) for name in names},
+        pairs={name: tuple((reference / np.asarray(medians[name])[used]).tolist()) for name in names},
+        reference=names[0],
+    )
+
+
+def measure(runner: Timed, settings: Settings = BENCH, *, clock: Clock = time.perf_counter) -> Measurement:
+    """Measures one engine alone. For a comparison use `interleave`."""
+    return interleave({"engine": runner}, settings, clock=clock).measurements["engine"]
