@@ -1,0 +1,145 @@
+"""Turns a float32 ONNX graph into a float16 or bfloat16 one.
+
+Strongly typed compilers (TensorRT-RTX, TensorRT 11) take a layer's precision from the graph, so this is where it is
+decided: convolutions, matrix products and what lies between them become half; inputs and outputs of the graph, the input
+stage, and operators whose intermediate sums or squares leave half's range stay float32, with casts at the seams.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from passdeploy.engines._common import one_line
+from passdeploy.engines._graph import input_stage, name_nodes
+from passdeploy.errors import BadInput
+
+KEEP = {
+    "LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization", "BatchNormalization",
+    "LpNormalization", "LRN", "ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare", "ReduceLogSumExp", "ReduceProd",
+    "Pow", "Exp", "Log", "Reciprocal", "CumSum", "Resize", "Upsample", "GridSample", "Range", "NonMaxSuppression",
+    "TopK", "QuantizeLinear", "DequantizeLinear", "Loop", "If", "Scan", "RoiAlign",
+}  # fmt: skip
+"""Operators that stay float32: their sums and squares overflow half (65504), or their inputs must be float32."""
+TINY = 6e-8
+"""Smallest magnitude float16 can hold."""
+
+
+class _Converter:
+    def __init__(self, model: Any, precision: str) -> None:
+        from onnx import TensorProto, shape_inference
+
+        self.kind = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
+        self.suffix = precision
+        self.single = TensorProto.FLOAT
+        model = shape_inference.infer_shapes(model, data_prop=True)
+        self.model, self.graph = model, model.graph
+        values = [*self.graph.input, *self.graph.value_info, *self.graph.output]
+        self.floats = {v.name for v in values if v.type.tensor_type.elem_type == self.single}
+        self.weights = {t.name: t for t in self.graph.initializer if t.data_type == self.single}
+        self.floats |= set(self.weights)
+        self.nodes: list[Any] = []
+        self.seams: dict[tuple[str, int], str] = {}
+
+    def cast(self, name: str, to: int) -> str:
+        """Name of `name` cast to `to`, made once."""
+        from onnx import helper
+
+        if (name, to) not in self.seams:
+            self.seams[name, to] = f"{name}__{self.suffix if to == self.kind else 'fp32'}"
+            output = self.seams[name, to]
+            self.nodes.append(helper.make_node("Cast", [name], [output], name=f"cast_{output}", to=to))
+        return self.seams[name, to]
+
+    def half_weight(self, name: str) -> str:
+        """Name of a half copy of a float32 initialiser, made once."""
+        import ml_dtypes
+        from onnx import numpy_helper
+
+        key = (name, self.kind)
+        if key not in self.seams:
+            array = numpy_helper.to_array(self.weights[name])
+            if self.suffix == "fp16":
+                limit = float(np.finfo(np.float16).max)
+                if np.isfinite(array).all() and np.abs(array, dtype=np.float64).max(initial=0) > limit:
+                    raise BadInput(f"fp16: the weight {name!r} exceeds {limit:.0f}; use --precision bf16")
+                half = array.astype(np.float16)
+            else:
+                half = array.astype(ml_dtypes.bfloat16)
+            self.seams[key] = f"{name}__{self.suffix}"
+            self.graph.initializer.append(numpy_helper.from_array(half, self.seams[key]))
+        return self.seams[key]
+
+    def convert(self) -> Any:
+        from onnx import helper
+
+        keep = input_stage(self.graph)
+        halves: set[str] = set()  # values that are half in the new graph, under their old names
+        outputs = {value.name for value in self.graph.output}
+        for node in list(self.graph.node):
+            stays = node.name in keep or node.op_type in KEEP or any(a.HasField("g") for a in node.attribute)
+            if not stays and node.op_type in ("Cast", "ConstantOfShape", "Constant", "EyeLike", "CastLike"):
+                stays = True  # they name their type; what they make is cast where it is used
+            for index, name in enumerate(node.input):
+                if name in self.weights:
+                    node.input[index] = name if stays else self.half_weight(name)
+                elif name in self.floats:
+                    if stays and name in halves:
+                        node.input[index] = self.cast(name, self.single)
+                    elif not stays and name not in halves:
+                        node.input[index] = self.cast(name, self.kind)
+            renamed = []
+            if not stays:
+                for index, name in enumerate(node.output):
+                    if name in outputs and name in self.floats:
+                        node.output[index] = f"{name}__{self.suffix}"
+                        renamed.append(name)
+                        self.seams[name, self.kind] = node.output[index]
+                    elif name in self.floats:
+                        halves.add(name)
+            self.nodes.append(node)
+            for name in renamed:  # a graph output stays float32 under its own name
+                half = f"{name}__{self.suffix}"
+                self.nodes.append(helper.make_node("Cast", [half], [name], name=f"cast_{name}", to=self.single))
+        del self.graph.node[:]
+        self.graph.node.extend(self.nodes)
+        del self.graph.value_info[:]  # float32 everywhere: no longer true
+        used = {name for node in self.graph.node for name in node.input} | outputs
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(kept)
+        return self.model
+
+
+def to_half(data: bytes, precision: str) -> bytes:
+    """A serialised ONNX model with ``fp16`` or ``bf16`` arithmetic and unchanged float32 inputs and outputs.
+
+    Raises:
+        BadInput: A weight that float16 can't hold, or a graph that is inconsistent afterwards.
+    """
+    import onnx
+
+    model = onnx.load_model_from_string(data)
+    name_nodes(model.graph)
+    if precision == "bf16":
+        model = _raise_opset(model, 22)  # Conv and pooling take bfloat16 from opset 22 on
+    converted = _Converter(model, precision).convert()
+    try:
+        onnx.checker.check_model(converted, full_check=True)
+    except Exception as error:
+        raise BadInput(f"{precision}: the graph does not convert: {one_line(error)}; use --precision fp32") from None
+    result: bytes = converted.SerializeToString()
+    return result
+
+
+def _raise_opset(model: Any, wanted: int) -> Any:
+    from onnx import version_converter
+
+    current = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if current >= wanted:
+        return model
+    try:
+        return version_converter.convert_version(model, wanted)
+    except Exception as error:
+        raise BadInput(f"bf16: needs ONNX opset {wanted}, the graph has {current}: {one_line(error)}") from None

@@ -1,0 +1,136 @@
+"""int8: an ONNX graph with quantise/dequantise pairs, calibrated on real images (post-training, static).
+
+The pairs say where an engine may compute in 8 bits. Compilers fuse different patterns, so each has its own recipe; what a
+graph with pairs computes does not depend on the compiler, up to rounding, which is how its accuracy is measured without
+the hardware.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from passdeploy.engines._common import one_line
+from passdeploy.engines._graph import input_stage, name_nodes
+from passdeploy.engines.base import CompileInput
+from passdeploy.errors import BadInput
+
+CALIBRATION_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pairs are placed.
+
+    Attributes:
+        activations: ``QUInt8`` (asymmetric) or ``QInt8``.
+        method: How a tensor's range is found: ``MinMax``, ``Entropy`` or ``Percentile``.
+        options: ONNX Runtime's ``extra_options``.
+    """
+
+    activations: str
+    method: str = "MinMax"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def for_cpu() -> Recipe:
+    """ONNX Runtime's and OpenVINO's kernels: unsigned asymmetric activations, signed weights per channel."""
+    return Recipe("QUInt8", options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]})
+
+
+def for_tensorrt() -> Recipe:
+    """TensorRT and TensorRT-RTX: everything symmetric and signed, biases left in float32, weights with whole pairs."""
+    return Recipe(
+        "QInt8",
+        options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "AddQDQPairToWeight": True,
+            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+        },
+    )
+
+
+class _Images:
+    """Calibration images one batch at a time, as ONNX Runtime's calibrator asks for them."""
+
+    def __init__(self, name: str, samples: np.ndarray, batch: int) -> None:
+        self.name, self.samples, self.batch, self.at = name, samples, batch, 0
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next batch; None when they are used up."""
+        chunk = self.samples[self.at : self.at + self.batch]
+        self.at += self.batch
+        return {self.name: chunk} if len(chunk) == self.batch else None
+
+
+def quantize(source: CompileInput, recipe: Recipe) -> bytes:
+    """A serialised ONNX model with quantise/dequantise pairs; float32 inputs and outputs.
+
+    Args:
+        source: `samples` calibrate: real images, at least one batch of the exported size.
+        recipe: Of the backend that will compile it.
+
+    Raises:
+        BadInput: No or too few calibration images, or operators that can't be quantised.
+    """
+    import onnx
+    import onnxruntime as ort
+    from onnxruntime import quantization as q
+
+    if source.samples is None or len(source.samples) == 0:
+        raise BadInput("int8: needs real images to calibrate on; give --data")
+    with tempfile.TemporaryDirectory(prefix="passdeploy-int8-") as folder:
+        plain, paired = Path(folder, "plain.onnx"), Path(folder, "int8.onnx")
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # folds batch norms
+        options.optimized_model_filepath = str(plain)
+        options.log_severity_level = 3
+        root = logging.getLogger()
+        level = root.level
+        root.setLevel(logging.ERROR)  # ONNX Runtime's quantiser logs advice through the root logger
+        try:
+            ort.InferenceSession(str(source.onnx), options, providers=["CPUExecutionProvider"])
+            model = onnx.load(plain)
+            name_nodes(model.graph)
+            onnx.save(model, plain)
+            images = model.graph.input[0]
+            first = images.type.tensor_type.shape.dim[0]
+            batch = first.dim_value if first.HasField("dim_value") else 16
+            samples = np.ascontiguousarray(source.samples[: max(batch, CALIBRATION_IMAGES)], dtype=np.float32)
+            if len(samples) < batch:
+                raise BadInput(f"int8: {len(samples)} calibration images do not fill one batch of {batch}; give more")
+            q.quantize_static(
+                str(plain),
+                str(paired),
+                _reader(images.name, samples, batch),
+                quant_format=q.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=getattr(q.QuantType, recipe.activations),
+                weight_type=q.QuantType.QInt8,
+                nodes_to_exclude=sorted(input_stage(model.graph)),
+                calibrate_method=getattr(q.CalibrationMethod, recipe.method),
+                extra_options=recipe.options,
+            )
+            return paired.read_bytes()
+        except BadInput:
+            raise
+        except Exception as error:
+            raise BadInput(f"int8: the graph cannot be quantised: {one_line(error)}; use another --precision") from None
+        finally:
+            root.setLevel(level)
+
+
+def _reader(name: str, samples: np.ndarray, batch: int) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(_Images, CalibrationDataReader):  # type: ignore[misc]
+        """`_Images` in the type that ONNX Runtime insists on."""
+
+    return Reader(name, samples, batch)
