@@ -1,0 +1,163 @@
+"""The report as Markdown: short, tables, fit for a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from passdeploy.reporting import format as f
+from passdeploy.reporting.schema import NetworkInfo, Report
+from passdeploy.reporting.verdict import Check, accuracy_change, asked, checks, metric, setting, subject, verdict
+
+_SIGNS = {True: "✅", False: "❌", None: f.NONE}
+
+
+def escape(text: object) -> str:
+    """`text` so that it stays inside one table cell and is no markup."""
+    result = " ".join(str(text).split())
+    for character in "\\`*_[]<>|":
+        result = result.replace(character, "\\" + character)
+    return result
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: int = 1) -> str:
+    """A Markdown table; columns from the index `right` on are right-aligned. Cells are taken as they are."""
+    rule = ["---" if i < right else "---:" for i in range(len(head))]
+    lines = [head, rule, *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def render_markdown(report: Report) -> str:
+    """The whole page; everything in it comes from `report`."""
+    said = verdict(report)
+    sign = {"good": "✅", "bad": "❌"}.get(said.tone, "⚠️")
+    parts = [
+        f"# {sign} {escape(subject(report))}: {escape(said.headline)}",
+        f"**{said.label}**. {escape(said.detail)}",
+        f"{escape(report.target.device)}; {escape(setting(report))}; budget {escape(asked(report))}; "
+        f"method {escape(report.method)}, seed {report.seed}.",
+        *(f"> {escape(message)}" for message in report.messages or []),
+        _networks(report),
+        "## Proof and health\n\n" + check_table(checks(report)[1:]),
+        _groups(report),
+        _reasons(report),
+        _budgets(report),
+        _run(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def check_table(rows: Iterable[Check]) -> str:
+    """Checks with their outcome as a sign and in words."""
+    return table(
+        ("", "Check", "Outcome"),
+        [("⚠️" if c.warning else _SIGNS[c.ok], escape(c.name), escape(c.message)) for c in rows],
+        3,
+    )
+
+
+def _networks(report: Report) -> str:
+    dense, pruned, speed = report.dense, report.pruned, report.speedup
+    latency = f.times(speed.latency)
+    if speed.latency_ci95:
+        latency += f" (95 %: {f.interval(speed.latency_ci95)})"
+    ratio = None if pruned is None or not pruned.params else dense.params / pruned.params
+    rows = [("latency", "not measured", "not measured", "")]
+    if dense.latency_ms is not None:
+        rows = [
+            (f"latency {q}", _latency(dense, q), _latency(pruned, q), latency if q == "p50" else "")
+            for q in ("p50", "p90", "p99")
+        ]
+    elif report.predicted is not None:
+        kind = report.predictor.kind if report.predictor else "analytic"
+        guess = report.predicted
+        predicted = (f.milliseconds(guess.dense_ms), f.milliseconds(guess.pruned_ms), f.times(guess.speedup))
+        rows.append((f"predicted latency ({kind})", *predicted))
+    change = f.points(accuracy_change(report))
+    left = pruned.accuracy if pruned else None
+    rows += [
+        (escape(metric(report)), f.percent(dense.accuracy), f.percent(left), change),
+        ("MACs", f.count(dense.macs), f.count(pruned.macs if pruned else None), f.times(speed.macs)),
+        ("parameters", f.count(dense.params), f.count(pruned.params if pruned else None), f.times(ratio)),
+    ]
+    if speed.realisation is not None:
+        rows.append(("realisation (latency / MACs speed-up)", "", "", f"{speed.realisation:.2f}"))
+    return table(("", "dense", "pruned", "change"), rows)
+
+
+def _latency(network: NetworkInfo | None, percentile: str) -> str:
+    if network is None or network.latency_ms is None:
+        return f.NONE
+    return f.milliseconds(getattr(network.latency_ms, percentile))
+
+
+def _groups(report: Report) -> str:
+    if not report.groups:
+        return ""
+    blocks = [group for group in report.groups if group.kind == "depth"]
+    channels = [group for group in report.groups if group.kind == "channel"]
+    lines = ["## Structure"]
+    if blocks:
+        removed = [escape(group.name) for group in blocks if not group.kept]
+        left = f"{len(blocks) - len(removed)} of {len(blocks)} residual blocks kept"
+        lines.append(left + (f"; removed: {', '.join(removed)}." if removed else "."))
+    if channels:
+        rows = [(escape(g.name), f"{g.kept} / {g.units}", f.percent(g.share_macs, 1)) for g in channels]
+        text = table(("group", "units kept", "share of dense MACs"), rows)
+        lines.append(f"<details><summary>{len(channels)} channel groups</summary>\n\n{text}\n\n</details>")
+    return "\n\n".join(lines)
+
+
+def _reasons(report: Report) -> str:
+    if not report.why_not_faster:
+        return ""
+    lines = [f"- {escape(r.text)}" + (f" ({f.percent(r.share, 0)})" if r.share else "") for r in report.why_not_faster]
+    return "## Why not faster\n\n" + "\n".join(lines)
+
+
+def _budgets(report: Report) -> str:
+    if not report.budgets or len(report.budgets) < 2:
+        return ""
+    rows = [
+        (
+            escape(b.asked),
+            b.status.replace("_", " "),
+            f.times(b.speedup),
+            f.milliseconds(b.latency_ms),
+            f.percent(b.accuracy),
+        )
+        for b in report.budgets
+    ]
+    return "## All budgets of this search\n\n" + table(("budget", "status", "speed-up", "latency", "accuracy"), rows, 2)
+
+
+def _run(report: Report) -> str:
+    rows: list[tuple[str, str]] = []
+    provenance, environment = report.provenance, report.environment
+    if report.predictor is not None:
+        p = report.predictor
+        error = f"mean {f.percent(p.mape, 1)}, largest {f.percent(p.max_ape, 1)} on {p.n} structures"
+        rows.append(("latency model", f"{p.kind}: {error}; repeatability {f.percent(p.repeatability, 1)}"))
+    if report.timing_s:
+        total = f.seconds(sum(report.timing_s.values()))
+        rows.append(
+            ("time", ", ".join(f"{escape(k)} {f.seconds(v)}" for k, v in report.timing_s.items()) + f"; {total}")
+        )
+    for name, value in (("CPU", environment.cpu), ("GPU", environment.gpu), ("driver", environment.driver)):
+        if value:
+            rows.append((name, escape(value)))
+    if environment.versions:
+        rows.append(("versions", escape(", ".join(f"{k} {v}" for k, v in environment.versions.items()))))
+    if provenance is not None:
+        for name, text in (("engine SHA-256", provenance.engine_sha256), ("config SHA-256", provenance.config_sha256)):
+            if text:
+                rows.append((name, f"`{text}`"))
+        splits = ", ".join(
+            f"{name} {split.images}" + (f" ({split.used_for})" if split.used_for else "")
+            for name, split in provenance.splits.items()
+        )
+        if splits:
+            rows.append(("images", escape(splits)))
+    text = "## Run\n\n" + table(("", ""), rows, 2)
+    if provenance is not None and provenance.command:
+        text += f"\n\n```\n{provenance.command.replace('```', '')}\n```"
+    return text

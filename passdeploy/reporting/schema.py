@@ -1,0 +1,355 @@
+"""`report.json`: what one run claims, and everything its pages are drawn from.
+
+The keys of `Report` up to `environment` are the contract (schema id ``passdeploy.report/1``): always present, ``null``
+where there is nothing to say. The sections after it are optional. The published JSON Schema is generated from these
+models (`passdeploy.reporting.files.json_schema`); within schema 1 keys are only ever added, so readers ignore what they
+don't know.
+
+Numbers are finite or ``null``: a NaN or an infinity that is handed in becomes ``null`` where ``null`` is allowed and is
+refused elsewhere. Latencies are milliseconds, times are seconds, accuracies lie in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+SCHEMA_ID = "passdeploy.report/1"
+MAX_SAMPLES = 500
+
+Status = Literal["within_budget", "over_budget", "infeasible", "unverified", "not_equivalent", "accuracy_below_floor"]
+
+
+def _finite(value: Any) -> Any:
+    """None for what JSON can't write."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+Share = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_finite)]
+
+
+class Section(BaseModel):
+    """Base of all parts: unknown keys and non-finite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+class TargetInfo(Section):
+    """The hardware and run-time settings that the latencies are about (`passdeploy.targets.Target`)."""
+
+    name: str
+    device: str
+    compute_capability: str | None = None
+    backend: str
+    precision: str
+    batch: int = Field(ge=1)
+    threads: int = Field(ge=0)
+    attached: bool
+
+
+class BudgetInfo(Section):
+    """What was asked. `latency_ms` is the asked speed-up turned into time when `asked` is one."""
+
+    asked: str
+    latency_ms: Number
+    percentile: str = "p50"
+    scope: Literal["engine", "end_to_end"] = "engine"
+    min_accuracy: Share = None
+
+
+class Latency(Section):
+    """One engine's latency per call, in ms. A percentile is null where there are too few samples to say."""
+
+    p50: Number
+    p90: Number
+    p99: Number
+    mean: Number
+    n: int = Field(ge=0)
+    spread: Number = Field(default=None, description="Relative spread between blocks of calls.")
+    disturbed_blocks: int | None = Field(default=None, description="Blocks that were marked disturbed and repeated.")
+    enqueue_ms: Number = Field(default=None, description="Host-side enqueue time of one call (GPU).")
+
+
+class NetworkInfo(Section):
+    """A network: accuracy on the test data, cost, and the latency of its engine (null when nothing was measured)."""
+
+    accuracy: Share
+    macs: float = Field(ge=0)
+    params: float = Field(ge=0)
+    latency_ms: Latency | None
+
+
+class Speedup(Section):
+    """Dense over pruned. `realisation` is latency speed-up / MACs speed-up."""
+
+    latency: Number
+    latency_ci95: tuple[float, float] | None
+    macs: Number
+    realisation: Number
+
+
+class PredictorInfo(Section):
+    """The latency model that steered the search, with its error (relative) on structures it was not fitted on."""
+
+    kind: Literal["measured", "profile", "analytic"]
+    mape: Number
+    max_ape: Number
+    n: int = Field(ge=0)
+    repeatability: Number
+
+
+class Equivalence(Section):
+    """``max|a-b| / max|a|`` of each step on real images; null where a step was not checked."""
+
+    masked_vs_thin: Number
+    thin_vs_onnx: Number
+    onnx_vs_engine: Number
+    top1_agreement: Share
+    tolerance: Number = Field(default=None, description="The bound of this precision; 1e-4 in fp32.")
+    images: int | None = Field(default=None, description="How many images were compared.")
+
+
+class Environment(Section):
+    """The machine that ran it."""
+
+    cpu: str | None
+    gpu: str | None
+    driver: str | None
+    versions: dict[str, str]
+    settings: dict[str, str] = Field(
+        default_factory=dict, description="Clocks, temperature, environment variables, ..."
+    )
+
+
+class GroupInfo(Section):
+    """One channel group (`kept` of `units`) or residual block (`kind` depth, one unit)."""
+
+    name: str
+    kind: Literal["channel", "depth"]
+    units: int = Field(ge=1)
+    kept: int = Field(ge=0)
+    members: list[str] = Field(default_factory=list)
+    share_macs: Share = Field(default=None, description="Of the dense network's MACs.")
+    share_latency: Share = Field(default=None, description="Of the dense engine's latency.")
+    frozen: str | None = Field(default=None, description="Why it was not prunable, if it was not.")
+
+    @model_validator(mode="after")
+    def _kept_fits(self) -> Self:
+        if self.kept > self.units:
+            raise ValueError(f"group {self.name!r} keeps {self.kept} of {self.units} units")
+        return self
+
+
+class Distribution(Section):
+    """Samples of single calls in ms, at most 500 each; build it with `Distribution.of`."""
+
+    dense: list[float] = Field(max_length=MAX_SAMPLES)
+    pruned: list[float] = Field(max_length=MAX_SAMPLES)
+
+    @classmethod
+    def of(cls, dense: Iterable[float], pruned: Iterable[float]) -> Distribution:
+        """Keeps at most 500 evenly ranked samples of each, the smallest and the largest among them."""
+        return cls(dense=ranked_samples(dense), pruned=ranked_samples(pruned))
+
+
+class PromptInfo(Section):
+    """The learnt visual prompt. Pictures are ``data:image/png;base64,...`` URIs (`passdeploy.reporting.picture`)."""
+
+    kind: Literal["none", "additive", "expansive"]
+    width: int = Field(ge=0, description="Border in pixels; 0 of an additive prompt means the whole image.")
+    size: tuple[int, int] = Field(description="Height and width of the network's input.")
+    png: str | None = Field(default=None, pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$")
+    example_png: str | None = Field(default=None, pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$")
+    largest: Number = Field(default=None, description="Largest absolute value, in units of the normalised input.")
+    accuracy_with: Share = None
+    accuracy_without: Share = None
+
+
+class Curve(Section):
+    """Values over the steps of a stage: every series is as long as `step`, null where nothing was recorded.
+
+    Names that the pages know: loss, accuracy, latency_ratio (predicted, of the dense engine), kept_blocks, kept_share.
+    """
+
+    unit: str = "step"
+    step: list[float]
+    series: dict[str, list[Number]]
+
+    @model_validator(mode="after")
+    def _lengths_match(self) -> Self:
+        for name, values in self.series.items():
+            if len(values) != len(self.step):
+                raise ValueError(f"series {name!r} has {len(values)} values for {len(self.step)} steps")
+        return self
+
+
+class Curves(Section):
+    """What the search and the fine-tuning looked like from inside."""
+
+    search: Curve | None = None
+    finetune: Curve | None = None
+
+
+class HealthCheck(Section):
+    """One thing that was watched during the search."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+class Candidate(Section):
+    """One turn of the fit loop. Ratios are latency / dense latency: below 1 is faster."""
+
+    asked_ms: Number = None
+    predicted_ratio: Number
+    measured_ratio: Number
+    accuracy: Share = None
+    chosen: bool = False
+
+
+class Reason(Section):
+    """Why fewer MACs did not turn into the same speed-up; `share` is its part of the pruned engine's latency."""
+
+    text: str
+    share: Share = None
+    value: Number = None
+    unit: str | None = None
+
+
+class AccuracyPoint(Section):
+    """A point of the accuracy-latency plane. Kind `alternative` is what a user would do instead (dense int8, ...)."""
+
+    label: str
+    kind: Literal["dense", "before_finetune", "pruned", "alternative", "imported"] = "alternative"
+    accuracy: Share
+    latency_ms: Number
+    macs: Number = None
+
+
+class Split(Section):
+    """Images of a split and what they were used for."""
+
+    images: int = Field(ge=0)
+    used_for: str | None = None
+
+
+class Provenance(Section):
+    """What is needed to run it again and to tell whether a file is the one that was measured."""
+
+    command: str | None = None
+    created: str | None = Field(default=None, description="ISO 8601, UTC.")
+    commit: str | None = None
+    model: str | None = None
+    data: str | None = None
+    metric: str = "top-1 accuracy"
+    config_sha256: str | None = None
+    splits: dict[str, Split] = Field(default_factory=dict)
+    engine: str | None = Field(default=None, description="Path of the engine within the run's folder.")
+    engine_sha256: str | None = None
+
+
+class Predicted(Section):
+    """What the latency model says where nothing was measured. Never a claim about the hardware."""
+
+    dense_ms: Number = None
+    pruned_ms: Number = None
+    speedup: Number = None
+
+
+class Reachable(Section):
+    """The fastest structure found for an infeasible budget."""
+
+    latency_ms: Number
+    speedup: Number
+    measured: bool
+
+
+class BudgetResult(Section):
+    """A sibling budget that was served by the same search."""
+
+    asked: str
+    status: Status
+    accuracy: Share = None
+    latency_ms: Number = None
+    speedup: Number = None
+    path: str | None = None
+
+
+class Imported(Section):
+    """A measurement that another tool made, such as ``trtexec --exportTimes``."""
+
+    label: str
+    source: str
+    scope: Literal["engine", "end_to_end"]
+    latency_ms: Latency
+    samples: list[float] = Field(default_factory=list, max_length=MAX_SAMPLES)
+
+
+class Report(Section):
+    """One run at one budget."""
+
+    schema_: Literal["passdeploy.report/1"] = Field(default="passdeploy.report/1", alias="schema")
+    status: Status
+    target: TargetInfo
+    budget: BudgetInfo
+    method: str
+    seed: int
+    dense: NetworkInfo
+    pruned: NetworkInfo | None
+    speedup: Speedup
+    predictor: PredictorInfo | None
+    equivalence: Equivalence
+    timing_s: dict[str, float]
+    environment: Environment
+
+    groups: list[GroupInfo] | None = None
+    distribution: Distribution | None = None
+    prompt: PromptInfo | None = None
+    curves: Curves | None = None
+    health: list[HealthCheck] | None = None
+    candidates: list[Candidate] | None = None
+    why_not_faster: list[Reason] | None = None
+    messages: list[str] | None = None
+    accuracy_points: list[AccuracyPoint] | None = None
+    provenance: Provenance | None = None
+    predicted: Predicted | None = None
+    reachable: Reachable | None = None
+    budgets: list[BudgetResult] | None = None
+    imported: list[Imported] | None = None
+
+    @model_validator(mode="after")
+    def _claims_are_backed(self) -> Self:
+        """A latency stands in a report only when it was measured, and a verdict about one only when it is there."""
+        measured = [network.latency_ms for network in (self.dense, self.pruned) if network is not None]
+        if not self.target.attached and (any(measured) or self.speedup.latency is not None):
+            raise ValueError("the target is not attached: latencies and speedup.latency must be null")
+        if self.status == "unverified" and self.speedup.latency is not None:
+            raise ValueError("status unverified goes with no measured speed-up: speedup.latency must be null")
+        if self.status in ("within_budget", "over_budget") and (not measured or not all(measured)):
+            raise ValueError(f"status {self.status} needs measured latencies of both engines")
+        return self
+
+    @property
+    def goal_met(self) -> bool:
+        """Whether the run ends with exit status 0."""
+        return self.status in ("within_budget", "unverified")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able; optional sections that are absent are left out."""
+        data = self.model_dump(mode="json", by_alias=True)
+        contract = list(type(self).model_fields).index("environment")
+        optional = list(type(self).model_fields)[contract + 1 :]
+        return {key: value for key, value in data.items() if not (key in optional and value is None)}
+
+
+def ranked_samples(samples: Iterable[float], limit: int = MAX_SAMPLES) -> list[float]:
+    """At most `limit` evenly ranked values, ascending, to five significant digits; non-finite ones are dropped."""
+    ranked: Sequence[float] = sorted(float(value) for value in samples if math.isfinite(value))
+    if len(ranked) > limit:
+        ranked = [ranked[round(i * (len(ranked) - 1) / (limit - 1))] for i in range(limit)]
+    return [float(f"{value:.5g}") for value in ranked]

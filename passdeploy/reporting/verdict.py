@@ -1,0 +1,207 @@
+"""What a report says in words: the headline for each status, and every check with its outcome.
+
+Shared by all formats, so that a page, a table in a pull request and a JUnit file never disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from passdeploy.reporting import format as f
+from passdeploy.reporting.schema import Report
+
+Tone = Literal["good", "bad", "warn", "neutral"]
+NOTHING_MEASURED = "Nothing was measured: {device} is not attached to this machine, so no latency is claimed."
+_BOUNDS = {"fp32": 1e-4}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first thing a reader sees.
+
+    Attributes:
+        tone: Which colour; the words say the same.
+        label: The status in words.
+        headline: One sentence.
+        detail: One sentence of why, or what to do about it.
+    """
+
+    tone: Tone
+    label: str
+    headline: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that was checked; `ok` is None when it could not be. A `warning` fails nothing."""
+
+    name: str
+    ok: bool | None
+    message: str
+    warning: bool = False
+
+
+def setting(report: Report) -> str:
+    """``ONNX Runtime fp32, batch 1, 1 thread``."""
+    target = report.target
+    parts = [f"{backend_title(target.backend)} {target.precision}", f"batch {target.batch}"]
+    if target.compute_capability is None:
+        parts.append(f"{target.threads} thread" + ("s" if target.threads != 1 else ""))
+    return ", ".join(parts)
+
+
+def backend_title(name: str) -> str:
+    """A backend's own spelling."""
+    known = {
+        "onnxruntime": "ONNX Runtime",
+        "openvino": "OpenVINO",
+        "tensorrt": "TensorRT",
+        "tensorrt_rtx": "TensorRT-RTX",
+        "torch_tensorrt": "Torch-TensorRT",
+        "inductor": "TorchInductor",
+    }
+    return known.get(name, name)
+
+
+def subject(report: Report) -> str:
+    """``resnet20 on Fashion-MNIST``, or the method when the model is not named."""
+    provenance = report.provenance
+    if provenance is None or provenance.model is None:
+        return f"{report.method} run"
+    return provenance.model + (f" on {provenance.data}" if provenance.data else "")
+
+
+def metric(report: Report) -> str:
+    """What `accuracy` is, such as ``top-1 accuracy``."""
+    return report.provenance.metric if report.provenance else "top-1 accuracy"
+
+
+def asked(report: Report) -> str:
+    """The budget in words: ``2x at p50 (291 µs)``."""
+    budget = report.budget
+    as_time = "" if budget.latency_ms is None else f.milliseconds(budget.latency_ms)
+    typed = budget.asked.replace("x", f.TIMES) if budget.asked.endswith("x") else budget.asked
+    extra = f" ({as_time})" if as_time and budget.asked.endswith("x") else ""
+    scope = "" if budget.scope == "engine" else ", end to end"
+    return f"{typed} at {budget.percentile}{scope}{extra}"
+
+
+def accuracy_change(report: Report) -> float | None:
+    """Pruned minus dense, as a difference of shares; None where one is missing."""
+    if report.pruned is None or report.pruned.accuracy is None or report.dense.accuracy is None:
+        return None
+    return report.pruned.accuracy - report.dense.accuracy
+
+
+def percentile_ms(report: Report, side: Literal["dense", "pruned"]) -> float | None:
+    """The latency at the budget's percentile; None where there is none."""
+    network = report.dense if side == "dense" else report.pruned
+    if network is None or network.latency_ms is None:
+        return None
+    value = getattr(network.latency_ms, report.budget.percentile, None)
+    return value if isinstance(value, float) else None
+
+
+def unchanged(report: Report) -> bool:
+    """Whether the dense network itself is what is shipped."""
+    return report.pruned is not None and report.pruned.macs == report.dense.macs and report.speedup.macs in (1.0, None)
+
+
+def verdict(report: Report) -> Verdict:
+    """The headline of a report."""
+    speed = report.speedup
+    faster = f"{f.times(speed.latency)} faster" if speed.latency is not None else "Pruned"
+    if speed.latency is not None and speed.latency < 0.995:
+        faster = f"{f.times(1 / speed.latency)} slower"
+    change = accuracy_change(report)
+    cost = f" at {f.points(change)} of {metric(report)}" if change is not None else ""
+    budget = asked(report)
+    reached = f.milliseconds(percentile_ms(report, "pruned"))
+    device = report.target.device
+    if report.status == "within_budget":
+        if unchanged(report):
+            return Verdict(
+                "good",
+                "within budget",
+                "The dense network is already inside the budget",
+                f"{reached} against {budget} on {device}: it is shipped as it is.",
+            )
+        detail = f"The engine that ships was measured on {device}: {reached} against a budget of {budget}."
+        return Verdict("good", "within budget", f"{faster}{cost}", detail)
+    if report.status == "over_budget":
+        detail = f"The measured engine needs {reached}; the budget is {budget}. Nothing that was found is inside it."
+        return Verdict("bad", "over budget", f"{faster}{cost}, and still over the budget", detail)
+    if report.status == "infeasible":
+        return Verdict("bad", "infeasible", f"No structure of this network reaches {budget}", _reachable(report))
+    if report.status == "unverified":
+        return Verdict("warn", "unverified", _predicted_headline(report), NOTHING_MEASURED.format(device=device))
+    if report.status == "not_equivalent":
+        failed = [check.name for check in proofs(report) if check.ok is False]
+        which = f" ({', '.join(failed)})" if failed else ""
+        detail = "A step does not compute the same function as the one before it. Nothing was shipped."
+        return Verdict("bad", "not equivalent", f"The proof failed{which}", detail)
+    floor = report.budget.min_accuracy
+    kept = report.pruned.accuracy if report.pruned else None
+    detail = f"{metric(report).capitalize()} is {f.percent(kept)}" + (
+        f"; at least {f.percent(floor)} was asked for."
+        if floor is not None
+        else ", below the floor that was asked for."
+    )
+    return Verdict("bad", "accuracy below floor", f"{faster}, but not accurate enough", detail)
+
+
+def _reachable(report: Report) -> str:
+    best = report.reachable
+    if best is None or (best.latency_ms is None and best.speedup is None):
+        return "The budget lies below what is left when everything prunable is gone."
+    amount = f.milliseconds(best.latency_ms) if best.latency_ms is not None else f.times(best.speedup)
+    ratio = f" ({f.times(best.speedup)})" if best.latency_ms is not None and best.speedup is not None else ""
+    how = "measured" if best.measured else "predicted, nothing was measured"
+    return f"The fastest that can be reached is {amount}{ratio}, {how}."
+
+
+def _predicted_headline(report: Report) -> str:
+    kind = report.predictor.kind if report.predictor else "analytic"
+    source = {"analytic": "by an analytic roofline", "profile": "by a profile measured elsewhere"}.get(kind, "")
+    if report.predicted is None or report.predicted.speedup is None:
+        return "Built for a target that is not attached"
+    return f"Predicted {f.times(report.predicted.speedup)} {source}, not measured".replace("  ", " ")
+
+
+def tolerance(report: Report) -> float:
+    """The bound of the proofs; 1e-4 unless the report says otherwise."""
+    given = report.equivalence.tolerance
+    return given if given is not None else _BOUNDS.get(report.target.precision, 1e-2)
+
+
+def proofs(report: Report) -> list[Check]:
+    """The steps of the proof, each against its bound; exact fp32 steps keep the fp32 bound."""
+    proof, bound = report.equivalence, tolerance(report)
+    rows = [
+        ("masked = thin", proof.masked_vs_thin, min(bound, 1e-4)),
+        ("thin = ONNX", proof.thin_vs_onnx, bound),
+        ("ONNX = engine", proof.onnx_vs_engine, bound),
+    ]
+    checks = [
+        Check(name, None if value is None else value <= limit, _difference(value, limit)) for name, value, limit in rows
+    ]
+    agreement = proof.top1_agreement
+    message = (
+        "not checked" if agreement is None else f"{f.percent(agreement)} of images get the same class (at least 99 %)"
+    )
+    checks.append(Check("top-1 agreement", None if agreement is None else agreement >= 0.99, message))
+    return checks
+
+
+def _difference(value: float | None, limit: float) -> str:
+    return "not checked" if value is None else f"{f.tiny(value)} (at most {limit:.0e})"
+
+
+def checks(report: Report) -> list[Check]:
+    """Everything with an outcome: the budget, the proofs and the search's health."""
+    said = verdict(report)
+    budget = None if report.status == "unverified" else report.goal_met
+    health = [Check(f"health: {item.name}", item.ok, item.message, warning=not item.ok) for item in report.health or []]
+    return [Check("budget", budget, f"{said.label}: {said.headline}. {said.detail}"), *proofs(report), *health]
