@@ -1,0 +1,91 @@
+"""Latency budgets: what was asked, parsed and judged."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from passdeploy.errors import BadInput
+
+UNITS_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "ns": 1e-6}
+PERCENTILES = ("p50", "p90", "p99")
+SCOPES = ("engine", "end_to_end")
+
+OVERSHOOT = 1.06
+"""The loop aims at 1.00 to this many times the asked speed-up: much faster than asked has thrown accuracy away."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A latency that the engine must meet.
+
+    Attributes:
+        asked: As typed: ``5ms``, ``800us``, ``2x``.
+        latency_ms: For a budget in time.
+        speedup: For a budget over the dense engine.
+        percentile: p50, p90 or p99.
+        scope: ``engine`` (inputs already on the device) or ``end_to_end``.
+    """
+
+    asked: str
+    latency_ms: float | None
+    speedup: float | None
+    percentile: str = "p50"
+    scope: str = "engine"
+
+    def target_ms(self, dense_ms: float) -> float:
+        """The budget in milliseconds, for a dense engine that takes `dense_ms`."""
+        if self.latency_ms is not None:
+            return self.latency_ms
+        assert self.speedup is not None
+        return dense_ms / self.speedup
+
+    def target_ratio(self, dense_ms: float) -> float:
+        """The asked share of the dense engine's latency; above 1 when the dense engine is already inside."""
+        return self.target_ms(dense_ms) / dense_ms
+
+
+def parse_budget(text: str, percentile: str = "p50", scope: str = "engine") -> Budget:
+    """Parses ``5ms``, ``800us``, ``0.01s`` or ``2x``.
+
+    Raises:
+        BadInput: No unit, not a number, not above zero, or a speed-up below 1.
+    """
+    if percentile not in PERCENTILES:
+        raise BadInput(f"--percentile {percentile}: known: {', '.join(PERCENTILES)}")
+    if scope not in SCOPES:
+        raise BadInput(f"scope {scope}: known: {', '.join(SCOPES)}")
+    asked = text.strip()
+    match = re.fullmatch(r"([-+]?[0-9.]+(?:[eE][-+]?\d+)?|[-+]?nan|[-+]?inf)\s*(\S*)", asked, re.IGNORECASE)
+    hint = "give a time with its unit (5ms, 800us) or a speed-up over the dense engine (2x)"
+    if match is None:
+        raise BadInput(f"--latency {asked!r}: not a latency; {hint}")
+    try:
+        value = float(match[1])
+    except ValueError:
+        raise BadInput(f"--latency {asked!r}: {match[1]!r} is not a number; {hint}") from None
+    unit = match[2].lower()
+    if not unit:
+        raise BadInput(f"--latency {asked!r}: has no unit; {hint}")
+    if unit != "x" and unit not in UNITS_MS:
+        raise BadInput(f"--latency {asked!r}: unknown unit {match[2]!r} (known: x, {', '.join(UNITS_MS)}); {hint}")
+    if not math.isfinite(value) or value <= 0:
+        raise BadInput(f"--latency {asked!r}: must be a finite number above zero; {hint}")
+    if unit == "x":
+        if value < 1:
+            raise BadInput(f"--latency {asked!r}: a speed-up below 1x would be slower than the dense engine; {hint}")
+        return Budget(asked, None, value, percentile, scope)
+    return Budget(asked, value * UNITS_MS[unit], None, percentile, scope)
+
+
+def parse_budgets(text: str | list[str], percentile: str = "p50", scope: str = "engine") -> tuple[Budget, ...]:
+    """Parses one or several budgets, separated by commas; each must be typed differently."""
+    items = text.split(",") if isinstance(text, str) else list(text)
+    budgets = tuple(parse_budget(item, percentile, scope) for item in items if item.strip())
+    if not budgets:
+        raise BadInput("--latency: nothing given; give a time with its unit (5ms) or a speed-up (2x)")
+    names = [budget.asked for budget in budgets]
+    if len(set(names)) != len(names):
+        raise BadInput(f"--latency {','.join(names)}: the same budget is given twice")
+    return budgets

@@ -1,0 +1,240 @@
+"""The one schema behind command-line flags, the YAML file and the Python API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from passdeploy.budget import parse_budgets
+from passdeploy.errors import BadInput, nearest
+
+DEFAULT_FILE = "passdeploy.yaml"
+DEMO = {"model": "resnet20", "data": "fashion-mnist"}
+"""What `run` takes when it is given no model, data or config file."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PromptConfig(Section):
+    """The visual prompt.
+
+    Attributes:
+        kind: ``additive`` adds pixels, ``expansive`` shrinks the image and learns the border, ``none``.
+        width: Border in pixels; for ``additive``, 0 means the whole image.
+        lr: Adam's rate for the prompt during the search; fine-tuning uses the weights' optimiser.
+    """
+
+    kind: Literal["additive", "expansive", "none"] = "additive"
+    width: int = Field(default=0, ge=0)
+    lr: NonNegative = 3e-3
+
+
+class SearchConfig(Section):
+    """The search stage.
+
+    Attributes:
+        epochs: Passes over the training data.
+        min_steps: At least this many steps, for small data.
+        lr: Peak rate of the co-adapting weights.
+        hyper_lr: Adam's rate for the hypernetwork.
+        prior: What the scores start from: ``sensitivity`` (measured loss of removing units and blocks) or ``none``.
+        co_adapt: Whether the weights train during the search.
+        depth: Whether whole residual blocks are units.
+        recurrence: Whether the LSTM's state is carried from group to group.
+        statistics: Whether the hypernetwork sees weight statistics.
+        allocator: ``latency`` (greedy on predicted latency), ``global`` (one threshold, as in the paper) or ``uniform``.
+        latency_weight: Weight of the expected-latency term.
+        ramp: Share of the steps over which the budget tightens.
+        resolve_every: Steps between two solutions of the allocation.
+        hyper_every: Steps between two updates of the hypernetwork.
+        temperature: Of the soft masks behind the straight-through estimator.
+        distill: Weight of matching the dense network's outputs.
+        keep_at_least: No group falls below this share of its units.
+    """
+
+    epochs: Positive = 1.0
+    min_steps: int = Field(default=150, ge=1)
+    lr: NonNegative = 0.05
+    hyper_lr: NonNegative = 3e-3
+    prior: Literal["sensitivity", "none"] = "sensitivity"
+    co_adapt: bool = True
+    depth: bool = True
+    recurrence: bool = True
+    statistics: bool = True
+    allocator: Literal["latency", "global", "uniform"] = "latency"
+    latency_weight: NonNegative = 0.1
+    ramp: float = Field(default=0.6, ge=0, le=1)
+    resolve_every: int = Field(default=8, ge=1)
+    hyper_every: int = Field(default=2, ge=1)
+    temperature: Positive = 0.5
+    distill: float = Field(default=0.5, ge=0, le=1)
+    keep_at_least: float = Field(default=0.1, ge=0, le=1)
+
+
+class FinetuneConfig(Section):
+    """Fine-tuning of the thin network's weights and prompt; `epochs` is the top-level one."""
+
+    min_steps: int = Field(default=150, ge=1)
+    lr: NonNegative = 0.05
+    weight_decay: NonNegative = 5e-4
+    distill: float = Field(default=0.5, ge=0, le=1)
+
+
+class DenseConfig(Section):
+    """Training of the dense network, when no weights are given."""
+
+    epochs: Positive | None = None
+    min_steps: int = Field(default=300, ge=1)
+    lr: NonNegative = 0.1
+
+
+class ProfileConfig(Section):
+    """How the latency model is fitted.
+
+    Attributes:
+        seconds: Time for measuring structures.
+        structures: At most this many.
+    """
+
+    seconds: Positive = 30.0
+    structures: int = Field(default=120, ge=8)
+
+
+class GroupsConfig(Section):
+    """What may be pruned.
+
+    Attributes:
+        exclude: Module names or patterns (``layer1.*``) that stay whole.
+    """
+
+    exclude: tuple[str, ...] = ()
+
+
+class RunConfig(Section):
+    """Everything a run depends on. `None` means: choose the default."""
+
+    model: str | None = None
+    weights: str | None = None
+    data: str | None = None
+    input_size: tuple[int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    target: str = "cpu"
+    backend: str | None = None
+    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"] | None = None
+    batch: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
+    latency: tuple[str, ...] = ("2x",)
+    percentile: Literal["p50", "p90", "p99"] = "p50"
+    scope: Literal["engine", "end_to_end"] = "engine"
+    method: str = "pass"
+    epochs: Positive | None = None
+    train_batch: int = Field(default=128, ge=2)
+    seed: int = 0
+    profile_file: str | None = None
+    require_measured: bool = False
+    min_accuracy: float | None = Field(default=None, ge=0, le=1)
+    groups: GroupsConfig = GroupsConfig()
+    prompt: PromptConfig = PromptConfig()
+    profile: ProfileConfig = ProfileConfig()
+    search: SearchConfig = SearchConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    dense: DenseConfig = DenseConfig()
+
+    @field_validator("latency", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    def finetune_epochs(self) -> float:
+        """Passes of fine-tuning."""
+        return 3.0 if self.epochs is None else self.epochs
+
+    def dense_epochs(self) -> float:
+        """Passes of dense training, when it is needed."""
+        return self.dense.epochs or 4 * self.finetune_epochs()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able, round-trips through `make_config`."""
+        data: dict[str, Any] = self.model_dump(mode="json")
+        return data
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def make_config(values: dict[str, Any], origin: str = "configuration") -> RunConfig:
+    """Validates values (nested dictionaries as in the YAML file).
+
+    Raises:
+        BadInput: One line naming the first offending key, with the nearest known ones.
+    """
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            hint = nearest(str(first["loc"][-1]), _known_keys(first["loc"]))
+            raise BadInput(f"{origin}: unknown key {key!r}{hint}") from None
+        raise BadInput(f"{origin}: {key}: {first['msg'].lower()} (given: {first['input']!r})") from None
+    parse_budgets(list(config.latency), config.percentile, config.scope)
+    return config
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """Reads a YAML configuration file as nested dictionaries.
+
+    Raises:
+        BadInput: Missing, unreadable, not YAML or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadInput(f"--config {path}: cannot be read ({error.strerror}); check the path") from None
+    except yaml.YAMLError as error:
+        line = str(error).replace("\n", " ")
+        raise BadInput(f"--config {path}: is not valid YAML ({line})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise BadInput(f"--config {path}: must be a mapping of keys to values, is a {type(values).__name__}")
+    return values
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys under which two configurations differ."""
+    found: list[str] = []
+    for key in sorted({*a, *b}):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            found += differing_keys(x, y, f"{prefix}{key}.")
+        elif x != y:
+            found.append(f"{prefix}{key}")
+    return found

@@ -1,0 +1,191 @@
+"""The run directory: stages that are functions of recorded inputs, written atomically, skipped when nothing changed.
+
+A stage writes into ``.partial/<stage>`` and is moved to ``<stage>`` when it is complete; ``stage.json`` in it records
+the inputs it was computed from and the digest of each file. That record is all there is to resuming: a stage whose inputs
+and files are as recorded is not run again, and a partial folder with the same inputs is continued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from passdeploy.errors import BadInput, PassdeployError
+
+RECORD = "stage.json"
+MANIFEST = "manifest.json"
+SCRATCH_SUFFIXES = (".ckpt", ".tmp")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    h = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            h.update(chunk)
+    return h.hexdigest()
+
+
+def json_digest(value: object) -> str:
+    """Hex SHA-256 of a JSON-able value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replaces a file by new content: afterwards it holds all of it or is as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PassdeployError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another --out, then run again: "
+            "what was finished is kept"
+        ) from None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON atomically; NaN is refused."""
+    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON. Raises `BadInput` when it is missing or malformed."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from None
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file atomically."""
+    write_atomic(target, source.read_bytes())
+
+
+class Workspace:
+    """A run directory, or the folder of one budget in it.
+
+    Args:
+        root: Created when it does not exist.
+
+    Raises:
+        BadInput: It can't be created or written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            probe = root / f".probe.{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise BadInput(f"--out {root}: cannot be written ({error.strerror}); choose another folder") from None
+
+    def clear(self) -> None:
+        """Removes all that runs wrote here; refuses a folder that is not a run directory."""
+        if any(self.root.iterdir()) and not (self.root / MANIFEST).exists() and not (self.root / "config.yaml").exists():
+            raise BadInput(f"--out {self.root}: is not a run directory and not empty; --fresh would delete what is in it")
+        for child in self.root.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            else:
+                child.unlink()
+
+    def folder(self, stage: str) -> Path:
+        """Where a finished stage lies."""
+        return self.root / stage
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage recorded; None when it is not there or its files are not as recorded."""
+        path = self.folder(stage) / RECORD
+        if not path.exists():
+            return None
+        try:
+            record: dict[str, Any] = json.loads(path.read_text())
+            outputs: Mapping[str, str] = record["outputs"]
+        except (OSError, ValueError, KeyError):
+            return None
+        folder = self.folder(stage)
+        intact = all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in outputs.items())
+        return record if intact else None
+
+    def digest(self, stage: str) -> str:
+        """Digest over a finished stage's files: what later stages record as their input."""
+        record = self.record(stage)
+        if record is None:
+            raise BadInput(f"{self.folder(stage)}: stage {stage!r} has not run here; run it first")
+        return json_digest(record["outputs"])
+
+    def seconds(self, stage: str) -> float:
+        """How long the stage took, all its attempts together."""
+        record = self.record(stage)
+        return float(record["seconds"]) if record else 0.0
+
+    def run(self, stage: str, inputs: Mapping[str, Any], body: Callable[[Path], None]) -> bool:
+        """Runs a stage unless it is finished with the same inputs.
+
+        Args:
+            stage: Its name, which is its folder's.
+            inputs: JSON-able; all that its result depends on.
+            body: Called with the folder to write into; what an interrupted call left there is still in it.
+
+        Returns:
+            Whether it ran.
+        """
+        inputs = json.loads(json.dumps(inputs))
+        done = self.record(stage)
+        if done is not None and done["inputs"] == inputs:
+            return False
+        partial = self.root / ".partial" / stage
+        started = partial / ".inputs.json"
+        if partial.exists() and (not started.exists() or json.loads(started.read_text()) != inputs):
+            shutil.rmtree(partial)
+        if not partial.exists():
+            write_json(started, inputs)
+        clock = partial / ".seconds"
+        before = float(clock.read_text()) if clock.exists() else 0.0
+        start = time.monotonic()
+        try:
+            body(partial)
+        except OSError as error:
+            raise PassdeployError(
+                f"{partial}: writing failed ({error.strerror or error}); free some space, then run again: "
+                "what was finished is kept"
+            ) from error
+        finally:
+            if partial.exists():
+                clock.write_text(str(before + time.monotonic() - start))
+        seconds = float(clock.read_text())
+        for path in sorted(partial.rglob("*")):
+            if path.is_file() and (path.name.startswith(".") or path.suffix in SCRATCH_SUFFIXES):
+                path.unlink()
+        outputs = {
+            path.relative_to(partial).as_posix(): sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()
+        }
+        write_json(partial / RECORD, {"inputs": inputs, "outputs": outputs, "seconds": round(seconds, 3)})
+        folder = self.folder(stage)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+        self._update_manifest()
+        return True
+
+    def _update_manifest(self) -> None:
+        stages = {}
+        for path in sorted(self.root.glob(f"*/{RECORD}")):
+            record = read_json(path)
+            stages[path.parent.name] = {key: record[key] for key in ("inputs", "outputs", "seconds")}
+        write_json(self.root / MANIFEST, {"schema": "passdeploy.manifest/1", "stages": stages})
