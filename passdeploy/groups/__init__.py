@@ -1,0 +1,22 @@
+"""Channel groups and depth units: what can be removed from a network, masked execution, and what operators cost."""
+
+from passdeploy.groups.find import find_groups
+from passdeploy.groups.masking import Masker, as_masks, masked_parameters
+from passdeploy.groups.operators import Operator, channels, macs, operators, params, units_of
+from passdeploy.groups.types import ChannelGroup, Groups, Member
+
+__all__ = [
+    "ChannelGroup",
+    "Groups",
+    "Masker",
+    "Member",
+    "Operator",
+    "as_masks",
+    "channels",
+    "find_groups",
+    "macs",
+    "masked_parameters",
+    "operators",
+    "params",
+    "units_of",
+]

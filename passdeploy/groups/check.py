@@ -1,0 +1,169 @@
+"""Tries groups out: with random masks, the masked network and the thin one must compute the same function.
+
+DepGraph treats an operation it does not know as an element-wise one. Where that is wrong, shapes or values disagree here,
+and the group is frozen instead of breaking a user's network later.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.groups.channels import tensors
+from passdeploy.groups.masking import Masker
+from passdeploy.groups.types import ChannelGroup, Groups
+from passdeploy.structure import Structure
+
+_TOLERANCE = 1e-6  # in float64
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int = 0) -> None:
+    """Gives norms random statistics, scales and shifts, and layers random biases: zeros and ones hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: Tensor, low: float, high: float) -> None:
+        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+
+    for module in model.modules():
+        norm = isinstance(
+            module,
+            (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm),
+        )
+        if norm and module.weight is not None:
+            uniform(module.weight, 0.5, 1.5)
+        if norm and getattr(module, "running_mean", None) is not None:
+            uniform(module.running_mean, -0.5, 0.5)
+            uniform(module.running_var, 0.5, 1.5)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            uniform(bias, -0.5, 0.5)
+
+
+def random_structure(groups: Groups, seed: int = 0, keep: float = 0.5, skip: float = 0.3) -> Structure:
+    """Keeps each unit with probability `keep` (at least one per group), drops each branch with probability `skip`."""
+    rng = random.Random(seed)
+    masks = {}
+    for group in groups.groups:
+        if group.kind == "depth":
+            masks[group.name] = (rng.random() >= skip,)
+            continue
+        mask = [rng.random() < keep for _ in range(group.units)]
+        mask[rng.randrange(group.units)] = True
+        masks[group.name] = tuple(mask)
+    return Structure(masks)
+
+
+def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Largest of max|a - b| / max|a| over pairs of tensors; infinite when they do not match in shape or are not finite."""
+    from passdeploy.surgery import relative_difference
+
+    if len(a) != len(b):
+        return float("inf")
+    return max((relative_difference(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+
+
+@torch.no_grad()
+def masked_against_thin(model: nn.Module, groups: Groups, structure: Structure, example: Tensor) -> float:
+    """The relative difference between the masked and the thin network's outputs; raises what surgery or running raises."""
+    from passdeploy.surgery import thin
+
+    dtype = example.dtype
+    masks = {name: torch.tensor(mask, dtype=dtype) for name, mask in structure.masks.items()}
+    masked = tensors(Masker(model, groups)(masks, example))
+    return difference(masked, tensors(thin(model, groups, structure)(example)))
+
+
+def _fails(model: nn.Module, groups: Groups, structure: Structure, example: Tensor) -> str:
+    """Why a structure can't be had; empty when masked and thin agree."""
+    try:
+        got = masked_against_thin(model, groups, structure, example)
+    except Exception as error:
+        return f"the network does not run without it: {first_line(error)}"
+    return "" if got <= _TOLERANCE else "the network computes something else without it"
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _alone(groups: Groups, chosen: Sequence[ChannelGroup], structure: Structure) -> Structure:
+    """Only the chosen groups as in `structure`, the others whole."""
+    names = {group.name for group in chosen}
+    dense = groups.dense().masks
+    return Structure({name: structure.masks[name] if name in names else dense[name] for name in groups.names})
+
+
+def drop_what_fails(model: nn.Module, groups: Groups, example: Tensor) -> Groups:
+    """Freezes the groups that can't be removed on their own; then halves what fails only together.
+
+    Args:
+        model: A float32 CPU copy that may be changed (it is converted to float64), with random parameters.
+        groups: Candidates.
+        example: An input.
+    """
+    try:
+        model, example = model.double(), example.double()
+        with torch.no_grad():
+            model(example)
+    except Exception:
+        model, example = model.float(), example.float()
+    images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+    for _ in range(3):
+        trials = [random_structure(groups, seed, 0.5, skip) for seed, skip in ((1, 1.0), (2, 0.0), (3, 0.3))]
+        failing = [trial for trial in trials if _fails(model, groups, trial, images)]
+        if not failing:
+            return groups
+        groups = _without_failing(model, groups, failing[0], images)
+    return groups
+
+
+def _without_failing(model: nn.Module, groups: Groups, trial: Structure, example: Tensor) -> Groups:
+    """Tries every group on its own and freezes those that fail (a branch first gets its other kind of zero)."""
+    kept: list[ChannelGroup] = []
+    frozen = dict(groups.frozen)
+    for group in groups.groups:
+        alone = _alone(groups, [group], trial)
+        if group.kind == "depth":
+            alone = Structure({**alone.masks, group.name: (False,)})
+        reason = _fails(model, groups, alone, example)
+        if reason and group.kind == "depth":
+            other = dataclasses.replace(group, zero="scalar")
+            swapped = Groups(tuple(other if g is group else g for g in groups.groups), frozen)
+            if not _fails(model, swapped, alone, example):
+                group, reason = other, ""
+        if reason:
+            frozen[group.name] = reason
+        else:
+            kept.append(group)
+    smaller = Groups(tuple(kept), frozen)
+    if len(kept) == len(groups.groups) and all(a is b for a, b in zip(kept, groups.groups, strict=True)):
+        return _add_one_by_one(model, smaller, trial, example)
+    return smaller
+
+
+def _add_one_by_one(model: nn.Module, groups: Groups, trial: Structure, example: Tensor) -> Groups:
+    """Each group works alone, but not all together: keeps, in order, those that work with the ones before."""
+    chosen: list[ChannelGroup] = []
+    frozen = dict(groups.frozen)
+    for group in groups.groups:
+        reason = _fails(model, groups, _alone(groups, [*chosen, group], trial), example)
+        if reason:
+            frozen[group.name] = f"{reason} (together with other groups)"
+        else:
+            chosen.append(group)
+    return Groups(tuple(chosen), frozen)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy with random norm statistics, for tests and checks."""
+    clone = copy.deepcopy(model).eval()
+    randomise(clone)
+    return clone

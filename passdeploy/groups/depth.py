@@ -1,0 +1,164 @@
+"""Depth units: residual branches that can be skipped, found in the traced graph.
+
+A residual branch ends in an addition of which one input is the branch's source unchanged. Everything between the source
+and the addition must be used by the branch alone.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+_ADDS = {operator.add, operator.iadd, torch.add}
+_MULTIPLIES = {operator.mul, operator.imul, torch.mul}
+_KEEPS_ZERO_MODULES = (
+    nn.Dropout, nn.Dropout2d, nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.LeakyReLU,
+    nn.ELU, nn.Mish, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten,
+)  # fmt: skip
+_KEEPS_ZERO_FUNCTIONS = {
+    "relu", "relu_", "dropout", "stochastic_depth", "drop_path", "silu", "gelu", "hardswish", "tanh", "permute",
+    "transpose", "reshape", "view", "flatten", "contiguous", "clone", "neg", "getitem", "leaky_relu",
+}  # fmt: skip
+_GATES = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch.
+
+    Attributes:
+        name: The innermost module that contains it.
+        modules: Its modules with parameters or buffers, in execution order.
+        gate: The module whose zero output makes the branch zero.
+        starts: Modules fed by the source.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    gate: str
+    starts: tuple[str, ...]
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """Traces a network symbolically; modules of `torch.nn` stay whole. Raises whatever the network's code raises."""
+    return fx.Tracer(autowrap_functions=()).trace(model)
+
+
+def _is_add(node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return node.target in _ADDS and node.kwargs.get("alpha", 1) == 1
+    return node.op == "call_method" and node.target in ("add", "add_") and "alpha" not in node.kwargs
+
+
+def _stateful(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
+def _between(result: fx.Node, source: fx.Node) -> set[fx.Node] | None:
+    """The nodes from `source` (excluded) to `result`; None when the result depends on anything else."""
+    seen: set[fx.Node] = set()
+    stack = [result]
+    while stack:
+        node = stack.pop()
+        if node is source or node in seen:
+            continue
+        if node.op == "placeholder":
+            return None
+        seen.add(node)
+        stack.extend(node.all_input_nodes)
+    return seen
+
+
+class _Finder:
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        self.graph = trace(model)
+        self.order = {node: i for i, node in enumerate(self.graph.nodes)}
+        self.calls: dict[str, list[fx.Node]] = {}
+        for node in self.graph.nodes:
+            if node.op == "call_module":
+                self.calls.setdefault(str(node.target), []).append(node)
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def gate(self, node: Any, inside: set[fx.Node]) -> str | None:
+        """The module whose zero output makes `node` zero; None when there is none."""
+        if not isinstance(node, fx.Node) or node not in inside:
+            return None
+        module = self.module(node)
+        if isinstance(module, _GATES):
+            return str(node.target) if module.weight is not None else None
+        if module is not None:
+            keeps = isinstance(module, _KEEPS_ZERO_MODULES) or type(module).__name__ in ("StochasticDepth", "DropPath")
+            return self.gate(node.args[0], inside) if keeps and node.args else None
+        if node.target in _MULTIPLIES or node.target in ("mul", "mul_"):
+            return next((g for g in (self.gate(a, inside) for a in node.args[:2]) if g is not None), None)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if name in _KEEPS_ZERO_FUNCTIONS and node.args:
+            return self.gate(node.args[0], inside)
+        return None
+
+    def branch(self, add: fx.Node, result: fx.Node, source: fx.Node) -> Branch | None:
+        """The branch from `source` to `result`, if it is one that can go."""
+        if self.order[source] > self.order[result]:
+            return None
+        inside = _between(result, source)
+        if not inside or any(user not in inside and user is not add for node in inside for user in node.users):
+            return None
+        gate = self.gate(result, inside)
+        if gate is None:
+            return None
+        own = []
+        for node in sorted(inside, key=self.order.__getitem__):
+            if node.op != "call_module":
+                continue
+            name = str(node.target)
+            if not _stateful(self.modules[name]):
+                continue
+            if any(call not in inside for call in self.calls[name]):
+                return None
+            if name not in own:
+                own.append(name)
+        starts = tuple(name for name in own if any(source in call.all_input_nodes for call in self.calls[name]))
+        return Branch(_common_prefix(own), tuple(own), gate, starts)
+
+    def __iter__(self) -> Iterator[Branch]:
+        for node in self.graph.nodes:
+            if not _is_add(node) or len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args):
+                continue
+            left, right = node.args
+            for result, source in ((left, right), (right, left)):
+                assert isinstance(result, fx.Node) and isinstance(source, fx.Node)
+                found = self.branch(node, result, source) if result is not source else None
+                if found is not None:
+                    yield found
+                    break
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """The innermost module that contains all of them; the first one itself when that is the network."""
+    names = list(names)
+    parts = [name.split(".") for name in names]
+    prefix = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        prefix.append(column[0])
+    return ".".join(prefix) or names[0]
+
+
+def branches(model: nn.Module) -> list[Branch]:
+    """All residual branches in execution order. Raises whatever tracing the network raises."""
+    return list(_Finder(model))

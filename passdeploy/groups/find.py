@@ -1,0 +1,174 @@
+"""Finds all channel groups and depth units of a network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.errors import BadInput
+from passdeploy.groups.channels import PRODUCERS, Unit, channel_units, side_size
+from passdeploy.groups.check import drop_what_fails, first_line, randomise
+from passdeploy.groups.depth import branches
+from passdeploy.groups.types import ChannelGroup, Groups, Member, Side
+
+_Signature = tuple[tuple[tuple[str, Side], int], ...]
+
+
+def execution_order(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Position of every module that runs (parents included) in the order of the first calls."""
+    order: dict[str, int] = {}
+    names = {module: name for name, module in model.named_modules()}
+
+    def record(module: nn.Module, _: object) -> None:
+        order.setdefault(names[module], len(order))
+
+    hooks = [module.register_forward_pre_hook(record) for module in names]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return order
+
+
+def _traceable_copy(model: nn.Module) -> nn.Module:
+    """A float32 copy on the CPU in eval mode whose parameters require gradients."""
+    clone = copy.deepcopy(model).cpu().float().eval()
+    return clone.requires_grad_(True)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a module is named by a pattern, or lies inside a module that is."""
+    return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in patterns)
+
+
+def _exclude(units: list[Unit], model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freezes the units that an excluded layer produces.
+
+    Raises:
+        BadInput: A pattern names no convolution or linear layer.
+    """
+    layers = [name for name, module in model.named_modules() if isinstance(module, PRODUCERS)]
+    for pattern in patterns:
+        if not any(_matches(layer, [pattern]) for layer in layers):
+            raise BadInput(f"exclude {pattern!r}: names no convolution or linear layer of the network")
+    for unit in units:
+        if any(side == "out" and _matches(name, patterns) for name, side in unit.channels):
+            unit.reason = unit.reason or "excluded by the user"
+
+
+def _groups_of_units(
+    units: list[Unit], model: nn.Module, order: dict[str, int]
+) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Collects units that own the same number of channels in the same members into groups."""
+    modules = dict(model.named_modules())
+    alike: dict[_Signature, list[Unit]] = {}
+    frozen: dict[str, str] = {}
+
+    def freeze(unit: Unit, reason: str) -> None:
+        for name, side in unit.channels:
+            if side == "out" and isinstance(modules[name], PRODUCERS):
+                frozen.setdefault(name, reason)
+
+    last = len(order)
+    for unit in units:
+        produced = any(side == "out" and isinstance(modules[name], PRODUCERS) for name, side in unit.channels)
+        if unit.reason or not produced:
+            freeze(unit, unit.reason or "nothing produces its channels")
+            continue
+        keys = sorted(unit.channels, key=lambda key: (order.get(key[0], last), key[0], key[1] == "in"))
+        signature = tuple((key, len(unit.channels[key])) for key in keys)
+        alike.setdefault(signature, []).append(unit)
+    groups: list[ChannelGroup] = []
+    taken: dict[str, int] = {}
+    for signature, members in alike.items():
+        first = next(name for (name, side), _ in signature if side == "out" and isinstance(modules[name], PRODUCERS))
+        if len(members) < 2:
+            freeze(members[0], "its channels can only go all together")
+            continue
+        members.sort(key=lambda unit: min(unit.channels[(first, "out")]))
+        taken[first] = taken.get(first, 0) + 1
+        name = first if taken[first] == 1 else f"{first}:{taken[first]}"
+        groups.append(
+            ChannelGroup(
+                name,
+                "channel",
+                len(members),
+                tuple(
+                    Member(
+                        module,
+                        side,
+                        tuple(tuple(sorted(unit.channels[(module, side)])) for unit in members),
+                        side_size(modules[module], side) or 0,
+                    )
+                    for (module, side), _ in signature
+                ),
+            )
+        )
+    pruned = {member.module for group in groups for member in group.members if member.side == "out"}
+    return groups, {name: reason for name, reason in frozen.items() if name not in pruned}
+
+
+def _position(group: ChannelGroup, order: dict[str, int]) -> tuple[int, int]:
+    if group.kind == "depth":
+        return min(order.get(name, len(order)) for name in group.branch), 0
+    return order.get(group.name.split(":")[0], len(order)), 1
+
+
+def find_groups(
+    model: nn.Module, example: Tensor, *, exclude: Sequence[str] = (), depth: bool = True, check: bool = True
+) -> Groups:
+    """Finds what can be removed from a network: channel groups (from Torch-Pruning's DepGraph) and residual branches.
+
+    The network itself is neither changed nor moved: a copy is traced, and with `check` every group is tried on it
+    (masked and physically removed must agree); what does not work is frozen, with the reason.
+
+    Args:
+        model: The network (without its input stage).
+        example: An input, such as (1, 3, H, W).
+        exclude: Names or patterns (``layer4.*``) of layers whose channels, or blocks, must stay.
+        depth: Whether residual branches are looked for.
+        check: Whether groups are tried out.
+
+    Returns:
+        Groups in execution order.
+
+    Raises:
+        BadInput: The network can't run on the example, or a pattern of `exclude` names nothing.
+    """
+    clone = _traceable_copy(model)
+    example = example.detach().cpu().float()
+    try:
+        order = execution_order(clone, example)
+    except Exception as error:
+        raise BadInput(
+            f"the network can't process an input of shape {tuple(example.shape)}: {first_line(error)}"
+        ) from error
+    frozen: dict[str, str] = {}
+    try:
+        units = channel_units(clone, example)
+    except Exception as error:
+        units, frozen["channels"] = [], f"the network's graph can't be followed: {first_line(error)}"
+    _exclude(units, clone, exclude)
+    found, stuck = _groups_of_units(units, clone, order)
+    frozen |= stuck
+    if depth:
+        try:
+            found += [
+                ChannelGroup(f"depth:{b.name}", "depth", 1, branch=b.modules, gate=b.gate, starts=b.starts)
+                for b in branches(clone)
+                if not any(_matches(name, exclude) for name in (b.name, *b.modules))
+            ]
+        except Exception as error:
+            frozen["depth"] = f"the network can't be traced symbolically: {first_line(error)}"
+    found.sort(key=lambda group: _position(group, order))
+    groups = Groups(tuple(found), frozen)
+    if not check or not found:
+        return groups
+    randomise(clone)
+    return drop_what_fails(clone, groups, example)

@@ -1,0 +1,179 @@
+"""The convolutions and linear layers a network executes, and what they cost as functions of the kept units."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from passdeploy.groups.channels import PRODUCERS
+from passdeploy.groups.types import ChannelGroup, Groups
+
+Share = tuple[int, int]
+"""(index of a group, channels per unit)."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One executed convolution or linear layer.
+
+    With kept units w[g], its input channels are ``cin - sum((units[g] - w[g]) * per_unit)`` over `in_units`, which is
+    ``in_free + sum(w[g] * per_unit)``; its output channels likewise.
+
+    Attributes:
+        name: Qualified module name; a module that runs twice gives two operators.
+        kind: A grouped convolution that is not depthwise is a ``conv`` with `groups` > 1.
+        kernel: Height and width.
+        stride: Height and width.
+        groups: Of the convolution.
+        in_hw: Input height and width (tokens, 1 for a linear layer over a sequence).
+        out_hw: Output height and width.
+        cin: Dense input channels.
+        cout: Dense output channels.
+        in_units: Groups that own input channels.
+        out_units: Groups that own output channels.
+        gates: Depth groups whose removal removes the operator.
+        in_free: Input channels that belong to no group.
+        out_free: Output channels that belong to no group.
+        bias: Whether it has one.
+        transposed: Whether it is a transposed convolution.
+    """
+
+    name: str
+    kind: Literal["conv", "depthwise", "linear"]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    groups: int
+    in_hw: tuple[int, int]
+    out_hw: tuple[int, int]
+    cin: int
+    cout: int
+    in_units: tuple[Share, ...]
+    out_units: tuple[Share, ...]
+    gates: tuple[int, ...]
+    in_free: int
+    out_free: int
+    bias: bool = False
+    transposed: bool = False
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    values = tuple(values)
+    return (1, values[0]) if len(values) == 1 else (int(np.prod(values[:-1])), values[-1])
+
+
+def _plane(tensor: Tensor, module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, nn.Linear):
+        return int(np.prod(tensor.shape[1:-1])), 1
+    return _pair(tensor.shape[2:])
+
+
+def _shares(name: str, module: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[list[Share], list[Share]]:
+    inside: list[Share] = []
+    outside: list[Share] = []
+    for index, group in enumerate(groups):
+        for member in group.members:
+            if member.module != name:
+                continue
+            (inside if member.side == "in" else outside).append((index, member.per_unit))
+            if member.side == "out" and isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
+                # only whole conv groups go, and their inputs with them
+                inside.append((index, member.per_unit * module.in_channels // module.out_channels))
+    return inside, outside
+
+
+def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operator, ...]:
+    """Lists the convolutions and linear layers in the order in which they run on `example`.
+
+    Args:
+        model: The network; it is copied, not changed.
+        example: An input (batch size 1).
+        groups: Of the network.
+    """
+    clone = copy.deepcopy(model).cpu().float().eval()
+    names = {module: name for name, module in clone.named_modules()}
+    depth = [(i, set(group.branch)) for i, group in enumerate(groups.groups) if group.kind == "depth"]
+    found: list[Operator] = []
+
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        name = names[module]
+        inside, outside = _shares(name, module, groups.groups)
+        gates = tuple(i for i, branch in depth if name in branch)
+        planes = _plane(inputs[0], module), _plane(output, module)
+        if isinstance(module, nn.Linear):
+            shape: tuple[Any, ...] = ("linear", (1, 1), (1, 1), 1, *planes, module.in_features, module.out_features)
+        else:
+            assert isinstance(module, nn.modules.conv._ConvNd)
+            alone = module.groups == module.in_channels and module.groups > 1
+            shape = (
+                "depthwise" if alone else "conv", _pair(module.kernel_size), _pair(module.stride), module.groups,
+                *planes, module.in_channels, module.out_channels,
+            )  # fmt: skip
+        transposed = bool(getattr(module, "transposed", False))
+        has_bias = getattr(module, "bias", None) is not None
+        free = [
+            whole - sum(groups.groups[g].units * each for g, each in shares)
+            for whole, shares in ((shape[-2], inside), (shape[-1], outside))
+        ]
+        found.append(Operator(name, *shape, tuple(inside), tuple(outside), gates, *free, has_bias, transposed))
+
+    hooks = [m.register_forward_hook(record) for m in clone.modules() if isinstance(m, PRODUCERS)]
+    with torch.no_grad():
+        clone(example.detach().cpu().float())
+    for hook in hooks:
+        hook.remove()
+    return tuple(found)
+
+
+def channels(operator: Operator, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Input channels, output channels and presence (0 or 1) of an operator, each (...), for kept units `w` (..., G)."""
+    cin = operator.in_free + sum((w[..., g] * each for g, each in operator.in_units), np.zeros(w.shape[:-1]))
+    cout = operator.out_free + sum((w[..., g] * each for g, each in operator.out_units), np.zeros(w.shape[:-1]))
+    present = np.ones(w.shape[:-1])
+    for gate in operator.gates:
+        present = present * w[..., gate]
+    return cin, cout, present
+
+
+def units_of(groups: Groups) -> np.ndarray:
+    """Units per group (G,): the widths vector of the dense network."""
+    return np.array([group.units for group in groups.groups], dtype=float)
+
+
+def macs(ops: Sequence[Operator], w: Any | None = None) -> Any:
+    """Multiply-accumulates of one image in the convolutions and linear layers.
+
+    Args:
+        ops: From `operators`.
+        w: Kept units (G,) or (n, G); None: the dense network.
+
+    Returns:
+        A number, or (n,).
+    """
+    return _cost(ops, w, per_pixel=True)
+
+
+def params(ops: Sequence[Operator], w: Any | None = None) -> Any:
+    """Weights and biases of the convolutions and linear layers (no norms); arguments as for `macs`."""
+    return _cost(ops, w, per_pixel=False)
+
+
+def _cost(ops: Sequence[Operator], w: Any | None, per_pixel: bool) -> Any:
+    total: Any = 0.0
+    counted: set[str] = set()
+    for op in ops:
+        cin, cout, present = (op.cin, op.cout, 1) if w is None else channels(op, np.asarray(w, dtype=float))
+        each = op.cin / op.groups if op.groups > 1 else cin  # whole conv groups go: the inputs of each stay as they are
+        weights = each * cout * op.kernel[0] * op.kernel[1]
+        if per_pixel:
+            height, width = op.in_hw if op.transposed else op.out_hw
+            total = total + present * weights * height * width
+        elif op.name not in counted:
+            counted.add(op.name)
+            total = total + present * (weights + (cout if op.bias else 0))
+    return float(total) if np.ndim(total) == 0 else total

@@ -1,0 +1,245 @@
+"""Surgery: removes units physically and leaves an ordinary, thinner, dense network.
+
+What is removed is written down as an *architecture*: the kept indices per module and side, and the removed residual
+branches. A fresh model from the same factory, cut by the same architecture, takes the thin model's weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.errors import BadInput, nearest
+from passdeploy.groups.channels import side_size
+from passdeploy.groups.types import Groups
+from passdeploy.structure import Structure
+
+SCHEMA = "passdeploy.architecture/1"
+
+
+class Zero(nn.Module):
+    """Stands where a removed branch was: returns zeros, which the exported graph folds away.
+
+    Args:
+        like: Zeros of the input's shape (an in-place addition needs them); else a scalar zero.
+    """
+
+    def __init__(self, like: bool = True) -> None:
+        super().__init__()
+        self.like = like
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Maps anything to zeros."""
+        return torch.zeros_like(x) if self.like else x.new_zeros(())
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """``max|a - b| / max|a|``; infinite when shapes differ or something is not finite."""
+    a, b = a.detach().double().cpu(), b.detach().double().cpu()
+    if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
+        return float("inf")
+    if a.numel() == 0:
+        return 0.0
+    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
+
+
+def architecture(groups: Groups, structure: Structure) -> dict[str, Any]:
+    """What a structure keeps, in terms of modules: kept indices per module and side, removed branches. JSON-able.
+
+    Raises:
+        BadInput: The structure is not one of these groups, or empties a group.
+    """
+    structure = groups.canonical(structure)
+    removed: list[dict[str, Any]] = []
+    gone: set[str] = set()
+    for group in groups.groups:
+        if group.kind == "depth" and not structure.masks[group.name][0]:
+            removed.append(
+                {
+                    "name": group.name,
+                    "modules": list(group.branch),
+                    "starts": list(group.starts),
+                    "gate": group.gate,
+                    "zero": group.zero,
+                }
+            )
+            gone |= set(group.branch)
+    kept: dict[str, dict[str, Any]] = {}
+    for group in groups.groups:
+        for member in group.members:
+            if member.module in gone:
+                continue
+            side = kept.setdefault(member.module, {}).setdefault(
+                member.side, {"of": member.size, "kept": set(range(member.size))}
+            )
+            for channels, keep in zip(member.channels, structure.masks[group.name], strict=True):
+                if not keep:
+                    side["kept"] -= set(channels)
+    modules = {
+        name: {side: {"of": entry["of"], "kept": sorted(entry["kept"])} for side, entry in sides.items()}
+        for name, sides in kept.items()
+    }
+    return {"schema": SCHEMA, "modules": modules, "branches": removed}
+
+
+def _select(module: nn.Module, name: str, dimension: int, kept: Tensor) -> None:
+    """Keeps the chosen indices of one of a module's parameters or buffers, when it has it."""
+    value = getattr(module, name, None)
+    if not isinstance(value, Tensor):
+        return
+    chosen = value.detach().index_select(dimension, kept.to(value.device)).clone()
+    if isinstance(value, nn.Parameter):
+        setattr(module, name, nn.Parameter(chosen, requires_grad=value.requires_grad))
+    else:
+        setattr(module, name, chosen)
+
+
+def _cut_conv(conv: nn.modules.conv._ConvNd, outside: Tensor | None, inside: Tensor | None) -> None:
+    in_dimension, out_dimension = (0, 1) if conv.transposed else (1, 0)
+    if inside is not None:
+        _select(conv, "weight", in_dimension, inside)
+        conv.in_channels = len(inside)
+    if outside is not None:
+        _select(conv, "weight", out_dimension, outside)
+        _select(conv, "bias", 0, outside)
+        conv.out_channels = len(outside)
+
+
+def _cut_grouped_conv(conv: nn.modules.conv._ConvNd, outside: Tensor | None, inside: Tensor | None) -> None:
+    """Removes whole groups; their inputs go with them."""
+    if inside is not None or outside is None:
+        raise ValueError("a grouped convolution is cut by its outputs")
+    each_out, each_in = conv.out_channels // conv.groups, conv.in_channels // conv.groups
+    groups = torch.unique(outside // each_out)
+    if len(groups) * each_out != len(outside):
+        raise ValueError("a grouped convolution loses whole groups only")
+    inputs = (groups[:, None] * each_in + torch.arange(each_in)).flatten()
+    _select(conv, "weight", 0, inputs if conv.transposed else outside)
+    _select(conv, "bias", 0, outside)
+    conv.in_channels, conv.out_channels, conv.groups = len(inputs), len(outside), len(groups)
+
+
+def _cut_linear(linear: nn.Linear, outside: Tensor | None, inside: Tensor | None) -> None:
+    if inside is not None:
+        _select(linear, "weight", 1, inside)
+        linear.in_features = len(inside)
+    if outside is not None:
+        _select(linear, "weight", 0, outside)
+        _select(linear, "bias", 0, outside)
+        linear.out_features = len(outside)
+
+
+def _cut_per_channel(module: nn.Module, kept: Tensor) -> None:
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _select(module, name, 0, kept)
+
+
+def _cut(module: nn.Module, outside: Tensor | None, inside: Tensor | None) -> None:
+    """Slices one module in place and keeps its attributes true."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        (_cut_conv if module.groups == 1 else _cut_grouped_conv)(module, outside, inside)
+        return
+    if isinstance(module, nn.Linear):
+        _cut_linear(module, outside, inside)
+        return
+    if inside is not None or outside is None:
+        raise ValueError("it has no input side of its own")
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        _cut_per_channel(module, outside)
+        module.num_features = len(outside)
+    elif isinstance(module, nn.GroupNorm):
+        each = module.num_channels // module.num_groups
+        if len(outside) % each or len(torch.unique(outside // each)) * each != len(outside):
+            raise ValueError("a group norm loses whole groups only")
+        _cut_per_channel(module, outside)
+        module.num_channels, module.num_groups = len(outside), len(outside) // each
+    elif isinstance(module, nn.PReLU):
+        _cut_per_channel(module, outside)
+        module.num_parameters = len(outside)
+    else:
+        raise ValueError(f"a {type(module).__name__} can't be cut")
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def _remove_branch(model: nn.Module, branch: Mapping[str, Any]) -> None:
+    """The gate becomes `Zero`, what the branch's input feeds becomes `Zero` too, the rest identities.
+
+    Without the second an in-place activation inside the branch would change the branch's input, which lives on.
+    """
+    for name in branch["modules"]:
+        if name == branch["gate"]:
+            stand_in: nn.Module = Zero(like=branch["zero"] == "like")
+        else:
+            stand_in = Zero() if name in branch["starts"] else nn.Identity()
+        _replace(model, name, stand_in.train(model.training))
+
+
+def _sides(entry: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
+    sides = {}
+    for side, indices in entry.items():
+        if side not in ("in", "out"):
+            raise ValueError(f"has no side {side!r}")
+        kept, size = list(indices["kept"]), indices["of"]
+        actual = side_size(module, side)  # type: ignore[arg-type]
+        if size != actual:
+            raise ValueError(f"has {actual} {side} channels, the architecture was cut from {size}")
+        if not kept or sorted(set(kept)) != kept or kept[0] < 0 or kept[-1] >= size:
+            raise ValueError(f"keeps {side} channels that are empty, repeated, unsorted or outside 0..{size - 1}")
+        if len(kept) < size:
+            sides[side] = torch.tensor(kept)
+    return sides
+
+
+def apply_architecture(model: nn.Module, arch: Mapping[str, Any]) -> nn.Module:
+    """Cuts a copy of a dense network down to an architecture.
+
+    Args:
+        model: The dense network; it is not changed.
+        arch: From `architecture`, or read from ``architecture.json``.
+
+    Returns:
+        The thin network, with the weights that are left.
+
+    Raises:
+        BadInput: The architecture is malformed or was not made from this network.
+    """
+    if not isinstance(arch, Mapping) or arch.get("schema") != SCHEMA:
+        found = arch.get("schema") if isinstance(arch, Mapping) else type(arch).__name__
+        raise BadInput(f"architecture: schema is {found!r}, expected {SCHEMA!r}")
+    clone = copy.deepcopy(model)
+    known = {name for name, _ in clone.named_modules(remove_duplicate=False)}
+    name = ""
+    try:
+        for branch in arch["branches"]:
+            for name in (*branch["modules"], *branch["starts"], branch["gate"]):
+                _require(name, known)
+            _remove_branch(clone, branch)
+        for name, entry in arch["modules"].items():
+            _require(name, known)
+            module = clone.get_submodule(name)
+            sides = _sides(entry, module)
+            if sides:
+                _cut(module, sides.get("out"), sides.get("in"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"architecture: malformed near {name!r} ({type(error).__name__}: {error})") from None
+    except ValueError as error:
+        raise BadInput(f"architecture: does not fit the model: {name} {error}") from None
+    return clone
+
+
+def _require(name: str, known: set[str]) -> None:
+    if name not in known or not name:
+        raise BadInput(f"architecture: does not fit the model: there is no module {name!r}{nearest(name, known)}")
+
+
+def thin(model: nn.Module, groups: Groups, structure: Structure) -> nn.Module:
+    """The network without the units that a structure drops; the dense one is not changed."""
+    return apply_architecture(model, architecture(groups, structure))
