@@ -1,8 +1,8 @@
 """Turns a float32 ONNX graph into a float16 or bfloat16 one.
 
 Strongly typed compilers (TensorRT-RTX, TensorRT 11) take a layer's precision from the graph, so this is where it is
-decided: convolutions, matrix products and what lies between them become half; inputs and outputs of the graph, the input
-stage, and operators whose intermediate sums or squares leave half's range stay float32, with casts at the seams.
+decided: convolutions, matrix products and what lies between them become half; inputs and outputs of the graph, the
+input stage, and operators whose intermediate sums or squares leave half's range stay float32, with casts at the seams.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ KEEP = {
     "TopK", "QuantizeLinear", "DequantizeLinear", "Loop", "If", "Scan", "RoiAlign",
 }  # fmt: skip
 """Operators that stay float32: their sums and squares overflow half (65504), or their inputs must be float32."""
-TINY = 6e-8
-"""Smallest magnitude float16 can hold."""
 
 
 class _Converter:

@@ -1,12 +1,14 @@
 """int8: an ONNX graph with quantise/dequantise pairs, calibrated on real images (post-training, static).
 
-The pairs say where an engine may compute in 8 bits. Compilers fuse different patterns, so each has its own recipe; what a
-graph with pairs computes does not depend on the compiler, up to rounding, which is how its accuracy is measured without
-the hardware.
+The pairs say where an engine may compute in 8 bits. Compilers fuse different patterns, so each has its own recipe; what
+a graph with pairs computes does not depend on the compiler, up to rounding, which is how its accuracy is measured
+without the hardware.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import tempfile
 from dataclasses import dataclass, field
@@ -28,12 +30,14 @@ class Recipe:
     """How pairs are placed.
 
     Attributes:
-        activations: ``QUInt8`` (asymmetric) or ``QInt8``.
+        activations: ONNX Runtime's `QuantType`: ``QUInt8`` (asymmetric) or ``QInt8``.
+        weights: Likewise.
         method: How a tensor's range is found: ``MinMax``, ``Entropy`` or ``Percentile``.
         options: ONNX Runtime's ``extra_options``.
     """
 
     activations: str
+    weights: str = "QInt8"
     method: str = "MinMax"
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -54,6 +58,16 @@ def for_tensorrt() -> Recipe:
             "AddQDQPairToWeight": True,
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
         },
+    )
+
+
+def for_tensorrt_fp8() -> Recipe:
+    """TensorRT's 8-bit floating point (E4M3), from compute capability 8.9 on."""
+    return Recipe(
+        "QFLOAT8E4M3FN",
+        weights="QFLOAT8E4M3FN",
+        method="Distribution",
+        options={"QuantizeBias": False, "AddQDQPairToWeight": True, "OpTypesToExcludeOutputQuantization": ["Gemm"]},
     )
 
 
@@ -106,18 +120,19 @@ def quantize(source: CompileInput, recipe: Recipe) -> bytes:
             samples = np.ascontiguousarray(source.samples[: max(batch, CALIBRATION_IMAGES)], dtype=np.float32)
             if len(samples) < batch:
                 raise BadInput(f"int8: {len(samples)} calibration images do not fill one batch of {batch}; give more")
-            q.quantize_static(
-                str(plain),
-                str(paired),
-                _reader(images.name, samples, batch),
-                quant_format=q.QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=getattr(q.QuantType, recipe.activations),
-                weight_type=q.QuantType.QInt8,
-                nodes_to_exclude=sorted(input_stage(model.graph)),
-                calibrate_method=getattr(q.CalibrationMethod, recipe.method),
-                extra_options=recipe.options,
-            )
+            with contextlib.redirect_stdout(io.StringIO()):  # some calibrators print
+                q.quantize_static(
+                    str(plain),
+                    str(paired),
+                    _reader(images.name, samples, batch),
+                    quant_format=q.QuantFormat.QDQ,
+                    per_channel=True,
+                    activation_type=getattr(q.QuantType, recipe.activations),
+                    weight_type=getattr(q.QuantType, recipe.weights),
+                    nodes_to_exclude=sorted(input_stage(model.graph)),
+                    calibrate_method=getattr(q.CalibrationMethod, recipe.method),
+                    extra_options=recipe.options,
+                )
             return paired.read_bytes()
         except BadInput:
             raise

@@ -1,0 +1,176 @@
+"""Child processes for compilers that can take the whole process down with them.
+
+TensorRT aborts or exits on some errors and keeps GPU memory until its process ends. So it is never loaded here: a job
+runs in a fresh Python, and whatever goes wrong there arrives as one line.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import passdeploy
+from passdeploy.engines._common import one_line
+from passdeploy.errors import BadInput, PassdeployError, Unavailable
+
+BUILD_TIMEOUT_S = 3600.0
+"""A full TensorRT build of a large network takes minutes; an hour means that it hangs."""
+CALL_TIMEOUT_S = 600.0
+_KINDS: dict[str, type[PassdeployError]] = {"BadInput": BadInput, "Unavailable": Unavailable}
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The child's environment: this one, with this very passdeploy on the path."""
+    root = str(Path(passdeploy.__path__[0]).parent)
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, **extra}
+
+
+def library_complaint(text: str) -> str:
+    """The most telling line of what a compiler wrote before it failed: its first error, else its last line."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("Traceback", "File ", "^", "~"))]
+    errors = [line for line in lines if re.match(r"\[?(\[E\]|E\]|\[F\]|ERROR)", line)]
+    told = (errors or lines[-1:] or [""])[0]
+    return one_line(re.sub(r"^\[[EF]\]\s*", "", told))
+
+
+def raise_answer(answer: dict[str, Any], who: str, output: str = "") -> dict[str, Any]:
+    """Returns the child's answer, or raises the error that it holds."""
+    if "error" not in answer:
+        return answer
+    told = library_complaint(output)
+    detail = f"{answer['error']} ({told})" if told and told not in answer["error"] else answer["error"]
+    raise _KINDS.get(answer.get("kind", ""), BadInput)(f"{who}: {detail}")
+
+
+def died(who: str, code: int, output: str) -> BadInput:
+    """The error for a child that ended without an answer."""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+    if -code == signal.SIGKILL:
+        how += ", perhaps for want of memory"
+    return BadInput(f"{who}: its process {how}: {library_complaint(output) or 'it said nothing'}")
+
+
+def run_job(module: str, job: dict[str, Any], who: str, *, timeout: float = BUILD_TIMEOUT_S, **env: str) -> Any:
+    """Runs ``python -m module JOB.json RESULT.json`` and returns the result.
+
+    Args:
+        module: Reads the job, writes the result: JSON both.
+        job: For the child.
+        who: Begins error messages.
+        timeout: Seconds after which the child is ended.
+        env: Added to its environment.
+
+    Raises:
+        BadInput: What the child reports, or that it crashed or took too long.
+    """
+    with tempfile.TemporaryDirectory(prefix="passdeploy-child-") as folder:
+        question, answer = Path(folder, "job.json"), Path(folder, "result.json")
+        question.write_text(json.dumps(job))
+        command = [sys.executable, "-m", module, str(question), str(answer)]
+        try:
+            done = subprocess.run(
+                command,
+                env=environment(**env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise BadInput(f"{who}: no result after {timeout:.0f} s, ended; try a smaller network or batch") from None
+        if not answer.exists():
+            raise died(who, done.returncode, done.stdout)
+        return raise_answer(json.loads(answer.read_text()), who, done.stdout)
+
+
+class Server:
+    """A child that keeps engines loaded and answers requests over a pipe.
+
+    Engines that are compared live in the same child, so that their blocks alternate in one process on one GPU context.
+
+    Args:
+        module: Started with the pipe's file descriptor as its argument; see `serve`.
+        who: Begins error messages.
+        env: Added to its environment.
+    """
+
+    def __init__(self, module: str, who: str, **env: str) -> None:
+        self.who = who
+        self.users = 0
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(theirs.fileno())],
+            env=environment(**env),
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        theirs.close()
+
+    def _output(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def ask(self, verb: str, *arguments: Any, timeout: float = CALL_TIMEOUT_S) -> Any:
+        """Sends a request and returns its value.
+
+        Raises:
+            BadInput: What the child reports, or that it died or does not answer.
+        """
+        try:
+            self._pipe.send((verb, arguments))
+            if not self._pipe.poll(timeout):
+                self.stop()
+                raise BadInput(f"{self.who}: no answer to {verb} after {timeout:.0f} s; its process was ended")
+            answer = self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            code = self._process.wait(timeout=30)
+            raise died(self.who, code, self._output()) from None
+        return raise_answer(answer, self.who, self._output() if "error" in answer else "")["value"]
+
+    def stop(self) -> None:
+        """Ends the child."""
+        self._pipe.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+
+def serve(descriptor: int, verbs: dict[str, Any]) -> None:
+    """The child's side of `Server`: answers requests with `verbs` until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes the pipe
+    pipe = multiprocessing.connection.Connection(descriptor)
+    while True:
+        try:
+            verb, arguments = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        try:
+            answer = {"value": verbs[verb](*arguments)}
+        except Exception as error:
+            answer = failure(error)
+        pipe.send(answer)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """An exception as an answer."""
+    kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _KINDS), "")
+    return {"error": one_line(error), "kind": kind}

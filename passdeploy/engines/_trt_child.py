@@ -1,0 +1,216 @@
+"""The child process in which TensorRT and TensorRT-RTX build and run, through Polygraphy.
+
+``python -m passdeploy.engines._trt_child JOB.json RESULT.json`` builds; with a file descriptor alone it serves a
+`passdeploy.engines._child.Server`. ``POLYGRAPHY_USE_TENSORRT_RTX`` in its environment says which of the two it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from passdeploy.engines._child import failure, serve
+from passdeploy.errors import BadInput
+
+RTX = os.environ.get("POLYGRAPHY_USE_TENSORRT_RTX") == "1"
+NAME = "TensorRT-RTX" if RTX else "TensorRT"
+
+
+def _library() -> Any:
+    if RTX:
+        import tensorrt_rtx as trt
+    else:
+        import tensorrt as trt
+    return trt
+
+
+def _config(job: dict[str, Any]) -> Any:
+    from polygraphy.backend.trt import CreateConfig, Profile
+
+    trt, options = _library(), job["options"]
+    common: dict[str, Any] = {"profiling_verbosity": trt.ProfilingVerbosity.DETAILED}
+    dynamic = {name: shape for name, shape in job["inputs"].items() if -1 in shape}
+    if dynamic:
+        profile = Profile()
+        for name, shape in dynamic.items():
+            low, best, high = ([n if axis < 0 else axis for axis in shape] for n in job["batches"])
+            profile.add(name, min=tuple(low), opt=tuple(best), max=tuple(high))
+        common["profiles"] = [profile]
+    if options.get("optimization_level") is not None:
+        common["builder_optimization_level"] = options["optimization_level"]
+    if RTX:
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        if job["compute_capabilities"] == "current":
+            return CreateConfigRTX(use_gpu=True, **common)
+        return CreateConfigRTX(compute_capabilities=[tuple(c) for c in job["compute_capabilities"]], **common)
+    if options.get("version_compatible"):
+        common["version_compatible"] = True
+    if options.get("hardware_compatible"):
+        common["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.get("timing_cache"):
+        common["load_timing_cache"] = options["timing_cache"]
+    return CreateConfig(**common)
+
+
+def build(job: dict[str, Any]) -> dict[str, Any]:
+    """Builds an engine from ``job["onnx"]`` into ``job["engine"]``; returns facts about it."""
+    from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath
+
+    trt = _library()
+    begun = time.perf_counter()
+    typed = {"strongly_typed": True} if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") else {}
+    network = NetworkFromOnnxPath(job["onnx"], **typed)
+    cache = job["options"].get("timing_cache") if not RTX else None
+    data = EngineBytesFromNetwork(network, config=_config(job), save_timing_cache=cache)()
+    Path(job["engine"]).write_bytes(bytes(data))
+    return {"library": trt.__version__, "seconds": time.perf_counter() - begun}
+
+
+class _Loaded:
+    """One engine with its context, buffers and captured graph."""
+
+    def __init__(self, data: bytes, batch: int) -> None:
+        from passdeploy.engines._cuda import Buffer, Stream, check
+
+        trt = _library()
+        from cuda.bindings import runtime
+
+        check(runtime.cudaGetDeviceCount())  # a clear error before the library's own
+        self._log = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(self._log)
+        self.engine = self._runtime.deserialize_cuda_engine(data)
+        if self.engine is None:
+            raise BadInput(
+                f"the engine does not fit this GPU or this {NAME} {trt.__version__}; compile it again on this machine"
+            )
+        self.context = self.engine.create_execution_context()
+        self.stream = Stream()
+        self.inputs: dict[str, Buffer] = {}
+        self.outputs: dict[str, Buffer] = {}
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        for name in names:
+            if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+                shape = tuple(batch if axis < 0 else axis for axis in self.engine.get_tensor_shape(name))
+                if not self.context.set_input_shape(name, shape):
+                    raise BadInput(f"the engine does not take {name} of shape {list(shape)}")
+                self.inputs[name] = Buffer(shape, trt.nptype(self.engine.get_tensor_dtype(name)))
+        for name in names:
+            if name not in self.inputs:
+                shape = tuple(self.context.get_tensor_shape(name))
+                self.outputs[name] = Buffer(shape, trt.nptype(self.engine.get_tensor_dtype(name)))
+        for name, buffer in {**self.inputs, **self.outputs}.items():
+            self.context.set_tensor_address(name, buffer.pointer)
+        self.graphed = False
+        self._launch = self._enqueue
+
+    def _enqueue(self) -> None:
+        if not self.context.execute_async_v3(int(self.stream.handle)):
+            raise BadInput(f"{NAME} could not enqueue the inference")
+
+    def bind(self, inputs: dict[str, np.ndarray]) -> None:
+        """Puts inputs in place and captures the inference as a CUDA graph where the engine allows it."""
+        for name, buffer in self.inputs.items():
+            buffer.write(inputs[name], self.stream.handle)
+        self._enqueue()  # the first enqueue may allocate, which a capture must not see
+        self.stream.synchronise()
+        if not self.graphed:
+            try:
+                self._launch = self.stream.capture(self._enqueue)
+                self.graphed = True
+            except Exception:  # data-dependent control flow: timed as plain enqueues, and said so
+                self._launch = self._enqueue
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for name, buffer in self.inputs.items():
+            buffer.write(inputs[name], self.stream.handle)
+        self._enqueue()
+        return {name: buffer.read(self.stream.handle) for name, buffer in self.outputs.items()}
+
+    def block(self, seconds: float, calls: int) -> list[tuple[float, float]]:
+        """(device, host enqueue) seconds of at least `calls` inferences over at least `seconds`."""
+        taken, begun = [], time.perf_counter()
+        while len(taken) < calls or time.perf_counter() - begun < seconds:
+            taken.append(self.stream.timed(self._launch))
+        return taken
+
+    def layers(self) -> Any:
+        """What the engine inspector tells about each layer."""
+        trt = _library()
+        inspector = self.engine.create_engine_inspector()
+        inspector.execution_context = self.context
+        return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    def layer_times(self, calls: int) -> dict[str, float]:
+        """Mean milliseconds per layer (TensorRT's profiler; slower than the engine is without it)."""
+        trt = _library()
+
+        class Times(trt.IProfiler):  # type: ignore[misc]
+            """Sums up what is reported."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.total: dict[str, float] = {}
+
+            def report_layer_time(self, name: str, milliseconds: float) -> None:
+                self.total[name] = self.total.get(name, 0.0) + milliseconds
+
+        times = Times()
+        context = self.engine.create_execution_context()
+        for name, buffer in {**self.inputs, **self.outputs}.items():
+            if name in self.inputs:
+                context.set_input_shape(name, buffer.shape)
+            context.set_tensor_address(name, buffer.pointer)
+        context.profiler = times
+        for _ in range(calls):
+            context.execute_async_v3(int(self.stream.handle))
+            self.stream.synchronise()
+        return {name: total / calls for name, total in times.total.items()}
+
+    def close(self) -> None:
+        for buffer in (*self.inputs.values(), *self.outputs.values()):
+            buffer.free()
+        self.stream.free()
+        self.context = self.engine = self._runtime = None
+
+
+def _verbs() -> dict[str, Any]:
+    loaded: dict[int, _Loaded] = {}
+
+    def load(path: str, batch: int) -> dict[str, Any]:
+        key = max(loaded, default=-1) + 1
+        loaded[key] = _Loaded(Path(path).read_bytes(), batch)
+        return {"key": key, "graphed": loaded[key].graphed}
+
+    return {
+        "load": load,
+        "bind": lambda key, inputs: loaded[key].bind(inputs),
+        "run": lambda key, inputs: loaded[key].run(inputs),
+        "block": lambda key, seconds, calls: loaded[key].block(seconds, calls),
+        "layers": lambda key: loaded[key].layers(),
+        "layer_times": lambda key, calls: loaded[key].layer_times(calls),
+        "close": lambda key: loaded.pop(key).close(),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Builds one engine, or serves loaded ones."""
+    if len(arguments) == 1:
+        serve(int(arguments[0]), _verbs())
+        return
+    job = json.loads(Path(arguments[0]).read_text())
+    try:
+        answer = build(job)
+    except Exception as error:
+        answer = failure(error)
+    Path(arguments[1]).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,62 @@
+"""TensorRT: builds on the GPU that will run the engine, timing kernels as it goes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from passdeploy.engines._common import missing
+from passdeploy.engines._trt import Options, TrtBackend
+from passdeploy.engines.base import CompileInput, Engine, register
+
+if TYPE_CHECKING:
+    from passdeploy.targets import Target
+
+
+def default_timing_cache(version: str, device: str) -> Path:
+    """Where builds of one TensorRT version on one kind of GPU share their kernel timings."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passdeploy"
+    kind = "".join(c if c.isalnum() else "-" for c in f"{version}-{device}").lower()
+    return root / f"tensorrt-{kind}.timing"
+
+
+@register
+class TensorRt(TrtBackend):
+    """Full TensorRT through Polygraphy."""
+
+    name: ClassVar[str] = "tensorrt"
+    title: ClassVar[str] = "TensorRT"
+    suffix: ClassVar[str] = ".plan"
+    precisions: ClassVar[tuple[str, ...]] = ("fp16", "fp32", "bf16", "int8", "fp8")
+    module: ClassVar[str] = "tensorrt"
+    install: ClassVar[str] = "tensorrt tensorrt-cu13 tensorrt-cu12"
+    environment: ClassVar[dict[str, str]] = {"POLYGRAPHY_USE_TENSORRT_RTX": "0"}
+
+    def available(self, target: Target) -> str | None:
+        if target.compute_capability is not None and missing("tensorrt", "tensorrt"):
+            return (
+                "TensorRT's libraries are not installed; pip install tensorrt "
+                "--extra-index-url https://pypi.nvidia.com, or use the image that Dockerfile.gpu builds"
+            )
+        return super().available(target)
+
+    def reason(self, target: Target) -> str | None:
+        if not target.attached:
+            return (
+                f"TensorRT builds on the GPU that will run the engine and no {target.device} is attached; "
+                "use --backend tensorrt_rtx to compile for it here"
+            )
+        return None
+
+    def job(self, target: Target) -> dict[str, Any]:
+        return {}
+
+    def compile(self, source: CompileInput, target: Target, options: Options | None = None) -> Engine:
+        options = options or self.options
+        if options.timing_cache is None:
+            cache = default_timing_cache(self.version(), target.device)
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            options = replace(options, timing_cache=str(cache))
+        return super().compile(source, target, options)
