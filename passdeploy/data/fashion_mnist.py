@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def read_idx(path: Path) -> np.ndarray:
         if zero != 0 or kind != 8:
             raise ValueError("not an IDX file of unsigned bytes")
         return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise BadInput(f"{path}: cannot be read ({error}); delete it and install or download it again") from None
 
 
@@ -58,7 +59,7 @@ def _locate() -> list[Path]:
         except Exception as error:
             raise BadInput(
                 f"fashion-mnist: not found in {', '.join(map(str, search_path()))} and the download failed ({error}); "
-                "install Debian's dataset-fashion-mnist, or put its four files into a folder and set PASSDEPLOY_DATA to it"
+                "install Debian's dataset-fashion-mnist, or put its four files into a folder and name it in PASSDEPLOY_DATA"
             ) from None
         found = [_find(name) for name in FILES]
     return [path for path in found if path is not None]

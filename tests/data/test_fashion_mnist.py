@@ -102,12 +102,19 @@ def test_not_an_idx_file(tmp_path: Path, content: bytes) -> None:
         read_idx(tmp_path / "file")
 
 
-def test_damaged_archive(tmp_path: Path) -> None:
-    content = bytearray(gzip.compress(idx(np.arange(100).reshape(10, 10))))
-    content[20] ^= 0xFF
-    (tmp_path / "file.gz").write_bytes(content)
-    with pytest.raises(BadInput, match="cannot be read"):
-        read_idx(tmp_path / "file.gz")
+def test_a_damaged_archive_is_refused_or_harmless(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 9, (20, 20))
+    whole = gzip.compress(idx(array))
+    refused = 0
+    for position in range(len(whole)):
+        content = bytearray(whole)
+        content[position] ^= 0xFF
+        (tmp_path / "file.gz").write_bytes(content)
+        try:
+            assert np.array_equal(read_idx(tmp_path / "file.gz"), array)
+        except BadInput:
+            refused += 1
+    assert refused > 0.9 * len(whole)
 
 
 def test_nowhere_and_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
