@@ -1,0 +1,78 @@
+"""What the runner asks of a backend, and which backend goes where."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from passdeploy.shipping.contents import EngineInfo
+from passdeploy.shipping.sums import Refused
+
+_EXECUTORS = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt",
+}
+"""Backend -> module of this package; any other backend goes through `passdeploy.engines` and what that imports."""
+
+
+class Executor:
+    """A loaded engine. `run` may be called from several threads at once."""
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Maps exactly one batch of images (batch, C, H, W) float32 to logits (batch, classes) of its own memory."""
+        raise NotImplementedError
+
+    def bind(self, images: np.ndarray) -> None:
+        """Puts the input of `call` in place (what a measurement of scope `engine` needs)."""
+        raise NotImplementedError
+
+    def call(self) -> None:
+        """One inference on what `bind` put in place; blocks until done. For one thread."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Frees the engine. Nothing is running when it is called."""
+
+
+def in_batches(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int) -> np.ndarray:
+    """Runs any number of images (at least one) in batches of `batch`; the last is filled up with its last image."""
+    count = len(images)
+    if count == batch:
+        return run(images)
+    parts = []
+    for start in range(0, count, batch):
+        part = images[start : start + batch]
+        held = len(part)
+        if held < batch:
+            part = np.concatenate([part, np.repeat(part[-1:], batch - held, axis=0)])
+        parts.append(run(np.ascontiguousarray(part))[:held])
+    return np.concatenate(parts)
+
+
+def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], **options: Any) -> Executor:
+    """Loads an engine from its bytes.
+
+    Args:
+        engine: As the bundle describes it.
+        data: The engine file; its digest was checked on these very bytes.
+        manifest: The bundle's.
+        options: Settings of the backend's executor, such as ``streams`` and ``cuda_graphs`` of TensorRT's.
+
+    Raises:
+        Refused: The backend is missing or does not take the engine; one line that says what to do.
+    """
+    module = importlib.import_module(f"passdeploy.shipping.executors.{_EXECUTORS.get(engine.backend, 'engines')}")
+    try:
+        executor: Executor = module.create(engine, data, manifest, **options)
+    except ImportError as error:
+        name = (error.name or str(error)).split(".")[0]
+        raise Refused(
+            f"engine {engine.id}: backend {engine.backend} is not installed ({name}); "
+            f"install {engine.backend} {engine.backend_version}"
+        ) from None
+    return executor

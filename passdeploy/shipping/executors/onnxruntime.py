@@ -1,0 +1,67 @@
+"""ONNX Runtime: the session that was measured, its settings included. A session is thread-safe by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from passdeploy.errors import BadInput
+from passdeploy.shipping.contents import EngineInfo
+from passdeploy.shipping.executors.base import Executor
+from passdeploy.shipping.sums import Refused
+
+_GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+
+
+class OrtExecutor(Executor):
+    """Runs a session; inputs and outputs are host arrays."""
+
+    def __init__(self, session: Any, device: str) -> None:
+        self._session = session
+        self._device = device
+        self._input = session.get_inputs()[0].name
+        self._output = session.get_outputs()[0].name
+        self._binding: Any = None
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = self._session.run([self._output], {self._input: images})[0]
+        return logits
+
+    def bind(self, images: np.ndarray) -> None:
+        import onnxruntime as ort
+
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input, ort.OrtValue.ortvalue_from_numpy(images, self._device, 0))
+        binding.bind_output(self._output, self._device)
+        self._session.run_with_iobinding(binding)
+        binding.bind_ortvalue_output(self._output, binding.get_outputs()[0])
+        self._binding = binding
+
+    def call(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+    def close(self) -> None:
+        self._binding = self._session = None
+
+
+def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], threads: int | None = None) -> OrtExecutor:
+    """Args: threads: Of one inference; None: as the engine was measured."""
+    import onnxruntime as ort
+
+    from passdeploy.engines.onnxruntime import session
+
+    on_gpu = bool(engine.requires.get("compute_capabilities"))
+    providers = ["CPUExecutionProvider"]
+    if on_gpu:
+        providers = [name for name in engine.meta.get("providers", ()) if name in _GPU_PROVIDERS]
+        missing = [name for name in providers if name not in ort.get_available_providers()]
+        if missing or not providers:
+            raise Refused(f"engine {engine.id}: this onnxruntime has no {missing or _GPU_PROVIDERS[0]}")
+    settings = {str(key): str(value) for key, value in engine.meta.get("session", {}).items()}
+    try:
+        loaded = session(data, threads or engine.threads, providers, settings)
+    except BadInput as error:
+        raise Refused(f"engine {engine.id}: {error}") from None
+    return OrtExecutor(loaded, "cuda" if on_gpu else "cpu")

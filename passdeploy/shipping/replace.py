@@ -1,0 +1,42 @@
+"""Puts a folder in place of another in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from pathlib import Path
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swaps two paths atomically (Linux's renameat2); False where the system or file system can't."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Moves `new` to `folder`; what was there is removed once the new one is in its place.
+
+    A reader finds the old folder or the new one, never a mixture. Where the system can't swap two folders in one step,
+    there is a moment in which neither is there, and the old one is kept as ``NAME.old`` until it is over.
+    """
+    if not folder.exists():
+        new.rename(folder)
+        return
+    if _exchange(new, folder):
+        shutil.rmtree(new)
+        return
+    aside = folder.with_name(folder.name + ".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    try:
+        new.rename(folder)
+    except OSError:
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside)

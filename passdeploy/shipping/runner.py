@@ -1,0 +1,181 @@
+"""Runs a bundle with numpy and the backend alone: no torch, no pandas, no pydantic.
+
+    from passdeploy.shipping.runner import load
+
+    with load("bundle") as model:
+        logits = model.run(images)
+
+A bundle is checked before any of it is loaded: its digests, its signature when a key is given, what `bundle.json` binds
+together, and whether an engine fits this machine. Once loaded, the engine must reproduce the sample outputs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from passdeploy.errors import BadInput
+from passdeploy.shipping.contents import Contents, EngineInfo, open_bundle
+from passdeploy.shipping.executors.base import Executor, create, in_batches
+from passdeploy.shipping.hardware import Machine
+from passdeploy.shipping.sums import Refused
+
+
+class Model:
+    """A loaded bundle. Safe to use from several threads; `close` waits for the calls that are under way.
+
+    Attributes:
+        contents: The bundle.
+        engine: The engine that was chosen.
+        classes: Class names in the order of the logits.
+    """
+
+    def __init__(self, contents: Contents, engine: EngineInfo, executor: Executor) -> None:
+        self.contents = contents
+        self.engine = engine
+        self.classes = contents.classes
+        self._shape = contents.input_shape
+        self._executor: Executor | None = executor
+        self._state = threading.Condition()
+        self._running = 0
+
+    @contextmanager
+    def _in_use(self) -> Iterator[Executor]:
+        with self._state:
+            if self._executor is None:
+                raise BadInput("this model is closed; load the bundle again")
+            self._running += 1
+            executor = self._executor
+        try:
+            yield executor
+        finally:
+            with self._state:
+                self._running -= 1
+                self._state.notify_all()
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Classifies images.
+
+        Args:
+            images: float32 (n, 3, H, W), RGB in [0, 1], or uint8 (n, H, W, 3), RGB; any n.
+
+        Returns:
+            Logits (n, classes), float32, in the order of `classes`.
+
+        Raises:
+            BadInput: Wrong type or shape, or the model is closed.
+        """
+        images = self._prepare(images)
+        with self._in_use() as executor:
+            if not len(images):
+                return np.zeros((0, len(self.classes)), np.float32)
+            return in_batches(executor.run, images, self.engine.batch)
+
+    def _prepare(self, images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
+        channels, height, width = self._shape
+        if images.dtype == np.uint8 and images.shape[1:] == (height, width, channels):
+            return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+        if images.dtype != np.float32 or images.shape[1:] != self._shape or images.ndim != 4:
+            raise BadInput(
+                f"images: {images.dtype} {list(images.shape)}, expected float32 [n, {channels}, {height}, {width}] "
+                f"in [0, 1] or uint8 [n, {height}, {width}, {channels}]"
+            )
+        return np.ascontiguousarray(images)
+
+    def bind(self, images: np.ndarray) -> None:
+        """Puts one batch in place for `call`: a measurement of scope `engine` leaves transfers out."""
+        images = self._prepare(images)
+        if len(images) != self.engine.batch:
+            raise BadInput(f"bind takes exactly {self.engine.batch} image(s), the engine's batch, not {len(images)}")
+        with self._in_use() as executor:
+            executor.bind(images)
+
+    def call(self) -> None:
+        """One inference on what `bind` put in place. For one thread."""
+        if self._executor is None:
+            raise BadInput("this model is closed; load the bundle again")
+        self._executor.call()
+
+    def check_samples(self) -> float:
+        """Runs the sample images; returns max|a-b| / max|a| against the expected outputs.
+
+        Raises:
+            Refused: Above the engine's tolerance, or not finite.
+        """
+        images, expected = self.contents.samples()
+        actual = self.run(images)
+        if actual.shape != expected.shape:
+            raise Refused(
+                f"engine {self.engine.id}: gives outputs {list(actual.shape)}, the samples say {list(expected.shape)}"
+            )
+        difference = float(np.max(np.abs(actual - expected)) / max(float(np.max(np.abs(expected))), 1e-30))
+        if not difference <= self.engine.tolerance:
+            raise Refused(
+                f"engine {self.engine.id}: does not reproduce the sample outputs here (relative difference "
+                f"{difference:.1e}, allowed {self.engine.tolerance:.0e}); compile it again for this machine"
+            )
+        return difference
+
+    def close(self) -> None:
+        """Waits for calls under way, then frees the engine. Closing twice is fine."""
+        with self._state:
+            executor, self._executor = self._executor, None
+            self._state.wait_for(lambda: self._running == 0)
+        if executor is not None:
+            executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(
+    bundle: str | Path,
+    *,
+    key: str | Path | None = None,
+    engine: str | None = None,
+    machine: Machine | None = None,
+    check_samples: bool = True,
+    **options: Any,
+) -> Model:
+    """Loads a bundle, verified first.
+
+    Args:
+        bundle: Its folder.
+        key: Public key (PEM): the bundle must be signed with its private half. None: the digests alone are checked,
+            which detects corruption but not tampering.
+        engine: Id of an engine, or a target's name; None: the first engine that fits this machine.
+        machine: What to fit; None: this machine.
+        check_samples: Whether the engine must reproduce the sample outputs before it is handed over (also a warm-up).
+        options: Of the backend: ``threads`` (ONNX Runtime), ``streams`` and ``cuda_graphs`` (TensorRT).
+
+    Raises:
+        BadInput: There is no such folder.
+        Refused: The bundle is not what was sealed or does not fit this machine; one line that says why.
+    """
+    contents = open_bundle(Path(bundle))
+    if key is not None:
+        from passdeploy.shipping.signing import check_signature
+
+        check_signature(contents.sealed, Path(key))
+    chosen = contents.choose(engine, machine)
+    executor = create(chosen, contents.sealed.read(chosen.file), contents.manifest, **options)
+    model = Model(contents, chosen, executor)
+    if check_samples:
+        try:
+            model.check_samples()
+        except BaseException:
+            model.close()
+            raise
+    return model

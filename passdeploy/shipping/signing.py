@@ -1,0 +1,84 @@
+"""Signs bundles with model-signing (OpenSSF) and elliptic-curve key files; imported only when a key is given.
+
+The signature (`model.sig`, a Sigstore bundle) covers every file but itself and SHA256SUMS. SHA256SUMS covers the
+signature too, so that damage to any file, the signature's included, is detected without a key; with it, tampering is.
+Without passdeploy: `model_signing verify key B --signature B/model.sig --public-key KEY --ignore-paths B/SHA256SUMS`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from passdeploy.errors import BadInput, Unavailable
+from passdeploy.shipping.sums import SUMS, Refused, Sealed
+
+SIGNATURE = "model.sig"
+_HOW = "pip install 'passdeploy[sign]'"
+
+
+def require_signing() -> None:
+    """Raises `Unavailable` when model-signing can't be imported."""
+    try:
+        import model_signing  # noqa: F401
+    except ImportError as error:
+        raise Unavailable(f"signing: model-signing is not complete ({error.name or error} missing); {_HOW}") from None
+
+
+def _hashing(folder: Path) -> Any:
+    import model_signing
+
+    ignored = [folder / SUMS, folder / SIGNATURE]
+    return model_signing.hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
+
+
+def sign(folder: Path, key: Path) -> Path:
+    """Writes the signature of a bundle that is not yet sealed; returns its path.
+
+    Args:
+        folder: All files but SHA256SUMS.
+        key: Private key, PEM, curve P-256, P-384 or P-521, without a password.
+
+    Raises:
+        BadInput: The key can't be used.
+        Unavailable: model-signing is not installed.
+    """
+    require_signing()
+    import model_signing
+
+    path = folder / SIGNATURE
+    try:
+        config = model_signing.signing.Config().use_elliptic_key_signer(private_key=key)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"{key}: not a private key to sign with ({_line(error)}); make one with openssl ecparam "
+                       "-name prime256v1 -genkey -noout") from None  # fmt: skip
+    config.set_hashing_config(_hashing(folder)).sign(folder, path)
+    return path
+
+
+def check_signature(sealed: Sealed, key: Path) -> None:
+    """Checks that a bundle was signed with the private half of `key` and is what was signed.
+
+    Raises:
+        BadInput: The key can't be used.
+        Refused: Not signed, signed with another key, or changed since.
+        Unavailable: model-signing is not installed.
+    """
+    if SIGNATURE not in sealed.sums:
+        raise Refused(f"the bundle is not signed (no {SIGNATURE}), but a key was given")
+    require_signing()
+    import model_signing
+
+    try:
+        config = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"{key}: not a public key to verify with ({_line(error)})") from None
+    try:
+        config.set_hashing_config(_hashing(sealed.folder)).verify(sealed.folder, sealed.folder / SIGNATURE)
+    except Exception as error:  # whatever the library raises on a forged file is a refusal
+        raise Refused(f"{SIGNATURE}: the signature does not hold for this bundle and key ({_line(error)})") from None
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -1,0 +1,200 @@
+"""`passdeploy verify BUNDLE`: is it what was sealed, by whom, does it fit here, does it compute what it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from passdeploy.errors import Unavailable
+from passdeploy.shipping import manifest as m
+from passdeploy.shipping.contents import MANIFEST, Contents, open_bundle
+from passdeploy.shipping.hardware import Machine
+from passdeploy.shipping.runner import Model, load
+from passdeploy.shipping.signing import SIGNATURE, check_signature
+from passdeploy.shipping.sums import Refused
+
+Outcome = Literal["passed", "refused", "skipped"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    outcome: Outcome
+    message: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        checks: In order; nothing is looked at after a refusal.
+        root: SHA-256 of SHA256SUMS; None when the digests did not hold.
+        status: The bundle's, or the one that `measure` turned it into.
+        latency_ms: Measured here; None without `measure`.
+    """
+
+    checks: tuple[Check, ...]
+    root: str | None = None
+    status: str | None = None
+    latency_ms: dict[str, Any] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was refused."""
+        return all(check.outcome != "refused" for check in self.checks)
+
+    @property
+    def reason(self) -> str | None:
+        """The refusal in one line; None when there is none."""
+        return next((check.message for check in self.checks if check.outcome == "refused"), None)
+
+    @property
+    def exit_code(self) -> int:
+        """0 verified, 1 refused; 1 too when it was measured here and misses the budget."""
+        return 0 if self.ok and not (self.latency_ms and self.status == "over_budget") else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "verified": self.ok,
+            "reason": self.reason,
+            "root": self.root,
+            "status": self.status,
+            "latency_ms": self.latency_ms,
+            "checks": [vars(check) for check in self.checks],
+        }
+
+
+@dataclass
+class _Log:
+    checks: list[Check] = field(default_factory=list)
+
+    def passed(self, name: str, message: str) -> None:
+        self.checks.append(Check(name, "passed", message))
+
+    def skipped(self, name: str, message: str) -> None:
+        self.checks.append(Check(name, "skipped", message))
+
+    def attempt(self, name: str, step: Callable[[], str]) -> bool:
+        try:
+            self.passed(name, step())
+        except (Refused, Unavailable) as error:
+            self.checks.append(Check(name, "refused", str(error)))
+            return False
+        return True
+
+
+def verify(
+    bundle: str | Path,
+    key: str | Path | None = None,
+    measure: bool = False,
+    *,
+    engine: str | None = None,
+    machine: Machine | None = None,
+    run: bool = True,
+) -> Verification:
+    """Checks a bundle: digests, manifest, signature, hardware fit, sample outputs, and latency when asked.
+
+    Args:
+        bundle: Its folder.
+        key: Public key (PEM). Given: an unsigned bundle is refused.
+        measure: Measures the latency here, which turns `unverified` into `within_budget` or `over_budget`.
+        engine: Id or target of the engine to look at; None: the first that fits.
+        machine: What to fit; None: this machine.
+        run: False stops before the hardware: for a machine that only passes the bundle on.
+
+    Raises:
+        BadInput: There is no such folder, or the key is no key.
+    """
+    log, found = _Log(), _Found()
+
+    def digests() -> str:
+        found.contents = open_bundle(Path(bundle))
+        found.manifest = m.read(found.contents.sealed.read(MANIFEST))
+        found.status = found.manifest.status
+        return (
+            f"{len(found.contents.sealed.sums)} files match SHA256SUMS, and bundle.json binds engines to the ONNX file"
+        )
+
+    def hardware() -> str:
+        found.model = load(bundle, engine=engine, machine=machine, check_samples=False)
+        return f"engine {found.model.engine.id} fits this machine"
+
+    def samples() -> str:
+        assert found.model is not None
+        difference = found.model.check_samples()
+        count = found.manifest.samples.count if found.manifest else 0
+        return f"outputs of {count} sample images reproduced (relative difference {difference:.1e})"
+
+    def latency() -> str:
+        assert found.model is not None and found.manifest is not None
+        found.latency, found.status = _measure(found.model, found.manifest)
+        return f"p50 {found.latency['p50']:.3f} ms on this machine: {found.status}"
+
+    try:
+        if log.attempt("digests", digests) and _signature(log, found, key):
+            if not run:
+                log.skipped("hardware", "not asked for")
+            elif log.attempt("hardware", hardware) and log.attempt("samples", samples) and measure:
+                log.attempt("latency", latency)
+    finally:
+        if found.model is not None:
+            found.model.close()
+    root = found.contents.sealed.root if found.contents is not None else None
+    return Verification(tuple(log.checks), root, found.status, found.latency)
+
+
+@dataclass
+class _Found:
+    contents: Contents | None = None
+    manifest: m.BundleManifest | None = None
+    model: Model | None = None
+    status: str | None = None
+    latency: dict[str, Any] | None = None
+
+
+def _signature(log: _Log, found: _Found, key: str | Path | None) -> bool:
+    assert found.contents is not None
+    sealed = found.contents.sealed
+    if key is not None:
+
+        def check() -> str:
+            check_signature(sealed, Path(key))
+            return f"signed with the private half of {key}: tampering would have been detected"
+
+        return log.attempt("signature", check)
+    if SIGNATURE in sealed.sums:
+        log.skipped(
+            "signature", "signed, but no key was given: corruption would have been detected, tampering would not"
+        )
+    else:
+        log.skipped("signature", "not signed: corruption would have been detected, tampering would not")
+    return True
+
+
+def _measure(model: Model, manifest: m.BundleManifest) -> tuple[dict[str, Any], str]:
+    """Latency here, and what it makes of the status."""
+    import numpy as np
+
+    from passdeploy.latency.measure import measure
+
+    images, _ = model.contents.samples()
+    model.bind(np.resize(images, (model.engine.batch, *images.shape[1:])))
+    measurement = measure(model)
+    latency = measurement.to_json()
+    budget = manifest.budget
+    if (
+        budget is None
+        or budget.latency_ms is None
+        or manifest.status not in ("unverified", "within_budget", "over_budget")
+    ):
+        return latency, manifest.status
+    value = measurement.at(float(budget.percentile.lstrip("p")))
+    if value is None:
+        return latency, manifest.status
+    return latency, "within_budget" if value <= budget.latency_ms else "over_budget"

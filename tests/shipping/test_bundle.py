@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+from passdeploy.errors import BadInput
+from passdeploy.shipping import manifest as m
+from passdeploy.shipping.bundle import BundleSource, EngineSource, write_bundle
+from passdeploy.shipping.contents import open_bundle
+from passdeploy.shipping.sums import digest_file
+from tests.shipping.conftest import CLASSES, cpu_target, make_source, report
+
+
+def test_manifest_is_valid_against_the_published_schema(sealed_bundle: Path) -> None:
+    schema = json.loads(m.SCHEMA_FILE.read_text())
+    assert schema == m.json_schema(), "run python -m passdeploy.shipping.manifest"
+    Draft202012Validator.check_schema(schema)
+    manifest = json.loads((sealed_bundle / "bundle.json").read_text())
+    Draft202012Validator(schema).validate(manifest)
+    assert m.read((sealed_bundle / "bundle.json").read_bytes()).to_json() == (sealed_bundle / "bundle.json").read_text()
+
+
+def test_engines_are_bound_to_the_onnx_file(sealed_bundle: Path, source: BundleSource) -> None:
+    contents = open_bundle(sealed_bundle)
+    (engine,) = contents.engines
+    assert engine.onnx_sha256 == digest_file(sealed_bundle / "model.onnx") == digest_file(source.onnx)
+    assert engine.sha256 == digest_file(sealed_bundle / engine.file)
+    compiled = source.engines[0].folder / "engine.onnx"
+    assert (sealed_bundle / engine.file).read_bytes() == compiled.read_bytes(), "what was measured is what is shipped"
+    assert contents.classes == CLASSES
+    entry = contents.manifest["engines"][0]
+    assert entry["latency_ms"]["p50"] == 1.5
+    assert entry["dense_latency_ms"]["p50"] == 3.0
+
+
+def test_samples_are_the_graphs_outputs(sealed_bundle: Path, source: BundleSource) -> None:
+    import onnxruntime as ort
+
+    images, outputs = open_bundle(sealed_bundle).samples()
+    assert np.array_equal(images, source.images)
+    session = ort.InferenceSession(str(source.onnx), providers=["CPUExecutionProvider"])
+    expected = np.concatenate([session.run(None, {"images": image[None]})[0] for image in images])
+    assert np.max(np.abs(outputs - expected)) <= 1e-5 * np.max(np.abs(expected))
+
+
+def test_the_card_says_what_matters(sealed_bundle: Path) -> None:
+    card = (sealed_bundle / "MODEL_CARD.md").read_text()
+    for part in ("within_budget", "92.50 %", "93.00 %", "p50 1.500 ms", "cat, dog", "tampering"):
+        assert part in card
+
+
+def test_markup_in_names_stays_text(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "run", data="<script>|x|", classes=("a|b", "`c`", "<d>", "e", "f"))
+    card = (write_bundle(tmp_path / "bundle", source) / "MODEL_CARD.md").read_text()
+    assert "<script>" not in card
+    assert "a\\|b" in card
+
+
+def test_sbom_lists_model_engine_and_libraries(sealed_bundle: Path) -> None:
+    document = json.loads((sealed_bundle / "sbom.cdx.json").read_text())
+    components = {c["name"]: c for c in document["components"]}
+    onnx = components["model.onnx"]
+    assert onnx["type"] == "machine-learning-model"
+    assert onnx["hashes"] == [{"alg": "SHA-256", "content": digest_file(sealed_bundle / "model.onnx")}]
+    assert components["onnxruntime"]["purl"].startswith("pkg:pypi/onnxruntime@")
+    assert components["onnxruntime"]["scope"] == "required"
+    references = [c["bom-ref"] for c in document["components"]]
+    assert len(references) == len(set(references))
+
+
+def test_without_engines_or_measurements_it_claims_nothing(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "run", engines=(), report=report(status="unverified"))
+    folder = write_bundle(tmp_path / "bundle", source)
+    assert "nothing was measured" in (folder / "MODEL_CARD.md").read_text()
+    assert open_bundle(folder).engines == ()
+
+
+def test_a_target_that_is_not_attached_gets_no_latency(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "run")
+    target = cpu_target().with_(attached=False)
+    engines = (EngineSource(source.engines[0].folder, target),)
+    folder = write_bundle(tmp_path / "bundle", make_source(tmp_path / "run", engines=engines))
+    assert open_bundle(folder).manifest["engines"][0]["latency_ms"] is None
+
+
+def test_replaces_a_bundle_as_a_whole_and_nothing_else(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle", make_source(tmp_path / "run"))
+    first = open_bundle(folder).sealed.root
+    write_bundle(folder, make_source(tmp_path / "run", seed=5))
+    assert open_bundle(folder).sealed.root != first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "run"]
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.tex").write_text("x")
+    with pytest.raises(BadInput, match="is no bundle"):
+        write_bundle(other, make_source(tmp_path / "run"))
+    assert (other / "thesis.tex").read_text() == "x"
+
+
+def test_a_failed_write_leaves_the_old_bundle(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle", make_source(tmp_path / "run"))
+    before = open_bundle(folder).sealed.root
+    broken = make_source(tmp_path / "run", config=tmp_path / "missing.yaml")
+    with pytest.raises(BadInput, match=r"missing\.yaml"):
+        write_bundle(folder, broken)
+    assert open_bundle(folder).sealed.root == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "run"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((2, 3, 5, 5), np.float32)}, "sample images"),
+        ({"outputs": np.full((4, 5), np.nan, np.float32)}, "not finite"),
+        ({"outputs": np.zeros((1, 5), np.float32)}, "one row per"),
+    ],
+)
+def test_bad_sources_are_refused_in_one_line(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as error:
+        write_bundle(tmp_path / "bundle", make_source(tmp_path / "run", **changes))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "bundle").exists()

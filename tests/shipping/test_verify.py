@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from passdeploy.errors import BadInput
+from passdeploy.shipping import sums
+from passdeploy.shipping.bundle import EngineSource, write_bundle
+from passdeploy.shipping.hardware import Gpu, Machine, misfit
+from passdeploy.shipping.runner import load
+from passdeploy.shipping.sums import Refused
+from passdeploy.shipping.verify import verify
+from tests.shipping.conftest import cpu_target, make_source, report
+
+A100 = Machine("x86_64", frozenset({"avx2"}), (Gpu("NVIDIA A100", "8.0"),), "13.0")
+L4 = Machine("x86_64", frozenset({"avx2"}), (Gpu("NVIDIA L4", "8.9"),), "13.0")
+CPU = Machine("x86_64", frozenset({"avx2"}), (), None)
+
+
+def refused(bundle: Path, machine: Machine | None = None) -> str:
+    """Both refuse, with the same one-line reason."""
+    result = verify(bundle, machine=machine)
+    assert not result.ok
+    assert result.exit_code == 1
+    assert result.reason
+    assert "\n" not in result.reason
+    with pytest.raises(Refused) as error:
+        load(bundle, machine=machine)
+    assert str(error.value) == result.reason
+    return result.reason
+
+
+def reseal(bundle: Path) -> None:
+    """What someone does who tampers rather than corrupts."""
+    (bundle / "SHA256SUMS").unlink()
+    sums.write(bundle)
+
+
+def edit(bundle: Path, change: Callable[[dict[str, object]], None], name: str = "bundle.json") -> None:
+    manifest = json.loads((bundle / name).read_text())
+    change(manifest)
+    (bundle / name).write_text(json.dumps(manifest))
+    reseal(bundle)
+
+
+def test_an_intact_bundle_is_verified(sealed_bundle: Path) -> None:
+    result = verify(sealed_bundle)
+    assert result.ok
+    assert result.exit_code == 0
+    assert result.root == sums.digest_file(sealed_bundle / "SHA256SUMS")
+    assert [check.outcome for check in result.checks] == ["passed", "skipped", "passed", "passed"]
+    assert "tampering would not" in result.checks[1].message
+    json.dumps(result.to_json())
+
+
+def test_every_single_byte_change_is_refused(bundle: Path) -> None:
+    """560 positions over all files, their first and last bytes among them; the runner is asked every tenth time."""
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in bundle.rglob("*") if path.is_file())
+    positions = [(f, at) for f in files for at in (0, f.stat().st_size - 1)]
+    sizes = np.array([f.stat().st_size for f in files], float)
+    # By file first, so that the small ones get their share.
+    drawn = rng.integers(len(files), size=560 - len(positions))
+    positions += [(files[index], int(rng.integers(sizes[index]))) for index in drawn]
+    for number, (path, at) in enumerate(positions):
+        before = path.read_bytes()
+        value = bytes([before[at] ^ (1 << int(rng.integers(8)))])
+        path.write_bytes(before[:at] + value + before[at + 1 :])
+        if number % 10 == 0:
+            refused(bundle)
+        else:
+            result = verify(bundle, run=False)
+            assert not result.ok, f"{path.name} at {at}"
+            assert result.reason
+            assert "\n" not in result.reason
+        path.write_bytes(before)
+    assert verify(bundle).ok, "the test itself left the bundle as it was"
+
+
+def test_added_removed_and_truncated_files(bundle: Path) -> None:
+    (bundle / "samples" / "extra.npy").write_bytes(b"")
+    assert "samples/extra.npy: not listed" in refused(bundle)
+    (bundle / "samples" / "extra.npy").unlink()
+    for path in sorted(p for p in bundle.rglob("*") if p.is_file()):
+        kept = path.read_bytes()
+        path.unlink()
+        refused(bundle)
+        path.write_bytes(kept[:-1])
+        refused(bundle)
+        path.write_bytes(kept)
+    assert verify(bundle).ok
+
+
+def test_swapped_engine_is_refused_however_far_the_swap_goes(bundle: Path, tmp_path: Path) -> None:
+    other = write_bundle(tmp_path / "other", make_source(tmp_path / "run2", seed=9))
+    engines = Path("engines/cpu-onnxruntime-fp32-b1")
+    shutil.copy(other / engines / "engine.onnx", bundle / engines / "engine.onnx")
+    assert "engine.onnx: content does not match" in refused(bundle)
+    reseal(bundle)
+    assert "not the file that bundle.json is bound to" in refused(bundle)
+    digest = sums.digest_file(bundle / engines / "engine.onnx")
+    edit(bundle, lambda manifest: manifest["engines"][0].update(sha256=digest))
+    assert "describes another engine" in refused(bundle)
+    shutil.copy(other / engines / "engine.json", bundle / engines / "engine.json")
+    reseal(bundle)
+    assert "does not reproduce the sample outputs" in refused(bundle)
+
+
+def test_swapped_onnx_is_refused(bundle: Path, tmp_path: Path) -> None:
+    other = write_bundle(tmp_path / "other", make_source(tmp_path / "run2", seed=9))
+    shutil.copy(other / "model.onnx", bundle / "model.onnx")
+    reseal(bundle)
+    assert "not the file that bundle.json is bound to" in refused(bundle)
+    digest = sums.digest_file(bundle / "model.onnx")
+    edit(bundle, lambda manifest: manifest["parts"]["onnx"].update(sha256=digest))
+    assert "compiled from another ONNX file" in refused(bundle)
+
+
+def _require(bundle: Path, **requires: object) -> None:
+    edit(bundle, lambda manifest: manifest["engines"][0]["requires"].update(requires))
+
+
+def test_other_hardware_is_refused(bundle: Path) -> None:
+    _require(bundle, compute_capabilities=["8.0"])
+    assert "for compute capability 8.0, this machine has NVIDIA L4 (8.9)" in refused(bundle, L4)
+    assert "NVIDIA GPU of compute capability 8.0, this machine has none" in refused(bundle, CPU)
+    _require(bundle, compute_capabilities=[], cpu_features=["amx_tile"])
+    assert "needs a CPU with amx_tile" in refused(bundle, CPU)
+    _require(bundle, cpu_features=[], machine="sparc64")
+    assert "for sparc64, this machine is x86_64" in refused(bundle, CPU)
+
+
+def test_hardware_rules() -> None:
+    gpu = {"compute_capabilities": ["8.0"]}
+    assert misfit(gpu, A100) is None
+    assert misfit(gpu, L4) is not None
+    assert misfit(gpu | {"or_newer": True}, L4) is None
+    assert misfit({"compute_capabilities": ["10.0"], "or_newer": True}, A100) is not None
+    assert misfit({"compute_capabilities": ["7.5", "8.9"]}, L4) is None
+    assert misfit({"machine": "x86_64", "cpu_features": ["avx2"]}, CPU) is None
+    assert misfit({"cpu_features": ["avx512f"]}, Machine("x86_64", frozenset(), (), None)) is None
+
+
+def test_the_engine_that_fits_is_chosen_among_several(tmp_path: Path) -> None:
+    run = make_source(tmp_path / "run")
+    wide = make_source(tmp_path / "run4", batch=4)
+    engines = (run.engines[0], EngineSource(wide.engines[0].folder, cpu_target(4).with_(name="t4")))
+    bundle = write_bundle(tmp_path / "bundle", make_source(tmp_path / "run", engines=engines))
+    edit(bundle, lambda manifest: manifest["engines"][0]["requires"].update(compute_capabilities=["8.0"]))
+    with load(bundle, machine=CPU) as model:
+        assert model.engine.id == "t4-onnxruntime-fp32-b4"
+    assert "engine 'nope'" in (verify(bundle, engine="nope").reason or "")
+
+
+def test_manifest_of_another_schema_or_with_unknown_keys(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest.update(schema="passdeploy.bundle/99"))
+    assert "passdeploy.bundle/99" in refused(bundle)
+    edit(bundle, lambda manifest: manifest.update(schema="passdeploy.bundle/1", surprise=1))
+    assert "surprise" in (verify(bundle).reason or "")
+
+
+@pytest.mark.parametrize("part", ["engines", "parts", "samples", "classes", "input"])
+def test_manifest_without_a_part_is_one_line(bundle: Path, part: str) -> None:
+    edit(bundle, lambda manifest: manifest.pop(part))
+    assert "bundle.json: malformed" in refused(bundle)
+
+
+def test_bundle_without_engine_is_verified_up_to_the_hardware(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", make_source(tmp_path / "run", engines=()))
+    assert "holds no engine" in refused(bundle)
+    assert verify(bundle, run=False).ok
+
+
+def test_no_such_folder_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such bundle"):
+        verify(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("limit", "status", "code"), [(1e4, "within_budget", 0), (1e-6, "over_budget", 1)])
+def test_measuring_turns_unverified_into_an_answer(tmp_path: Path, limit: float, status: str, code: int) -> None:
+    budget = {"asked": f"{limit}ms", "latency_ms": limit, "percentile": "p50", "scope": "engine"}
+    source = make_source(tmp_path / "run", report=report(status="unverified", budget=budget))
+    bundle = write_bundle(tmp_path / "bundle", source)
+    assert verify(bundle).status == "unverified"
+    result = verify(bundle, measure=True)
+    assert result.ok
+    assert (result.status, result.exit_code) == (status, code)
+    assert result.latency_ms
+    assert result.latency_ms["n"] > 0
