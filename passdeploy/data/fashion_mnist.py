@@ -59,7 +59,7 @@ def _locate() -> list[Path]:
         except Exception as error:
             raise BadInput(
                 f"fashion-mnist: not found in {', '.join(map(str, search_path()))} and the download failed ({error}); "
-                "install Debian's dataset-fashion-mnist, or put its four files into a folder and name it in PASSDEPLOY_DATA"
+                "install Debian's dataset-fashion-mnist, or name a folder with its four files in PASSDEPLOY_DATA"
             ) from None
         found = [_find(name) for name in FILES]
     return [path for path in found if path is not None]
