@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import jinja2
 
 from passdeploy.reporting import format as f
+from passdeploy.reporting import plots
 from passdeploy.reporting import verdict as v
 from passdeploy.reporting.schema import Report
 
 
+class Tile(NamedTuple):
+    """One of the large numbers under the headline."""
+
+    name: str
+    value: str
+    note: str
+
+
 @cache
 def environment() -> jinja2.Environment:
-    """Templates of this package; everything is escaped unless it is marked as safe by the plots."""
+    """Templates of this package; everything is escaped but what the plots return."""
     result = jinja2.Environment(
         loader=jinja2.PackageLoader("passdeploy.reporting", "templates"),
         autoescape=True,
@@ -21,10 +31,81 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    result.globals.update(f=f, v=v)
+    result.globals.update(f=f, v=v, share_bar=plots.share_bar)
     return result
 
 
 def render_html(report: Report) -> str:
     """The whole page; everything in it comes from `report`."""
-    return environment().get_template("report.html.j2").render(report=report)
+    curves, proof = report.curves, report.equivalence
+    wanted = _asked_speedup(report)
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            tiles=tiles(report),
+            numbers=v.numbers(report),
+            proofs=v.proofs(report),
+            links=(proof.masked_vs_thin, proof.thin_vs_onnx, proof.onnx_vs_engine),
+            measured=report.dense.latency_ms is not None,
+            blocks=[group for group in report.groups or [] if group.kind == "depth"],
+            has_before=any(point.kind == "before_finetune" for point in report.accuracy_points or []),
+            figures={
+                "plane": plots.plane(report),
+                "distribution": plots.distribution(report),
+                "skyline": plots.skyline(report.groups or []),
+                "loop": plots.closed_loop(report.candidates or [], wanted),
+                "stages": plots.stage_bar(list(report.timing_s.items())),
+            },
+            panels={
+                "search": plots.curve_panels(curves.search, 1 / wanted if wanted else None)
+                if curves and curves.search
+                else [],
+                "finetune": plots.curve_panels(curves.finetune) if curves and curves.finetune else [],
+            },
+            versions=", ".join(f"{name} {version}" for name, version in report.environment.versions.items()),
+            settings=", ".join(f"{name}: {value}" for name, value in report.environment.settings.items()),
+        )
+    )
+
+
+def _asked_speedup(report: Report) -> float | None:
+    """The wanted speed-up over the dense engine: as asked, or what the asked time comes to."""
+    typed = report.budget.asked.removesuffix("x")
+    if typed != report.budget.asked:
+        try:
+            return float(typed)
+        except ValueError:
+            return None
+    dense = v.percentile_ms(report, "dense")
+    wanted = report.budget.latency_ms
+    return dense / wanted if dense is not None and wanted else None
+
+
+def tiles(report: Report) -> list[Tile]:
+    """Speed-up, latency, accuracy and cost."""
+    dense, pruned, speed = report.dense, report.pruned, report.speedup
+    result = []
+    if speed.latency is not None:
+        note = f"95 %: {f.interval(speed.latency_ci95)}, interleaved" if speed.latency_ci95 else "interleaved"
+        result.append(Tile("Speed-up, measured", f.times(speed.latency), note))
+    elif report.predicted is not None and report.predicted.speedup is not None:
+        kind = report.predictor.kind if report.predictor else "analytic"
+        result.append(Tile("Speed-up, predicted", f.times(report.predicted.speedup), f"{kind} model; not measured"))
+    else:
+        result.append(Tile("Speed-up", f.NONE, "not measured"))
+    budget = "" if report.budget.latency_ms is None else f"budget {f.milliseconds(report.budget.latency_ms)}"
+    latency = v.percentile_ms(report, "pruned")
+    dense_latency = v.percentile_ms(report, "dense")
+    note = ", ".join(part for part in (f"dense {f.milliseconds(dense_latency)}", budget) if part)
+    if dense_latency is None:
+        note = "not measured" + (f"; {budget}" if budget else "")
+    result.append(Tile(f"Latency, {report.budget.percentile}", f.milliseconds(latency), note))
+    kept = pruned.accuracy if pruned else None
+    note = f"{f.points(v.accuracy_change(report))}; dense {f.percent(dense.accuracy)}"
+    result.append(Tile(v.metric(report).capitalize(), f.percent(kept), note))
+    macs = f.count(pruned.macs) if pruned else f.NONE
+    note = f"{f.times(speed.macs)} fewer than {f.count(dense.macs)}" if speed.macs else f"dense {f.count(dense.macs)}"
+    result.append(Tile("MACs per image", macs, note))
+    return result

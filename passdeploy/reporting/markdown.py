@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from passdeploy.reporting import format as f
-from passdeploy.reporting.schema import NetworkInfo, Report
-from passdeploy.reporting.verdict import Check, accuracy_change, asked, checks, metric, setting, subject, verdict
+from passdeploy.reporting.schema import Report
+from passdeploy.reporting.verdict import Check, asked, checks, numbers, setting, subject, verdict
 
 _SIGNS = {True: "✅", False: "❌", None: f.NONE}
 
@@ -56,38 +56,7 @@ def check_table(rows: Iterable[Check]) -> str:
 
 
 def _networks(report: Report) -> str:
-    dense, pruned, speed = report.dense, report.pruned, report.speedup
-    latency = f.times(speed.latency)
-    if speed.latency_ci95:
-        latency += f" (95 %: {f.interval(speed.latency_ci95)})"
-    ratio = None if pruned is None or not pruned.params else dense.params / pruned.params
-    rows = [("latency", "not measured", "not measured", "")]
-    if dense.latency_ms is not None:
-        rows = [
-            (f"latency {q}", _latency(dense, q), _latency(pruned, q), latency if q == "p50" else "")
-            for q in ("p50", "p90", "p99")
-        ]
-    elif report.predicted is not None:
-        kind = report.predictor.kind if report.predictor else "analytic"
-        guess = report.predicted
-        predicted = (f.milliseconds(guess.dense_ms), f.milliseconds(guess.pruned_ms), f.times(guess.speedup))
-        rows.append((f"predicted latency ({kind})", *predicted))
-    change = f.points(accuracy_change(report))
-    left = pruned.accuracy if pruned else None
-    rows += [
-        (escape(metric(report)), f.percent(dense.accuracy), f.percent(left), change),
-        ("MACs", f.count(dense.macs), f.count(pruned.macs if pruned else None), f.times(speed.macs)),
-        ("parameters", f.count(dense.params), f.count(pruned.params if pruned else None), f.times(ratio)),
-    ]
-    if speed.realisation is not None:
-        rows.append(("realisation (latency / MACs speed-up)", "", "", f"{speed.realisation:.2f}"))
-    return table(("", "dense", "pruned", "change"), rows)
-
-
-def _latency(network: NetworkInfo | None, percentile: str) -> str:
-    if network is None or network.latency_ms is None:
-        return f.NONE
-    return f.milliseconds(getattr(network.latency_ms, percentile))
+    return table(("", "dense", "pruned", "change"), [[escape(cell) for cell in row] for row in numbers(report)])
 
 
 def _groups(report: Report) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from passdeploy.reporting import format as f
-from passdeploy.reporting.schema import Report
+from passdeploy.reporting.schema import NetworkInfo, Report
 
 Tone = Literal["good", "bad", "warn", "neutral"]
 NOTHING_MEASURED = "Nothing was measured: {device} is not attached to this machine, so no latency is claimed."
@@ -205,3 +205,39 @@ def checks(report: Report) -> list[Check]:
     budget = None if report.status == "unverified" else report.goal_met
     health = [Check(f"health: {item.name}", item.ok, item.message, warning=not item.ok) for item in report.health or []]
     return [Check("budget", budget, f"{said.label}: {said.headline}. {said.detail}"), *proofs(report), *health]
+
+
+def numbers(report: Report) -> list[tuple[str, str, str, str]]:
+    """The table of both networks: what, dense, pruned, change."""
+    dense, pruned, speed = report.dense, report.pruned, report.speedup
+    latency = f.times(speed.latency)
+    if speed.latency_ci95:
+        latency += f" (95 %: {f.interval(speed.latency_ci95)})"
+    ratio = None if pruned is None or not pruned.params else dense.params / pruned.params
+    rows = [("latency", "not measured", "not measured", "")]
+    if dense.latency_ms is not None:
+        rows = [
+            (f"latency {q}", _latency(dense, q), _latency(pruned, q), latency if q == "p50" else "")
+            for q in ("p50", "p90", "p99")
+        ]
+    elif report.predicted is not None:
+        kind = report.predictor.kind if report.predictor else "analytic"
+        guess = report.predicted
+        predicted = (f.milliseconds(guess.dense_ms), f.milliseconds(guess.pruned_ms), f.times(guess.speedup))
+        rows.append((f"predicted latency ({kind})", *predicted))
+    change = f.points(accuracy_change(report))
+    left = pruned.accuracy if pruned else None
+    rows += [
+        (metric(report), f.percent(dense.accuracy), f.percent(left), change),
+        ("MACs", f.count(dense.macs), f.count(pruned.macs if pruned else None), f.times(speed.macs)),
+        ("parameters", f.count(dense.params), f.count(pruned.params if pruned else None), f.times(ratio)),
+    ]
+    if speed.realisation is not None:
+        rows.append(("realisation (latency / MACs speed-up)", "", "", f"{speed.realisation:.2f}"))
+    return rows
+
+
+def _latency(network: NetworkInfo | None, percentile: str) -> str:
+    if network is None or network.latency_ms is None:
+        return f.NONE
+    return f.milliseconds(getattr(network.latency_ms, percentile))

@@ -1,0 +1,177 @@
+"""Accuracy against latency: where dense, pruned and what a user would do instead stand, and where the budget lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from passdeploy.reporting import format as f
+from passdeploy.reporting.plots.svg import Labels, Scale, chart, padded, path, tag, text, tip, x_axis, y_axis
+from passdeploy.reporting.schema import AccuracyPoint, Report
+from passdeploy.reporting.verdict import metric, percentile_ms, subject
+
+WIDTH, HEIGHT = 520.0, 350.0
+LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 14.0, 50.0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point that is drawn: x in the axis's unit, y a share."""
+
+    label: str
+    kind: str
+    x: float
+    y: float
+
+
+def points_of(report: Report) -> list[AccuracyPoint]:
+    """The report's points; dense and pruned at least, when the section is absent."""
+    if report.accuracy_points:
+        return report.accuracy_points
+    dense = report.dense
+    result = [
+        AccuracyPoint(
+            label="dense",
+            kind="dense",
+            accuracy=dense.accuracy,
+            latency_ms=percentile_ms(report, "dense"),
+            macs=dense.macs,
+        )
+    ]
+    if report.pruned is not None:
+        pruned, latency = report.pruned, percentile_ms(report, "pruned")
+        result.append(
+            AccuracyPoint(label="pruned", kind="pruned", accuracy=pruned.accuracy, latency_ms=latency, macs=pruned.macs)
+        )
+    return result
+
+
+def plane(report: Report) -> Markup | None:
+    """The figure, over latency where it was measured and over MACs where it was not; None with nothing to show."""
+    given = points_of(report)
+    measured = any(p.latency_ms is not None for p in given)
+    marks = [
+        Mark(p.label, p.kind, x, p.accuracy)
+        for p in given
+        if p.accuracy is not None and (x := p.latency_ms if measured else p.macs) is not None
+    ]
+    if not marks:
+        return None
+    unit, factor = _unit(max(mark.x for mark in marks), measured)
+    title = f"{report.budget.percentile} latency per call, {unit}" if measured else f"MACs per image, {unit}"
+    budget = report.budget.latency_ms if measured else None
+    return _draw(marks, title, factor, budget, metric(report), arrow=True)
+
+
+def comparison_plane(reports: Sequence[Report]) -> Markup | None:
+    """Several runs in one plane: the pruned networks, the dense ones they came from, the best trade-offs joined."""
+    marks: list[Mark] = []
+    seen: set[tuple[float, float]] = set()
+    for report in reports:
+        for side, network in (("dense", report.dense), ("pruned", report.pruned)):
+            latency = percentile_ms(report, "dense" if side == "dense" else "pruned")
+            if network is None or network.accuracy is None or latency is None:
+                continue
+            label = report.budget.asked if side == "pruned" else "dense"
+            if side == "pruned" and len({r.method for r in reports}) > 1:
+                label = f"{report.method} {label}"
+            if side == "pruned" and len({subject(r) for r in reports}) > 1:
+                label = f"{subject(report)} {label}"
+            if side == "dense" and any(abs(latency / x - 1) < 0.03 and y == network.accuracy for x, y in seen):
+                continue  # the same dense network, measured again
+            seen.add((latency, network.accuracy))
+            marks.append(Mark(label, side, latency, network.accuracy))
+    if not marks:
+        return None
+    unit, factor = _unit(max(mark.x for mark in marks), True)
+    title = f"{reports[0].budget.percentile} latency per call, {unit}"
+    return _draw(marks, title, factor, None, metric(reports[0]), front=True)
+
+
+def pareto(marks: Sequence[Mark]) -> list[Mark]:
+    """Those that no other beats on both axes (less x, more y), by rising x."""
+    front: list[Mark] = []
+    for mark in sorted(marks, key=lambda m: (m.x, -m.y)):
+        if not front or mark.y > front[-1].y:
+            front.append(mark)
+    return front
+
+
+def _unit(largest: float, is_time: bool) -> tuple[str, float]:
+    if is_time:
+        return ("ms", 1.0) if largest >= 1 else ("µs", 1000.0)
+    return next(((u, s) for u, s in (("G", 1e-9), ("M", 1e-6), ("k", 1e-3)) if largest * s >= 1), ("", 1.0))
+
+
+def _draw(
+    marks: Sequence[Mark],
+    title: str,
+    factor: float,
+    budget: float | None,
+    accuracy: str,
+    arrow: bool = False,
+    front: bool = False,
+) -> Markup:
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    xs = [mark.x * factor for mark in marks] + ([budget * factor] if budget is not None else [])
+    x = Scale(0, max(xs) * 1.16, LEFT, right)
+    low, high = padded([mark.y * 100 for mark in marks], 0.16, 1.0)
+    y = Scale(low, min(high, 100.5), bottom, TOP + 22)
+    parts: list[Markup] = []
+    if budget is not None:
+        line = x(budget * factor)
+        parts += [
+            tag("rect", x=LEFT, y=TOP + 8, width=line - LEFT, height=bottom - TOP - 8, class_="inside"),
+            tag("line", x1=line, x2=line, y1=TOP + 8, y2=bottom, class_="budget"),
+            text(f"budget {f.milliseconds(budget)}", line, TOP + 2, "t strong budget-t", "middle"),
+        ]
+    parts += [*y_axis(y, LEFT, right), *x_axis(x, bottom, bottom, title)]
+    parts.append(text(f"{accuracy}, %", LEFT - 44, TOP - 2 if budget is None else TOP + 2, "t title"))
+    if front:
+        line_points = [(x(m.x * factor), y(m.y * 100)) for m in pareto(marks)]
+        parts.append(path(line_points, "front"))
+    labels = Labels((LEFT, TOP + 10, right, bottom))
+    for mark in marks:
+        labels.block(x(mark.x * factor), y(mark.y * 100), 8)
+    if budget is not None:
+        labels.block(x(budget * factor), TOP, 4)
+    if arrow:
+        parts += _arrow(marks, x, y, factor)
+    for mark in sorted(marks, key=lambda m: m.kind != "pruned"):
+        parts.append(_mark(mark, x(mark.x * factor), y(mark.y * 100), title, factor, labels))
+    said = "; ".join(f"{m.label}: {f.percent(m.y)} at {m.x * factor:.4g}" for m in marks)
+    return chart(f"{accuracy} against {title}. {said}", WIDTH, HEIGHT, *parts)
+
+
+def _arrow(marks: Sequence[Mark], x: Scale, y: Scale, factor: float) -> list[Markup]:
+    """From dense to pruned, and up from before fine-tuning."""
+    at = {mark.kind: (x(mark.x * factor), y(mark.y * 100)) for mark in reversed(marks)}
+    parts = []
+    if "dense" in at and "pruned" in at:
+        parts.append(path([at["dense"], at["pruned"]], "move"))
+    if "before_finetune" in at and "pruned" in at:
+        parts.append(path([at["before_finetune"], at["pruned"]], "move dotted"))
+    return parts
+
+
+def _mark(mark: Mark, x: float, y: float, title: str, factor: float, labels: Labels) -> Markup:
+    shapes = {
+        "dense": tag("circle", cx=x, cy=y, r=6.5, class_="m dense"),
+        "pruned": tag("path", d=f"M{x:.1f} {y - 9:.1f}l9 9l-9 9l-9-9Z", class_="m pruned"),
+        "before_finetune": tag("circle", cx=x, cy=y, r=5, class_="m before"),
+        "imported": tag("rect", x=x - 5, y=y - 5, width=10, height=10, class_="m other"),
+    }
+    triangle = tag("path", d=f"M{x:.1f} {y - 7:.1f}l7 12.5h-14Z", class_="m other")
+    lines = [mark.label]
+    if mark.kind in ("dense", "pruned"):
+        lines.append(f"{mark.y * 100:.2f} %")
+    left, baseline, anchor = labels.place(lines, x, y)
+    shown = [
+        text(line, left, baseline + 15 * i, "t halo" + (" strong" if mark.kind == "pruned" else ""), anchor)
+        for i, line in enumerate(lines)
+    ]
+    return tip(
+        f"{mark.label}: {f.percent(mark.y)}; {title}: {mark.x * factor:.4g}", shapes.get(mark.kind, triangle), *shown
+    )
