@@ -15,7 +15,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import passdeploy
@@ -28,7 +30,7 @@ CALL_TIMEOUT_S = 600.0
 _KINDS: dict[str, type[PassdeployError]] = {"BadInput": BadInput, "Unavailable": Unavailable}
 
 
-def environment(**extra: str) -> dict[str, str]:
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The child's environment: this one, with this very passdeploy on the path."""
     root = str(Path(passdeploy.__path__[0]).parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -61,15 +63,22 @@ def died(who: str, code: int, output: str) -> BadInput:
     return BadInput(f"{who}: its process {how}: {library_complaint(output) or 'it said nothing'}")
 
 
-def run_job(module: str, job: dict[str, Any], who: str, *, timeout: float = BUILD_TIMEOUT_S, **env: str) -> Any:
+def run_job(
+    module: str,
+    job: dict[str, Any],
+    who: str,
+    *,
+    env: Mapping[str, str] = MappingProxyType({}),
+    timeout: float = BUILD_TIMEOUT_S,
+) -> Any:
     """Runs ``python -m module JOB.json RESULT.json`` and returns the result.
 
     Args:
         module: Reads the job, writes the result: JSON both.
         job: For the child.
         who: Begins error messages.
-        timeout: Seconds after which the child is ended.
         env: Added to its environment.
+        timeout: Seconds after which the child is ended.
 
     Raises:
         BadInput: What the child reports, or that it crashed or took too long.
@@ -81,7 +90,7 @@ def run_job(module: str, job: dict[str, Any], who: str, *, timeout: float = BUIL
         try:
             done = subprocess.run(
                 command,
-                env=environment(**env),
+                env=environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -107,14 +116,14 @@ class Server:
         env: Added to its environment.
     """
 
-    def __init__(self, module: str, who: str, **env: str) -> None:
+    def __init__(self, module: str, who: str, env: Mapping[str, str]) -> None:
         self.who = who
         self.users = 0
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._pipe, theirs = multiprocessing.Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(theirs.fileno())],
-            env=environment(**env),
+            env=environment(env),
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=self._log,

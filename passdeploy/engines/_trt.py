@@ -1,6 +1,7 @@
 """What TensorRT and TensorRT-RTX share: both are driven through Polygraphy in a child process.
 
-A layer's precision comes from the ONNX graph (their networks are strongly typed), so it is converted or quantised first.
+A layer's precision comes from the ONNX graph (their networks are strongly typed), so that is converted or quantised
+first.
 
 Not run so far, for want of a GPU and of the full TensorRT libraries: the runner beyond its refusals, and every build of
 the full TensorRT. TensorRT-RTX builds run in the tests.
@@ -207,7 +208,7 @@ class TrtBackend(Backend):
                 "options": asdict(options),
                 **self.job(target),
             }
-            built = run_job(CHILD, job, f"{self.title}: build for {target.name} failed", **self.environment)
+            built = run_job(CHILD, job, f"{self.title}: build for {target.name} failed", env=self.environment)
             data = engine_path.read_bytes()
         meta = facts(target, built["library"], graph) | {
             "compute_capabilities": [f"{a}.{b}" for a, b in capabilities(target)],
@@ -233,7 +234,7 @@ class TrtBackend(Backend):
         if reason := self.runnable(target):
             raise Unavailable(f"{self.title}: {reason}")
         if self._server is None:
-            self._server = Server(CHILD, self.title, **self.environment)
+            self._server = Server(CHILD, self.title, self.environment)
         self._server.users += 1
         return TrtRunner(self._server, self._let_go, engine.data, engine.meta["inputs"], target.batch)
 

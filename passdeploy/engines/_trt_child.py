@@ -135,7 +135,8 @@ class _Loaded:
 
     def block(self, seconds: float, calls: int) -> list[tuple[float, float]]:
         """(device, host enqueue) seconds of at least `calls` inferences over at least `seconds`."""
-        taken, begun = [], time.perf_counter()
+        taken: list[tuple[float, float]] = []
+        begun = time.perf_counter()
         while len(taken) < calls or time.perf_counter() - begun < seconds:
             taken.append(self.stream.timed(self._launch))
         return taken
@@ -151,7 +152,7 @@ class _Loaded:
         """Mean milliseconds per layer (TensorRT's profiler; slower than the engine is without it)."""
         trt = _library()
 
-        class Times(trt.IProfiler):  # type: ignore[misc]
+        class Times(trt.IProfiler):  # type: ignore[misc, name-defined]
             """Sums up what is reported."""
 
             def __init__(self) -> None:

@@ -37,8 +37,8 @@ class TensorRtRtx(TrtBackend):
             return None
         known = ", ".join(f"{a}.{b}" for a, b in KNOWN)
         return (
-            f"TensorRT-RTX cannot compile for compute capability {', '.join(unknown)} ahead of time (it knows {known}); "
-            f"compile on the machine that has the {target.device}, or use --backend tensorrt there"
+            f"TensorRT-RTX cannot compile for compute capability {', '.join(unknown)} ahead of time "
+            f"(it knows {known}); compile on the machine that has the {target.device}, or use --backend tensorrt there"
         )
 
     def job(self, target: Target) -> dict[str, Any]:
