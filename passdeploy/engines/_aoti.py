@@ -1,0 +1,194 @@
+"""AOTInductor packages: preparing the exported program, running the compiled package.
+
+Shared by `inductor` and `torch_tensorrt`, whose packages load the same way.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from passdeploy.engines._common import check_inputs, one_line, run_in_batches
+from passdeploy.engines.base import Arrays, CompileInput, Engine, Runner
+from passdeploy.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+VECTOR_FLAGS = ("avx", "avx2", "fma", "f16c", "amx_", "avx512", "avx_vnni", "asimd", "sve")
+"""CPU features (by beginning) that compiled code may use without asking."""
+
+
+def cpu_flags() -> list[str]:
+    """The vector features of this CPU, as Linux names them; empty where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    found = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return sorted(flag for flag in found if flag.startswith(VECTOR_FLAGS))
+
+
+def check_machine(engine: Engine, backend: str) -> None:
+    """Refuses native code that was compiled for another PyTorch or for a CPU with features that this one lacks.
+
+    Raises:
+        BadInput: Says which, and the fix.
+    """
+    import torch
+
+    made, here = str(engine.meta["version"]), torch.__version__
+    if made.split("+")[0] != here.split("+")[0]:
+        raise BadInput(f"{backend}: the package was made by PyTorch {made}, this is {here}; compile it again here")
+    lacking = sorted(set(engine.meta.get("cpu_flags", ())) - set(cpu_flags()))
+    if lacking:
+        raise BadInput(f"{backend}: the package uses {', '.join(lacking)}, which this CPU lacks; compile it again here")
+
+
+def prepare(source: CompileInput, precision: str, device: str) -> torch.export.ExportedProgram:
+    """The exported program on `device` in `precision`, with float32 inputs and outputs.
+
+    Args:
+        source: Its `exported_program` is needed.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        BadInput: There is no exported program.
+    """
+    import torch
+
+    program = source.exported_program
+    if program is None:
+        raise BadInput("this backend compiles from torch.export, and the model was not exported that way; see --debug")
+    if device != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    if precision == "fp32":
+        return program
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    arguments = program.example_inputs[0] if program.example_inputs else None
+    if arguments is None:
+        raise BadInput("the exported program carries no example inputs; export the model again")
+
+    class Half(torch.nn.Module):
+        """Casts at both ends; convolutions in channels-last, which is what tensor cores read."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x = images.to(dtype, memory_format=torch.channels_last)
+            result: torch.Tensor = self.inner(x).float()
+            return result
+
+    module = program.module().to(dtype)
+    with torch.no_grad():
+        return torch.export.export(Half(module), tuple(a.to(device) for a in arguments))
+
+
+class AotiRunner(Runner):
+    """Runs a package on the CPU, in this process.
+
+    PyTorch has one thread count per process; this sets it and puts it back on close.
+
+    Args:
+        data: The package's bytes, already checked.
+        meta: As recorded with the engine.
+        threads: CPU threads.
+    """
+
+    device = "cpu"
+
+    def __init__(self, data: bytes, meta: Mapping[str, Any], threads: int) -> None:
+        import torch
+        from torch._inductor import aoti_load_package
+
+        self._torch, self._meta, self._batch = torch, meta, int(meta["batch"])
+        self._outputs = list(meta["outputs"])
+        self._previous = torch.get_num_threads()
+        self._bound: list[Any] = []
+        with tempfile.TemporaryDirectory(prefix="passdeploy-aoti-") as folder:
+            path = Path(folder, "model.pt2")
+            path.write_bytes(data)
+            try:
+                self._model: Any = aoti_load_package(str(path), run_single_threaded=True)
+            except Exception as error:
+                raise BadInput(f"the AOTInductor package cannot be loaded: {one_line(error)}") from None
+        torch.set_num_threads(threads)
+
+    def _tensors(self, inputs: Arrays) -> list[Any]:
+        arrays = [np.ascontiguousarray(inputs[name]) for name in self._meta["inputs"]]
+        return [self._torch.from_numpy(array).to(self.device, copy=True) for array in arrays]
+
+    def run(self, inputs: Arrays) -> Arrays:
+        check_inputs(inputs, self._meta["inputs"])
+
+        def once(chunk: Arrays) -> Arrays:
+            with self._torch.inference_mode():
+                results = self._model(*self._tensors(chunk))
+            results = results if isinstance(results, (tuple, list)) else (results,)
+            return {name: value.cpu().numpy() for name, value in zip(self._outputs, results, strict=True)}
+
+        return run_in_batches(once, inputs, self._batch)
+
+    def bind(self, inputs: Arrays) -> None:
+        check_inputs(inputs, self._meta["inputs"])
+        if any(len(array) != self._batch for array in inputs.values()):
+            raise BadInput(f"engine: bind takes exactly {self._batch} image(s), the engine's batch")
+        self._bound = self._tensors(inputs)
+
+    def call(self) -> None:
+        self._model(*self._bound)
+
+    def close(self) -> None:
+        self._torch.set_num_threads(self._previous)
+        self._model, self._bound = None, []
+
+
+class CudaAotiRunner(AotiRunner):
+    """Runs a package on the GPU as a replayed CUDA graph, timed with events. Not run so far, for want of a GPU."""
+
+    device = "cuda"
+    _graph: Any = None
+
+    def bind(self, inputs: Arrays) -> None:
+        super().bind(inputs)
+        cuda = self._torch.cuda
+        side = cuda.Stream()
+        with cuda.stream(side):  # a capture needs everything allocated and tuned before it
+            for _ in range(3):
+                self._model(*self._bound)
+        side.synchronize()
+        self._graph = cuda.CUDAGraph()
+        with cuda.graph(self._graph):
+            self._model(*self._bound)
+
+    def call(self) -> None:
+        self._graph.replay()
+        self._torch.cuda.synchronize()
+
+    def block(self, seconds: float, calls: int) -> list[float]:
+        """Device seconds of each replay of a block, between CUDA events."""
+        cuda = self._torch.cuda
+        start, stop = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+        taken: list[float] = []
+        begun = time.perf_counter()
+        while len(taken) < calls or time.perf_counter() - begun < seconds:
+            start.record()
+            self._graph.replay()
+            stop.record()
+            stop.synchronize()
+            taken.append(start.elapsed_time(stop) / 1e3)
+        return taken
+
+    def close(self) -> None:
+        self._graph = None
+        super().close()

@@ -1,0 +1,28 @@
+"""ONNX Runtime with its TensorRT provider: TensorRT builds when the session is made; the engine file is the graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from passdeploy.engines.base import register
+from passdeploy.engines.onnxruntime import OnnxRuntime
+
+if TYPE_CHECKING:
+    from passdeploy.targets import Target
+
+
+@register
+class OnnxRuntimeTensorRt(OnnxRuntime):
+    """As `OnnxRuntime` on a GPU, but TensorRT runs what it can and CUDA kernels the rest. Not run so far."""
+
+    name: ClassVar[str] = "onnxruntime_tensorrt"
+    provider: ClassVar[str] = "TensorrtExecutionProvider"
+
+    def available(self, target: Target) -> str | None:
+        if target.compute_capability is None:
+            return "the TensorRT provider needs an NVIDIA GPU; use --backend onnxruntime on a CPU"
+        return super().available(target)
+
+    def providers(self, target: Target) -> list[Any]:
+        reduced = {"trt_fp16_enable": target.precision == "fp16", "trt_int8_enable": target.precision == "int8"}
+        return [(self.provider, reduced), "CUDAExecutionProvider"]

@@ -1,0 +1,82 @@
+"""Torch-TensorRT: TensorRT engines and what TensorRT can't do, together in one AOTInductor package.
+
+Written to Torch-TensorRT's documentation (https://docs.pytorch.org/TensorRT, "AOTInductor Deployment") and not run so
+far: it imports only beside a CUDA build of PyTorch and TensorRT's libraries.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from passdeploy.engines._common import check_fits, facts, missing, one_line, read_graph
+from passdeploy.engines.base import Backend, CompileInput, Engine, Runner, register
+from passdeploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from passdeploy.targets import Target
+
+
+@register
+class TorchTensorRt(Backend):
+    """Torch-TensorRT's dynamo path, ahead of time."""
+
+    name: ClassVar[str] = "torch_tensorrt"
+    suffix: ClassVar[str] = ".pt2"
+    precisions: ClassVar[tuple[str, ...]] = ("fp16", "fp32", "bf16")
+
+    def available(self, target: Target) -> str | None:
+        if target.compute_capability is None:
+            return "Torch-TensorRT compiles for NVIDIA GPUs, not for a CPU"
+        if reason := missing("torch_tensorrt", "torch-tensorrt --extra-index-url https://pypi.nvidia.com"):
+            return reason
+        if target.precision not in self.precisions:
+            return f"{target.precision} is not offered; known: {', '.join(self.precisions)}"
+        if not target.attached:
+            return f"Torch-TensorRT builds on the GPU that will run the engine and no {target.device} is attached"
+        return None
+
+    def version(self) -> str:
+        import torch
+
+        return torch.__version__
+
+    def compile(self, source: CompileInput, target: Target) -> Engine:
+        import torch
+        import torch_tensorrt
+
+        from passdeploy.engines._aoti import cpu_flags, prepare
+
+        graph = read_graph(source, target)
+        program = prepare(source, target.precision, "cuda")
+        shapes = [[target.batch if axis < 0 else axis for axis in shape] for shape in graph.inputs.values()]
+        examples = [torch.rand(shape, device="cuda") for shape in shapes]
+        with tempfile.TemporaryDirectory(prefix="passdeploy-torch-tensorrt-") as folder:
+            path = Path(folder, "model.pt2")
+            try:
+                # The program's own types decide the precision, as in the other TensorRT backends.
+                compiled = torch_tensorrt.dynamo.compile(
+                    program, arg_inputs=examples, use_explicit_typing=True, disable_tf32=True, min_block_size=1
+                )
+                torch_tensorrt.save(
+                    compiled, str(path), output_format="aot_inductor", arg_inputs=examples, retrace=True
+                )
+            except Exception as error:
+                raise BadInput(f"torch_tensorrt: the model does not compile: {one_line(error)}") from None
+            data = path.read_bytes()
+        meta = facts(target, self.version(), graph) | {
+            "torch_tensorrt": torch_tensorrt.__version__,
+            "compute_capability": target.compute_capability,
+            "cpu_flags": cpu_flags(),
+        }
+        return Engine(self.name, data, self.suffix, meta)
+
+    def runner(self, engine: Engine, target: Target) -> Runner:
+        from passdeploy.engines._aoti import CudaAotiRunner, check_machine
+
+        check_fits(engine, target, self.name, settings=("compute_capability",))
+        check_machine(engine, self.name)
+        import torch_tensorrt  # noqa: F401  (registers the operators that run the engines in the package)
+
+        return CudaAotiRunner(engine.data, engine.meta, target.threads)
