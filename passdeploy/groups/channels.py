@@ -139,7 +139,7 @@ class _Walk:
         """Starts from all convolutions and linear layers and follows every edge until nothing new is reached."""
         for node in self.nodes:
             if isinstance(node.module, PRODUCERS):
-                inside, outside = _channel_counts(node.module)
+                inside, outside = channel_counts(node.module)
                 self._seed(node, "out", range(outside))
                 if not self._joined(node):
                     self._seed(node, "in", range(inside))
@@ -184,7 +184,7 @@ class _Walk:
         module = node.module
         if not isinstance(module, CONV) or module.groups == 1 or self._joined(node):
             return
-        inside, outside = _channel_counts(module)
+        inside, outside = channel_counts(module)
         for group in range(module.groups):
             first = self.atom(node, "out", group * (outside // module.groups))[0]
             for side, count in (("out", outside // module.groups), ("in", inside // module.groups)):
@@ -199,7 +199,7 @@ class _Walk:
                 self.sets.unite(first, self.atom(node, "out", channel)[0])
 
 
-def _channel_counts(module: nn.Module) -> tuple[int, int]:
+def channel_counts(module: nn.Module) -> tuple[int, int]:
     """Input and output channels of a convolution or linear layer."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
@@ -210,11 +210,11 @@ def _channel_counts(module: nn.Module) -> tuple[int, int]:
 def side_size(module: nn.Module, side: Side) -> int | None:
     """Channels of a member's side; None when the module has no channels of its own there."""
     if isinstance(module, PRODUCERS):
-        return _channel_counts(module)[0 if side == "in" else 1]
+        return channel_counts(module)[0 if side == "in" else 1]
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
-    if isinstance(module, NORMS):
-        return int(module.num_features)
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.num_features
     if isinstance(module, nn.PReLU):
         return module.num_parameters if module.num_parameters > 1 else None
     return None

@@ -1,7 +1,7 @@
 """Tries groups out: with random masks, the masked network and the thin one must compute the same function.
 
-DepGraph treats an operation it does not know as an element-wise one. Where that is wrong, shapes or values disagree here,
-and the group is frozen instead of breaking a user's network later.
+DepGraph treats an operation it does not know as an element-wise one. Where that is wrong, shapes or values disagree
+here, and the group is frozen instead of breaking a user's network later.
 """
 
 from __future__ import annotations
@@ -27,28 +27,23 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     """Gives norms random statistics, scales and shifts, and layers random biases: zeros and ones hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
 
-    def uniform(tensor: Tensor, low: float, high: float) -> None:
-        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    def uniform(tensor: object, low: float, high: float) -> None:
+        if isinstance(tensor, Tensor):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
 
     for module in model.modules():
-        norm = isinstance(
-            module,
-            (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm),
-        )
-        if norm and module.weight is not None:
+        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
             uniform(module.weight, 0.5, 1.5)
-        if norm and getattr(module, "running_mean", None) is not None:
-            uniform(module.running_mean, -0.5, 0.5)
-            uniform(module.running_var, 0.5, 1.5)
-        bias = getattr(module, "bias", None)
-        if isinstance(bias, nn.Parameter):
-            uniform(bias, -0.5, 0.5)
+            uniform(getattr(module, "running_mean", None), -0.5, 0.5)
+            uniform(getattr(module, "running_var", None), 0.5, 1.5)
+        if isinstance(getattr(module, "bias", None), nn.Parameter):
+            uniform(module.bias, -0.5, 0.5)
 
 
 def random_structure(groups: Groups, seed: int = 0, keep: float = 0.5, skip: float = 0.3) -> Structure:
     """Keeps each unit with probability `keep` (at least one per group), drops each branch with probability `skip`."""
     rng = random.Random(seed)
-    masks = {}
+    masks: dict[str, tuple[bool, ...]] = {}
     for group in groups.groups:
         if group.kind == "depth":
             masks[group.name] = (rng.random() >= skip,)
@@ -60,7 +55,7 @@ def random_structure(groups: Groups, seed: int = 0, keep: float = 0.5, skip: flo
 
 
 def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Largest of max|a - b| / max|a| over pairs of tensors; infinite when they do not match in shape or are not finite."""
+    """Largest of max|a - b| / max|a| over pairs of tensors; infinite when shapes differ or a value is not finite."""
     from passdeploy.surgery import relative_difference
 
     if len(a) != len(b):
@@ -70,7 +65,7 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 @torch.no_grad()
 def masked_against_thin(model: nn.Module, groups: Groups, structure: Structure, example: Tensor) -> float:
-    """The relative difference between the masked and the thin network's outputs; raises what surgery or running raises."""
+    """Relative difference between the masked and the thin network's outputs; raises what surgery or running raises."""
     from passdeploy.surgery import thin
 
     dtype = example.dtype

@@ -57,7 +57,7 @@ def trace(model: nn.Module) -> fx.Graph:
 
 def _is_add(node: fx.Node) -> bool:
     if node.op == "call_function":
-        return node.target in _ADDS and node.kwargs.get("alpha", 1) == 1
+        return node.target in _ADDS and "alpha" not in node.kwargs
     return node.op == "call_method" and node.target in ("add", "add_") and "alpha" not in node.kwargs
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from passdeploy.groups.channels import PRODUCERS
+from passdeploy.groups.channels import PRODUCERS, channel_counts
 from passdeploy.groups.types import ChannelGroup, Groups
 
 Share = tuple[int, int]
@@ -103,24 +103,31 @@ def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operat
     def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         name = names[module]
         inside, outside = _shares(name, module, groups.groups)
-        gates = tuple(i for i, branch in depth if name in branch)
-        planes = _plane(inputs[0], module), _plane(output, module)
-        if isinstance(module, nn.Linear):
-            shape: tuple[Any, ...] = ("linear", (1, 1), (1, 1), 1, *planes, module.in_features, module.out_features)
-        else:
-            assert isinstance(module, nn.modules.conv._ConvNd)
-            alone = module.groups == module.in_channels and module.groups > 1
-            shape = (
-                "depthwise" if alone else "conv", _pair(module.kernel_size), _pair(module.stride), module.groups,
-                *planes, module.in_channels, module.out_channels,
-            )  # fmt: skip
-        transposed = bool(getattr(module, "transposed", False))
-        has_bias = getattr(module, "bias", None) is not None
-        free = [
-            whole - sum(groups.groups[g].units * each for g, each in shares)
-            for whole, shares in ((shape[-2], inside), (shape[-1], outside))
-        ]
-        found.append(Operator(name, *shape, tuple(inside), tuple(outside), gates, *free, has_bias, transposed))
+        cin, cout = channel_counts(module)
+        conv = module if isinstance(module, nn.modules.conv._ConvNd) else None
+        kind: Literal["conv", "depthwise", "linear"] = "linear"
+        if conv is not None:
+            kind = "depthwise" if conv.groups == cin and conv.groups > 1 else "conv"
+        found.append(
+            Operator(
+                name=name,
+                kind=kind,
+                kernel=_pair(conv.kernel_size) if conv else (1, 1),
+                stride=_pair(conv.stride) if conv else (1, 1),
+                groups=conv.groups if conv else 1,
+                in_hw=_plane(inputs[0], module),
+                out_hw=_plane(output, module),
+                cin=cin,
+                cout=cout,
+                in_units=tuple(inside),
+                out_units=tuple(outside),
+                gates=tuple(i for i, branch in depth if name in branch),
+                in_free=cin - sum(groups.groups[g].units * each for g, each in inside),
+                out_free=cout - sum(groups.groups[g].units * each for g, each in outside),
+                bias=isinstance(module.bias, Tensor),
+                transposed=conv is not None and conv.transposed,
+            )
+        )
 
     hooks = [m.register_forward_hook(record) for m in clone.modules() if isinstance(m, PRODUCERS)]
     with torch.no_grad():

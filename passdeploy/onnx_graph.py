@@ -1,0 +1,170 @@
+"""Small rewrites of ONNX graphs: zeros folded away, dead nodes removed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+# The names under which the exporter writes the zeros of `passdeploy.surgery.Zero`; a parameter that happens to be zero
+# is not folded, so that a graph's operators do not depend on the values of its weights.
+_ZEROS = re.compile(r"(zeros_like|new_zeros|zeros|full)(_\d+)?")
+_KEEPS_ZERO = {
+    "Relu", "LeakyRelu", "Elu", "HardSwish", "Gelu", "Mish", "Tanh", "Identity", "Dropout", "Reshape", "Transpose",
+    "Flatten", "Squeeze", "Unsqueeze", "AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean", "Expand", "Cast",
+    "Neg", "Slice", "Swish",
+}  # fmt: skip
+_KEEPS_SIGN = {
+    "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Identity", "Dropout", "Reshape", "Flatten",
+    "Transpose", "Slice", "Squeeze", "Unsqueeze",
+}  # fmt: skip
+
+
+def consumers_of(proto: Any) -> dict[str, list[Any]]:
+    """The nodes that read each value."""
+    readers: dict[str, list[Any]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+def fold_zeros(proto: Any, zeros: Collection[str] = ()) -> bool:
+    """Removes additions of zero, in place: ``x + 0`` becomes ``x``, ``x * 0`` becomes 0.
+
+    A sum must have the shape of `x`, which is so for the zeros that a removed residual branch leaves.
+
+    Args:
+        proto: An `onnx.ModelProto`.
+        zeros: Values taken as zero, besides the constants that stand for removed branches.
+
+    Returns:
+        Whether anything changed.
+    """
+    graph = proto.graph
+    zero = set(zeros) | {i.name for i in graph.initializer if _ZEROS.fullmatch(i.name) and _is_zero(i)}
+    if not zero:
+        return False
+    outputs = {output.name for output in graph.output}
+    alias: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name in alias:
+                node.input[i] = alias[name]
+        hits = [name in zero for name in node.input]
+        folded = False
+        if any(hits):
+            if node.op_type in ("Add", "Sum") and len(hits) == 2 and not all(hits) and node.output[0] not in outputs:
+                alias[node.output[0]] = node.input[hits.index(False)]
+                folded = True
+            elif (
+                (node.op_type in _KEEPS_ZERO and hits[0])
+                or node.op_type == "Mul"
+                or (node.op_type == "Add" and all(hits))
+            ):
+                zero.add(node.output[0])
+        if not folded:
+            kept.append(node)
+    if not alias:
+        return False
+    del graph.node[:]
+    graph.node.extend(kept)
+    return True
+
+
+def fold_rectifiers(proto: Any) -> bool:
+    """Removes Relu nodes whose input can't be negative, in place: removed blocks leave ``relu(relu(x))``."""
+    graph = proto.graph
+    outputs = {output.name for output in graph.output}
+    positive: set[str] = set()
+    alias: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name in alias:
+                node.input[i] = alias[name]
+        known = bool(node.input) and node.input[0] in positive
+        if node.op_type == "Relu" and known and node.output[0] not in outputs:
+            alias[node.output[0]] = node.input[0]
+            continue
+        if (
+            node.op_type in ("Relu", "Sigmoid", "HardSigmoid")
+            or (node.op_type in _KEEPS_SIGN and known)
+            or (node.op_type in ("Add", "Mul", "Concat", "Max") and all(name in positive for name in node.input))
+        ):
+            positive.add(node.output[0])
+        kept.append(node)
+    if not alias:
+        return False
+    del graph.node[:]
+    graph.node.extend(kept)
+    return True
+
+
+def fold_constants(proto: Any) -> None:
+    """Computes additions and products of two initialisers, in place (a prompt in its frame, plus the normalisation)."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    graph = proto.graph
+    known = {i.name: i for i in graph.initializer}
+    functions = {"Add": np.add, "Mul": np.multiply}
+    kept = []
+    for node in graph.node:
+        if node.op_type in functions and all(name in known for name in node.input):
+            value = functions[node.op_type](*(numpy_helper.to_array(known[name]) for name in node.input))
+            graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+            known[node.output[0]] = graph.initializer[-1]
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _is_zero(initializer: Any) -> bool:
+    from onnx import numpy_helper
+
+    return not numpy_helper.to_array(initializer).any()
+
+
+def remove_unused(proto: Any) -> set[str]:
+    """Removes nodes that no output depends on, and their initialisers, in place; returns the names still read."""
+    graph = proto.graph
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if any(name in needed for name in node.output):
+            kept.append(node)
+            needed.update(node.input)
+            for attribute in node.attribute:
+                for inner in attribute.g.node:  # a subgraph reads values of the outer graph
+                    needed.update(inner.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    initializers = [i for i in graph.initializer if i.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+    return needed
+
+
+def tidy(proto: Any) -> Any:
+    """A freshly exported graph without the traces of removed branches, and without the exporter's notes."""
+    fold_zeros(proto)
+    fold_rectifiers(proto)
+    fold_constants(proto)
+    needed = remove_unused(proto)
+    graph = proto.graph
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    del graph.metadata_props[:]
+    del proto.metadata_props[:]
+    live = needed | {name for node in graph.node for name in node.output}
+    values = [value for value in graph.value_info if value.name in live]
+    del graph.value_info[:]
+    graph.value_info.extend(values)
+    for value in (*graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
+        value.ClearField("doc_string")
+    return proto
