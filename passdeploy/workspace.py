@@ -96,8 +96,14 @@ class Workspace:
 
     def clear(self) -> None:
         """Removes all that runs wrote here; refuses a folder that is not a run directory."""
-        if any(self.root.iterdir()) and not (self.root / MANIFEST).exists() and not (self.root / "config.yaml").exists():
-            raise BadInput(f"--out {self.root}: is not a run directory and not empty; --fresh would delete what is in it")
+        if (
+            any(self.root.iterdir())
+            and not (self.root / MANIFEST).exists()
+            and not (self.root / "config.yaml").exists()
+        ):
+            raise BadInput(
+                f"--out {self.root}: is not a run directory and not empty; --fresh would delete what is in it"
+            )
         for child in self.root.iterdir():
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)

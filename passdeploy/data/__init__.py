@@ -49,12 +49,20 @@ def search_path() -> list[Path]:
     return [Path(p) for p in (given.split(os.pathsep) if given else [])] + [cache_dir(), Path("/usr/share/datasets")]
 
 
-def load(name: str, *, size: tuple[int, int] | None = None) -> ImageData:
+def load(
+    name: str,
+    *,
+    size: tuple[int, int] | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> ImageData:
     """Loads a data set.
 
     Args:
         name: A registered name, a folder of images, or ``module:function`` returning an `ImageData`.
         size: (H, W) for image folders; None: inferred.
+        mean: Of the normalisation, on [0, 1] RGB, for image folders; None: inferred.
+        std: Likewise.
 
     Raises:
         BadInput: It is not known or can't be read.
@@ -64,7 +72,7 @@ def load(name: str, *, size: tuple[int, int] | None = None) -> ImageData:
     if Path(name).is_dir():
         from passdeploy.data.folder import load_folder
 
-        return load_folder(Path(name), size=size)
+        return load_folder(Path(name), size=size, mean=mean, std=std)
     if ":" in name:
         from passdeploy.plugins import load_attribute
 

@@ -1,0 +1,272 @@
+"""From scores to a structure: which units to keep so that the predicted latency is inside the budget.
+
+Scores are importances in units of loss: what removing the unit costs. Within a group the highest are kept; how many per
+group is what an allocator decides. `LatencyAllocator` (ours) spends the budget where loss per saved millisecond is lowest,
+whole blocks included; `GlobalAllocator` (the paper's rule) uses one threshold over all scores; `UniformAllocator` keeps the
+same share everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from passdeploy.groups import Groups
+from passdeploy.structure import Structure
+
+Importance = Mapping[str, np.ndarray]
+"""Per group, the importance (> 0) of each unit."""
+
+
+class Predictor(Protocol):
+    """What allocation needs of a latency model: kept units per group -> milliseconds."""
+
+    def predict_many(self, widths: np.ndarray) -> np.ndarray:
+        """Maps (n, groups) to (n,) milliseconds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A structure and how it came about.
+
+    Attributes:
+        structure: The kept units.
+        widths: Kept units per group, in the groups' order.
+        predicted_ms: By the latency model.
+        price: Loss per millisecond at which the last unit was given up; 0 when nothing was.
+    """
+
+    structure: Structure
+    widths: np.ndarray
+    predicted_ms: float
+    price: float
+
+
+def width_grids(groups: Groups, step: int, keep_at_least: float) -> list[np.ndarray]:
+    """Widths that each group may take, ascending; the full width is always among them.
+
+    Args:
+        groups: Of the network.
+        step: Channels in which the target's latency moves (measured).
+        keep_at_least: Share of the units below which no channel group falls.
+    """
+    grids = []
+    for group in groups.groups:
+        if group.kind == "depth":
+            grids.append(np.array([0, 1]))
+            continue
+        channels = max(member.per_unit for member in group.members)
+        units_per_step = max(1, step // channels)
+        # A narrow group still gets a choice: half steps cost a little alignment, which the latency model knows.
+        while units_per_step > 4 and group.units // units_per_step < 4:
+            units_per_step //= 2
+        floor = max(1, int(np.ceil(keep_at_least * group.units)))
+        widths = [w for w in range(units_per_step, group.units, units_per_step) if w >= floor]
+        grids.append(np.array([*widths, group.units]))
+    return grids
+
+
+class Allocator:
+    """Shared parts: tables of what removing units costs, and structures from widths.
+
+    Args:
+        groups: Of the network.
+        predictor: The latency model.
+        grids: From `width_grids`.
+    """
+
+    def __init__(self, groups: Groups, predictor: Predictor, grids: Sequence[np.ndarray]) -> None:
+        self.groups, self.predictor, self.grids = groups, predictor, list(grids)
+        names = groups.names
+        self.full = np.array([group.units for group in groups.groups])
+        self.depth = np.array([group.kind == "depth" for group in groups.groups])
+        # gates[d, g]: group g lies inside the branch of depth group d.
+        self.gates = np.zeros((len(names), len(names)), dtype=bool)
+        for row, group in enumerate(groups.groups):
+            if group.kind == "depth":
+                for name in groups.inner(group):
+                    self.gates[row, names.index(name)] = True
+        self.dense_ms = float(predictor.predict_many(self.full[None].astype(float))[0])
+
+    def tables(self, importance: Importance) -> np.ndarray:
+        """cost[g, w]: summed importance of the units that go when the w most important of group g stay."""
+        cost = np.zeros((len(self.full), int(self.full.max()) + 1))
+        for g, group in enumerate(self.groups.groups):
+            ascending = np.sort(np.asarray(importance[group.name], dtype=np.float64))
+            removed = np.concatenate([[0.0], np.cumsum(ascending)])  # removed[k]: the k least important go
+            cost[g, : group.units + 1] = removed[::-1]
+        return cost
+
+    def alive(self, widths: np.ndarray) -> np.ndarray:
+        """Maps (n, groups) to booleans: False where a removed block makes the group's width meaningless."""
+        removed = ((widths == 0) & self.depth).astype(float)
+        return (removed @ self.gates.astype(float)) == 0
+
+    def losses(self, widths: np.ndarray, cost: np.ndarray) -> np.ndarray:
+        """Summed importance of what is removed, for each row of (n, groups)."""
+        per_group = cost[np.arange(widths.shape[1])[None], widths]
+        return (per_group * self.alive(widths)).sum(1)
+
+    def predict(self, widths: np.ndarray) -> np.ndarray:
+        """Milliseconds for each row of (n, groups); widths inside removed blocks do not matter."""
+        return self.predictor.predict_many(np.where(self.alive(widths), widths, self.full[None]).astype(float))
+
+    def structure(self, importance: Importance, widths: np.ndarray) -> Structure:
+        """Keeps the `widths[g]` most important units of each group; the lower index wins a tie."""
+        masks = {}
+        for g, group in enumerate(self.groups.groups):
+            scores = np.asarray(importance[group.name])
+            keep = np.argsort(-scores, kind="stable")[: int(widths[g])]
+            mask = np.zeros(group.units, dtype=bool)
+            mask[keep] = True
+            masks[group.name] = tuple(bool(kept) for kept in mask)
+        return self.groups.canonical(Structure(masks))
+
+    def fastest(self) -> np.ndarray:
+        """The lowest widths that the grids allow."""
+        return np.array([grid[0] for grid in self.grids])
+
+    def solve(self, importance: Importance, target_ms: float) -> Allocation | None:
+        """The best structure with a predicted latency of at most `target_ms`; None when none is that fast."""
+        widths, price = self._widths(importance, target_ms)
+        if widths is None:
+            return None
+        predicted = float(self.predict(widths[None])[0])
+        return Allocation(self.structure(importance, widths), widths, predicted, price)
+
+    def _widths(self, importance: Importance, target_ms: float) -> tuple[np.ndarray | None, float]:
+        raise NotImplementedError
+
+
+class LatencyAllocator(Allocator):
+    """Greedy on loss per saved millisecond, then gives back what the budget still has room for."""
+
+    LOOKAHEAD = 3
+    """Grid levels a single move may go down: a staircase has flat treads."""
+
+    def _lower(self, widths: np.ndarray, reach: int) -> np.ndarray:
+        moves = []
+        alive = self.alive(widths[None])[0]
+        for g, grid in enumerate(self.grids):
+            if not alive[g]:
+                continue
+            for level in grid[grid < widths[g]][::-1][:reach]:
+                moves.append((g, level))
+        return self._apply(widths, moves)
+
+    def _higher(self, widths: np.ndarray) -> np.ndarray:
+        moves = []
+        alive = self.alive(widths[None])[0]
+        for g, grid in enumerate(self.grids):
+            above = grid[grid > widths[g]]
+            if alive[g] and len(above):
+                moves.append((g, above[0]))
+        return self._apply(widths, moves)
+
+    @staticmethod
+    def _apply(widths: np.ndarray, moves: list[tuple[int, int]]) -> np.ndarray:
+        candidates = np.repeat(widths[None], len(moves), axis=0)
+        for row, (g, level) in enumerate(moves):
+            candidates[row, g] = level
+        return candidates
+
+    def _widths(self, importance: Importance, target_ms: float) -> tuple[np.ndarray | None, float]:
+        cost = self.tables(importance)
+        widths, now = self.full.copy(), self.dense_ms
+        loss, price = 0.0, 0.0
+        while now > target_ms:
+            for reach in (self.LOOKAHEAD, int(self.full.max())):
+                candidates = self._lower(widths, reach)
+                if not len(candidates):
+                    continue
+                latency = self.predict(candidates)
+                # What is saved below the target is worth nothing.
+                saved = now - np.maximum(latency, target_ms)
+                useful = (now - latency) > 1e-6 * self.dense_ms
+                if useful.any():
+                    break
+            else:
+                return None, price
+            losses = self.losses(candidates, cost)
+            rate = np.where(useful, (losses - loss) / np.maximum(saved, 1e-12), np.inf)
+            best = int(np.argmin(rate))
+            widths, now, loss, price = candidates[best], float(latency[best]), float(losses[best]), float(rate[best])
+        return self._polish(widths, loss, cost, target_ms), max(price, 0.0)
+
+    def _polish(self, widths: np.ndarray, loss: float, cost: np.ndarray, target_ms: float) -> np.ndarray:
+        """Gives back units while the target allows, and swaps: one group up, another one down."""
+        for _ in range(4 * len(self.grids)):
+            higher = self._higher(widths)
+            if not len(higher):
+                break
+            pool = [higher[self.predict(higher) <= target_ms]]
+            if not len(pool[0]):
+                pool = [self._lower(row, 1) for row in higher]
+            candidates = np.concatenate(pool)
+            candidates = candidates[self.predict(candidates) <= target_ms] if len(candidates) else candidates
+            if not len(candidates):
+                break
+            losses = self.losses(candidates, cost)
+            best = int(np.argmin(losses))
+            if losses[best] >= loss - 1e-12:
+                break
+            widths, loss = candidates[best], float(losses[best])
+        return widths
+
+
+class _Ranked(Allocator):
+    """One number decides all widths; the largest that meets the target is found by bisection."""
+
+    def _at(self, importance: Importance, level: float) -> np.ndarray:
+        raise NotImplementedError
+
+    def _round(self, g: int, width: float) -> int:
+        grid = self.grids[g]
+        return int(grid[np.argmin(np.abs(grid - width))])
+
+    def _widths(self, importance: Importance, target_ms: float) -> tuple[np.ndarray | None, float]:
+        low, high, best = 0.0, 1.0, None  # level 0: as little as possible, 1: everything
+        for level in (1.0, 0.0):
+            widths = self._at(importance, level)
+            if self.predict(widths[None])[0] <= target_ms:
+                if level == 1.0:
+                    return widths, 0.0
+                best = widths
+        if best is None:
+            return None, 0.0
+        for _ in range(30):
+            level = (low + high) / 2
+            widths = self._at(importance, level)
+            if self.predict(widths[None])[0] <= target_ms:
+                low, best = level, widths
+            else:
+                high = level
+        return best, 0.0
+
+
+class GlobalAllocator(_Ranked):
+    """One threshold over the scores of all groups, as the paper has it."""
+
+    def _at(self, importance: Importance, level: float) -> np.ndarray:
+        everything = np.concatenate([np.asarray(importance[name]) for name in self.groups.names])
+        threshold = np.quantile(everything, 1 - level) if level < 1 else -np.inf
+        kept = [(np.asarray(importance[name]) >= threshold).sum() for name in self.groups.names]
+        return np.array([self._round(g, width) for g, width in enumerate(kept)])
+
+
+class UniformAllocator(_Ranked):
+    """The same share of every channel group; blocks stay."""
+
+    def _at(self, importance: Importance, level: float) -> np.ndarray:
+        return np.array([self._round(g, 1 if self.depth[g] else level * full) for g, full in enumerate(self.full)])
+
+
+ALLOCATORS: dict[str, type[Allocator]] = {
+    "latency": LatencyAllocator,
+    "global": GlobalAllocator,
+    "uniform": UniformAllocator,
+}

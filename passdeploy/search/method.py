@@ -1,0 +1,175 @@
+"""What every way of choosing a structure shares: its inputs, its result, and the registry.
+
+A method scores the units; how many of them stay is decided by its allocator on the latency model, and by the closed loop
+on measured engines. PASS and each baseline are one file that calls `register_method`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from passdeploy.config import RunConfig
+from passdeploy.data.base import ImageData
+from passdeploy.errors import BadInput, nearest
+from passdeploy.groups import Groups, Operator
+from passdeploy.search.allocator import ALLOCATORS, Allocator, Importance, Predictor, width_grids
+from passdeploy.training import Checkpoint
+from passdeploy.workspace import read_json, write_json
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """What a method may use.
+
+    Attributes:
+        network: The dense network, trained (normalised images -> logits). Methods work on a copy.
+        data: Only its training split is used.
+        groups: Of the network.
+        operators: What it executes, as functions of the kept units.
+        predictor: The latency model; a torch-differentiable `predict_soft` beside `predict_many`.
+        step: Channels in which the target's latency moves.
+        ratios: Asked shares of the dense latency, one per budget.
+        config: Of the run.
+        checkpoint: Where a long search keeps its state.
+        progress: Called with (done, total, state).
+    """
+
+    network: nn.Module
+    data: ImageData
+    groups: Groups
+    operators: tuple[Operator, ...]
+    predictor: Predictor
+    step: int
+    ratios: tuple[float, ...]
+    config: RunConfig
+    checkpoint: Checkpoint = field(default_factory=lambda: Checkpoint(None))
+    progress: Callable[[int, int, str], None] = lambda done, total, state: None
+
+    def allocator(self, kind: str) -> Allocator:
+        """The allocator of that name over this network and latency model."""
+        grids = width_grids(self.groups, self.step, self.config.search.keep_at_least)
+        return ALLOCATORS[kind](self.groups, self.predictor, grids)
+
+
+@dataclass
+class SearchResult:
+    """What a search returns.
+
+    Attributes:
+        importance: Per budget, per group, the importance (> 0) of each unit.
+        allocator: Name of the allocator that turns it into structures.
+        network: State of the network that surgery starts from: the dense one's, or co-adapted.
+        stage: State of the input stage (the prompt); empty without one.
+        extra: Other tensors worth keeping (the hypernetwork).
+        curves: For the report.
+        health: Checks on the search, ``{"name", "ok", "message"}`` each.
+    """
+
+    importance: list[dict[str, Tensor]]
+    allocator: str
+    network: dict[str, Tensor]
+    stage: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    health: list[dict[str, Any]] = field(default_factory=list)
+
+    def importance_arrays(self, budget: int) -> Importance:
+        """Importance for one budget, as the allocators take it."""
+        return {name: values.double().numpy() for name, values in self.importance[budget].items()}
+
+    def save(self, folder: Path) -> None:
+        """Writes `scores.safetensors`, `network.safetensors`, `stage.safetensors`, `hypernetwork.safetensors`, `search.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        scores = {f"{i}/{name}": v.contiguous() for i, entry in enumerate(self.importance) for name, v in entry.items()}
+        for name, tensors in (
+            ("scores", scores),
+            ("network", self.network),
+            ("stage", self.stage),
+            ("hypernetwork", self.extra),
+        ):
+            save_file(
+                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / f"{name}.safetensors"
+            )
+        write_json(
+            folder / "search.json",
+            {
+                "allocator": self.allocator,
+                "budgets": len(self.importance),
+                "groups": list(self.importance[0]),
+                "curves": self.curves,
+                "health": self.health,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> SearchResult:
+        """Reads what `save` wrote."""
+        facts = read_json(folder / "search.json")
+        scores = load_file(folder / "scores.safetensors")
+        return cls(
+            importance=[{name: scores[f"{i}/{name}"] for name in facts["groups"]} for i in range(facts["budgets"])],
+            allocator=facts["allocator"],
+            network=load_file(folder / "network.safetensors"),
+            stage=load_file(folder / "stage.safetensors"),
+            extra=load_file(folder / "hypernetwork.safetensors"),
+            curves=facts["curves"],
+            health=facts["health"],
+        )
+
+
+Method = Callable[[SearchContext], SearchResult]
+_REGISTRY: dict[str, Method] = {}
+
+
+def register_method(name: str) -> Callable[[Method], Method]:
+    """Registers a method under the name that ``--method`` takes."""
+
+    def add(method: Method) -> Method:
+        _REGISTRY[name] = method
+        return method
+
+    return add
+
+
+def methods() -> dict[str, Method]:
+    """All methods by name."""
+    import passdeploy.search.baselines as baselines
+
+    importlib.import_module("passdeploy.search.trainer")
+    for module in pkgutil.iter_modules(baselines.__path__):
+        importlib.import_module(f"{baselines.__name__}.{module.name}")
+    return dict(sorted(_REGISTRY.items()))
+
+
+def get_method(name: str) -> Method:
+    """Raises `BadInput` with the nearest names when there is none of that name."""
+    known = methods()
+    if name not in known:
+        raise BadInput(f"--method {name}: no such method{nearest(name, known)}")
+    return known[name]
+
+
+def constant_result(context: SearchContext, importance: dict[str, Tensor], allocator: str) -> SearchResult:
+    """The result of a method that scores once: the same importance for each budget, weights untouched."""
+    return SearchResult([importance] * len(context.ratios), allocator, dict(context.network.state_dict()))
+
+
+def training_images(data: ImageData, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`count` training images (float32, [0, 1]) and labels, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed * 7919 + 17)
+    indices = torch.randperm(len(data.train), generator=generator)[:count]
+    return data.train.images(indices), data.train.labels[indices]
+
+
+def affordable(sequence: Sequence[int], budget: float, least: int, most: int) -> int:
+    """How many images a pass may take so that ``images * sum(sequence)`` operations stay within `budget`."""
+    return int(max(least, min(most, budget / max(1, sum(sequence)))))

@@ -1,0 +1,115 @@
+"""Measured sensitivity: what removing units and blocks costs, in units of loss. The prior that PASS starts from.
+
+Per channel group the least important units by weight magnitude are masked, a quarter, a half and three quarters of them;
+per residual block the whole branch. The cost is the KL divergence from the dense network's outputs on training images, with
+batch statistics (what re-estimation would give). A unit's importance is its share of the slope of its group's curve, so
+that summed importances of removed units are losses, and width can be traded against depth.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from passdeploy.groups import Masker, macs
+from passdeploy.search.method import SearchContext, affordable, training_images
+from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.training import autocast_dtype, training_device
+
+SHARES = (0.25, 0.5, 0.75)
+OPERATIONS = 6e11
+"""Multiply-adds that the whole measurement may cost."""
+LEAST = 1e-4
+"""Smallest loss attributed to a removed share: keeps importances positive."""
+
+
+def _curve(points: list[float]) -> list[float]:
+    """Loss at the shares 0, 1/4, 1/2, 3/4, 1: made non-decreasing, extrapolated to 1 by its steepest last slope."""
+    values = [0.0]
+    for point in points:
+        values.append(max(values[-1] + LEAST, point))
+    slope = max(values[-1] - values[-2], values[-1] / (len(values) - 1))
+    return [*values, values[-1] + 2 * slope]
+
+
+def spread(magnitude: Tensor, losses: list[float]) -> Tensor:
+    """Distributes a group's loss curve over its units.
+
+    Args:
+        magnitude: (units,) by which the units are ranked.
+        losses: Loss with the lowest 1/4, 1/2, 3/4 of the units removed.
+
+    Returns:
+        (units,) importance > 0; the sum over the lowest share of units is the curve's value there.
+    """
+    curve = _curve(losses)
+    units = len(magnitude)
+    ranked = magnitude.argsort()
+    importance = torch.zeros(units, dtype=torch.float64)
+    bounds = [round(units * k / (len(curve) - 1)) for k in range(len(curve))]
+    for segment, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        chosen = ranked[start:end]
+        if len(chosen):
+            weights = magnitude[chosen].double() + 1e-9
+            importance[chosen] = (curve[segment + 1] - curve[segment]) * weights / weights.sum()
+    # Ranking by magnitude must survive the segments' different slopes.
+    importance[ranked] = importance[ranked].cummax(0).values
+    return importance.clamp_min(1e-9)
+
+
+@torch.no_grad()
+def measure(context: SearchContext, magnitude: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Importance of every unit.
+
+    Args:
+        context: Network, groups and training data.
+        magnitude: Per group (units,), by which units are ranked inside their group.
+
+    Returns:
+        Per group (units,) importance in units of loss, > 0.
+    """
+    device = training_device()
+    network = copy.deepcopy(context.network).to(device)
+    model = Prompted(InputStage(context.data.preprocess).to(device), network)
+    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    masker = Masker(model, context.groups, "network.")
+    groups = context.groups.groups
+    passes = 1 + sum(len(SHARES) if group.kind == "channel" else 1 for group in groups)
+    count = affordable([int(macs(context.operators))] * passes, OPERATIONS, 32, 1024)
+    images, _ = training_images(context.data, count, context.config.seed)
+    images = images.to(device, memory_format=torch.channels_last)
+    dtype = autocast_dtype(device)
+    ones = {group.name: torch.ones(group.units, device=device) for group in groups}
+
+    def outputs(masks: dict[str, Tensor]) -> Tensor:
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            parts = [masker(masks, part) for part in images.split(256)]
+        return torch.cat(parts).float()
+
+    reference = F.log_softmax(outputs(ones), 1)
+
+    def loss(name: str, mask: Tensor) -> float:
+        got = F.log_softmax(outputs({**ones, name: mask.to(device)}), 1)
+        return float(F.kl_div(got, reference, log_target=True, reduction="batchmean").clamp(0, 20).nan_to_num(20.0))
+
+    importance, done = {}, 0
+    for group in groups:
+        if group.kind == "depth":
+            importance[group.name] = torch.tensor([max(LEAST, loss(group.name, torch.zeros(1)))], dtype=torch.float64)
+        else:
+            ranked = magnitude[group.name].argsort()
+            losses = []
+            for share in SHARES:
+                mask = torch.ones(group.units)
+                mask[ranked[: round(group.units * share)]] = 0
+                losses.append(loss(group.name, mask))
+            importance[group.name] = spread(magnitude[group.name], losses)
+        done += 1
+        context.progress(done, len(groups), "measuring sensitivities")
+    return importance
