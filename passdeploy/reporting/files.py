@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from pydantic import ValidationError
 
 from passdeploy.errors import BadInput
 from passdeploy.reporting.schema import SCHEMA_ID, Report
+from passdeploy.workspace import write_atomic
 
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
@@ -20,7 +19,7 @@ def write_reports(report: Report, folder: Path) -> dict[str, Path]:
     """Writes report.json, report.md and report.html into `folder`, each atomically; returns their paths by suffix.
 
     Raises:
-        BadInput: The folder can't be written.
+        PassdeployError: The folder can't be written.
     """
     from passdeploy.reporting.html import render_html
     from passdeploy.reporting.markdown import render_markdown
@@ -29,7 +28,7 @@ def write_reports(report: Report, folder: Path) -> dict[str, Path]:
     paths = {}
     for suffix, text in texts.items():
         paths[suffix] = folder / f"report.{suffix}"
-        write_text(paths[suffix], text)
+        write_atomic(paths[suffix], text)
     return paths
 
 
@@ -105,27 +104,5 @@ def dumps(data: Any, indent: int = 0) -> str:
     return f"{left}\n" + ",\n".join(rows) + f"\n{' ' * indent}{right}" + ("\n" if indent == 0 else "")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing: a temporary neighbour that is then renamed.
-
-    Raises:
-        BadInput: The place can't be written.
-    """
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise BadInput(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
 if __name__ == "__main__":  # python -m passdeploy.reporting.files: publishes the schema
-    write_text(SCHEMA_FILE, dumps(json_schema()))
+    write_atomic(SCHEMA_FILE, dumps(json_schema()))

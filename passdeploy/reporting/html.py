@@ -14,11 +14,12 @@ from passdeploy.reporting.schema import Report
 
 
 class Tile(NamedTuple):
-    """One of the large numbers under the headline."""
+    """One of the large numbers under the headline; a `guess` is set in a paler colour."""
 
     name: str
     value: str
     note: str
+    guess: bool = False
 
 
 @cache
@@ -55,6 +56,7 @@ def render_html(report: Report) -> str:
                 "plane": plots.plane(report),
                 "distribution": plots.distribution(report),
                 "skyline": plots.skyline(report.groups or []),
+                "skyline_narrow": plots.skyline(report.groups or [], 400.0),
                 "loop": plots.closed_loop(report.candidates or [], wanted),
                 "stages": plots.stage_bar(list(report.timing_s.items())),
             },
@@ -92,7 +94,13 @@ def tiles(report: Report) -> list[Tile]:
         result.append(Tile("Speed-up, measured", f.times(speed.latency), note))
     elif report.predicted is not None and report.predicted.speedup is not None:
         kind = report.predictor.kind if report.predictor else "analytic"
-        result.append(Tile("Speed-up, predicted", f.times(report.predicted.speedup), f"{kind} model; not measured"))
+        result.append(
+            Tile("Speed-up, predicted", f"≈ {f.times(report.predicted.speedup)}", f"{kind} model; not measured", True)
+        )
+    elif report.reachable is not None and report.reachable.speedup is not None:
+        best = report.reachable
+        note = f"{f.milliseconds(best.latency_ms)}, {'measured' if best.measured else 'predicted'}"
+        result.append(Tile("Fastest reachable", f.times(best.speedup), note, not best.measured))
     else:
         result.append(Tile("Speed-up", f.NONE, "not measured"))
     budget = "" if report.budget.latency_ms is None else f"budget {f.milliseconds(report.budget.latency_ms)}"
@@ -103,7 +111,8 @@ def tiles(report: Report) -> list[Tile]:
         note = "not measured" + (f"; {budget}" if budget else "")
     result.append(Tile(f"Latency, {report.budget.percentile}", f.milliseconds(latency), note))
     kept = pruned.accuracy if pruned else None
-    note = f"{f.points(v.accuracy_change(report))}; dense {f.percent(dense.accuracy)}"
+    change = v.accuracy_change(report)
+    note = (f"{f.points(change)}; " if change is not None else "") + f"dense {f.percent(dense.accuracy)}"
     result.append(Tile(v.metric(report).capitalize(), f.percent(kept), note))
     macs = f.count(pruned.macs) if pruned else f.NONE
     note = f"{f.times(speed.macs)} fewer than {f.count(dense.macs)}" if speed.macs else f"dense {f.count(dense.macs)}"

@@ -28,6 +28,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _finite_pair(value: Any) -> Any:
+    """None for an interval with an open end."""
+    open_ended = isinstance(value, (tuple, list)) and any(_finite(end) is None for end in value)
+    return None if open_ended else value
+
+
+Interval = Annotated[tuple[float, float] | None, BeforeValidator(_finite_pair)]
 Number = Annotated[float | None, BeforeValidator(_finite)]
 Share = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_finite)]
 
@@ -87,7 +94,7 @@ class Speedup(Section):
     """Dense over pruned. `realisation` is latency speed-up / MACs speed-up."""
 
     latency: Number
-    latency_ci95: tuple[float, float] | None
+    latency_ci95: Interval
     macs: Number
     realisation: Number
 

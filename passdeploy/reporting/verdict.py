@@ -82,8 +82,9 @@ def asked(report: Report) -> str:
     """The budget in words: ``2x at p50 (291 µs)``."""
     budget = report.budget
     as_time = "" if budget.latency_ms is None else f.milliseconds(budget.latency_ms)
-    typed = budget.asked.replace("x", f.TIMES) if budget.asked.endswith("x") else budget.asked
-    extra = f" ({as_time})" if as_time and budget.asked.endswith("x") else ""
+    ratio = budget.asked.endswith("x")
+    typed = budget.asked[:-1] + f.TIMES if ratio else as_time or budget.asked
+    extra = f" ({as_time})" if as_time and ratio else ""
     scope = "" if budget.scope == "engine" else ", end to end"
     return f"{typed} at {budget.percentile}{scope}{extra}"
 
@@ -126,9 +127,9 @@ def verdict(report: Report) -> Verdict:
                 "good",
                 "within budget",
                 "The dense network is already inside the budget",
-                f"{reached} against {budget} on {device}: it is shipped as it is.",
+                f"{reached} against a budget of {budget}: it is shipped as it is.",
             )
-        detail = f"The engine that ships was measured on {device}: {reached} against a budget of {budget}."
+        detail = f"{reached} against a budget of {budget}, measured on the very engine file that ships."
         return Verdict("good", "within budget", f"{faster}{cost}", detail)
     if report.status == "over_budget":
         detail = f"The measured engine needs {reached}; the budget is {budget}. Nothing that was found is inside it."
@@ -210,16 +211,15 @@ def checks(report: Report) -> list[Check]:
 def numbers(report: Report) -> list[tuple[str, str, str, str]]:
     """The table of both networks: what, dense, pruned, change."""
     dense, pruned, speed = report.dense, report.pruned, report.speedup
-    latency = f.times(speed.latency)
-    if speed.latency_ci95:
-        latency += f" (95 %: {f.interval(speed.latency_ci95)})"
     ratio = None if pruned is None or not pruned.params else dense.params / pruned.params
     rows = [("latency", "not measured", "not measured", "")]
     if dense.latency_ms is not None:
         rows = [
-            (f"latency {q}", _latency(dense, q), _latency(pruned, q), latency if q == "p50" else "")
+            (f"latency {q}", _latency(dense, q), _latency(pruned, q), f.times(speed.latency) if q == "p50" else "")
             for q in ("p50", "p90", "p99")
         ]
+        if speed.latency_ci95 is not None:
+            rows.insert(1, ("95 % interval", "", "", f.interval(speed.latency_ci95)))
     elif report.predicted is not None:
         kind = report.predictor.kind if report.predictor else "analytic"
         guess = report.predicted
@@ -233,7 +233,7 @@ def numbers(report: Report) -> list[tuple[str, str, str, str]]:
         ("parameters", f.count(dense.params), f.count(pruned.params if pruned else None), f.times(ratio)),
     ]
     if speed.realisation is not None:
-        rows.append(("realisation (latency / MACs speed-up)", "", "", f"{speed.realisation:.2f}"))
+        rows.append(("latency / MACs speed-up", "", "", f"{speed.realisation:.2f}"))
     return rows
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from passdeploy.reporting import schema as s
-from passdeploy.reporting.files import dumps, write_text
+from passdeploy.reporting.files import dumps
 from passdeploy.reporting.picture import prompt_picture, rgb_picture
+from passdeploy.workspace import write_atomic
 
 FILE = Path(__file__).with_name("example.json")
 random.seed(7)
@@ -267,4 +268,4 @@ def example() -> s.Report:
 
 
 if __name__ == "__main__":
-    write_text(FILE, dumps(example().to_json()))
+    write_atomic(FILE, dumps(example().to_json()))

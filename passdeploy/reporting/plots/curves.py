@@ -9,8 +9,8 @@ from markupsafe import Markup
 from passdeploy.reporting.plots.svg import Scale, chart, padded, path, tag, text, tip, x_axis, y_axis
 from passdeploy.reporting.schema import Curve
 
-WIDTH, HEIGHT = 340.0, 190.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 28.0, 26.0
+WIDTH, HEIGHT = 270.0, 170.0
+LEFT, RIGHT, TOP, BOTTOM = 42.0, 8.0, 28.0, 26.0
 _TITLES = {
     "loss": "loss",
     "accuracy": "validation accuracy, %",
@@ -43,8 +43,8 @@ def _panel(name: str, points: Sequence[tuple[float, float]], curve: Curve, goal:
     x = Scale(curve.step[0], max(curve.step[-1], curve.step[0] + 1e-9), LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
     title = _TITLES.get(name, name.replace("_", " "))
-    parts = [*y_axis(y, LEFT, WIDTH - RIGHT, 3), *x_axis(x, HEIGHT - BOTTOM, HEIGHT - BOTTOM, "", 4)]
-    parts.append(text(title, LEFT - 44, 14, "t strong"))
+    parts = [*y_axis(y, LEFT, WIDTH - RIGHT, 3), *x_axis(x, HEIGHT - BOTTOM, HEIGHT - BOTTOM, "", 3)]
+    parts.append(text(title, 2, 14, "t strong"))
     if goal is not None:
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(goal), y2=y(goal), class_="budget"))
     at = [(x(s), y(v)) for s, v in shown]
@@ -55,6 +55,6 @@ def _panel(name: str, points: Sequence[tuple[float, float]], curve: Curve, goal:
         for (s, v), (px, py) in zip(shown, [(x(s), y(v)) for s, v in shown], strict=True):
             parts.append(tip(f"{curve.unit} {s:g}: {v:.4g}", tag("circle", cx=px, cy=py, r=3.2, class_="dot")))
     last = shown[-1][1]
-    parts.append(text(f"{last:.4g}", WIDTH - RIGHT, 14, "t title", "end"))
+    parts.append(text(f"{last:.4g}", WIDTH - RIGHT, 14, "t title wide-only", "end"))
     label = f"{title} from {shown[0][1]:.4g} to {last:.4g} over {curve.step[-1]:g} {curve.unit}s"
     return chart(label, WIDTH, HEIGHT, *parts, class_="chart small")

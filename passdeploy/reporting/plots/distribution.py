@@ -26,22 +26,21 @@ def distribution(report: Report) -> Markup | None:
     budget = report.budget.latency_ms
     scale = Scale(0, max(end, budget or 0) * 1.04, LEFT, WIDTH - RIGHT)
     parts: list[Markup] = []
-    for latency, side, y in ((dense, "dense", 34.0), (pruned, "pruned", 78.0)):
+    for latency, side, y in ((dense, "dense", 42.0), (pruned, "pruned", 84.0)):
         parts += _bar(latency, side, y, scale)
     if budget is not None:
         x = scale(budget)
         parts += [
-            tag("line", x1=x, x2=x, y1=12, y2=104, class_="budget"),
-            text(f"budget {f.milliseconds(budget)}", x + 6, 112, "t strong budget-t"),
+            tag("line", x1=x, x2=x, y1=16, y2=108, class_="budget"),
+            text(f"budget {f.milliseconds(budget)}", x, 10, "t strong budget-t", "middle"),
         ]
     samples = report.distribution
-    if samples is not None:
-        for values, latency, side, top in (
-            (samples.dense, dense, "dense", 132.0),
-            (samples.pruned, pruned, "pruned", 244.0),
-        ):
-            if len(values) >= 10:
-                parts += _histogram(values, latency, side, top)
+    if samples is not None and min(len(samples.dense), len(samples.pruned)) >= 10:
+        low, high = _relative_range((samples.dense, samples.pruned))
+        parts += _histogram(samples.dense, dense, "dense", 140.0, low, high)
+        parts += _histogram(samples.pruned, pruned, "pruned", 252.0, low, high)
+    else:
+        samples = None
     label = (
         f"Latency of single calls. Dense: p50 {f.milliseconds(dense.p50)}, p99 {f.milliseconds(dense.p99)}. "
         f"Pruned: p50 {f.milliseconds(pruned.p50)}, p99 {f.milliseconds(pruned.p99)}."
@@ -71,22 +70,34 @@ def _bar(latency: Latency, side: str, y: float, scale: Scale) -> list[Markup]:
     return parts
 
 
-def _histogram(values: Sequence[float], latency: Latency, side: str, top: float) -> list[Markup]:
-    """Around the median, over the same relative range for both engines, so that their shapes can be compared."""
+def _median(ranked: Sequence[float]) -> float:
+    return ranked[(len(ranked) - 1) // 2]
+
+
+def _relative_range(engines: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """A range in medians that holds nearly all calls of every engine; one range, so that shapes can be compared."""
+    lows, highs = [], []
+    for values in engines:
+        ranked = sorted(values)
+        lows.append(ranked[len(ranked) // 200] / _median(ranked))
+        highs.append(ranked[len(ranked) * 99 // 100] / _median(ranked))
+    return max(min(lows) - 0.02, 0.3), min(max(highs) + 0.03, 4.0)
+
+
+def _histogram(
+    values: Sequence[float], latency: Latency, side: str, top: float, lowest: float, highest: float
+) -> list[Markup]:
     ranked = sorted(values)
-    middle = latency.p50 if latency.p50 is not None else ranked[len(ranked) // 2]
-    low, high = middle * 0.94, middle * 1.16
+    middle = _median(ranked)
+    low, high = middle * lowest, middle * highest
     factor, unit = (1.0, "ms") if middle >= 1 else (1000.0, "µs")
     x = Scale(low * factor, high * factor, LEFT, WIDTH - RIGHT)
-    bottom = top + 68
+    bottom = top + 64
     counts = [0] * BINS
-    beyond = 0
     for value in ranked:
         index = math.floor((value - low) / (high - low) * BINS)
         if 0 <= index < BINS:
             counts[index] += 1
-        else:
-            beyond += 1
     peak = max(counts) or 1
     step = (x.end - x.start) / BINS
     parts = []
@@ -94,24 +105,17 @@ def _histogram(values: Sequence[float], latency: Latency, side: str, top: float)
         if n:
             height = n / peak * (bottom - top - 6)
             start = (low + (high - low) * index / BINS) * factor
-            shape = tag(
-                "rect",
-                x=x.start + index * step,
-                y=bottom - height,
-                width=step - 1,
-                height=height,
-                class_=f"fill-{side}",
-            )
+            left = x.start + index * step
+            shape = tag("rect", x=left, y=bottom - height, width=step - 1, height=height, class_=f"fill-{side}")
             parts.append(tip(f"from {start:.4g} {unit}: {n / len(ranked):.1%} of calls", shape))
+    taken = LEFT + 80.0
     for percentile in ("p50", "p90", "p99"):
         value = getattr(latency, percentile)
         if value is not None and low < value < high:
             at = x(value * factor)
-            parts += [
-                tag("line", x1=at, x2=at, y1=top - 2, y2=bottom, class_="percentile"),
-                text(percentile, at + 4, top + 8, "t halo"),
-            ]
-    note = f"{side}, {unit}" + (f" ({beyond / len(ranked):.1%} of calls outside)" if beyond else "")
-    parts += x_axis(x, bottom, bottom, "", 6)
-    parts.append(text(note, WIDTH - RIGHT, top + 8, "t halo title", "end"))
-    return parts
+            parts.append(tag("line", x1=at, x2=at, y1=top - 2, y2=bottom, class_="percentile"))
+            if at - 14 > taken:
+                parts.append(text(percentile, at, top - 6, "t", "middle"))
+                taken = at + 14
+    parts.append(text(f"{side}, {unit}", LEFT, top - 6, "t strong"))
+    return parts + x_axis(x, bottom, bottom, "", 6)

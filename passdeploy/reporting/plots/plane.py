@@ -117,56 +117,68 @@ def _draw(
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     xs = [mark.x * factor for mark in marks] + ([budget * factor] if budget is not None else [])
     x = Scale(0, max(xs) * 1.16, LEFT, right)
-    low, high = padded([mark.y * 100 for mark in marks], 0.16, 1.0)
-    y = Scale(low, min(high, 100.5), bottom, TOP + 22)
+    final = [mark.y * 100 for mark in marks if mark.kind != "before_finetune"] or [mark.y * 100 for mark in marks]
+    low, high = padded(final, 0.25, 2.4)
+    y = Scale(low, min(high, 100.5), bottom - 8, TOP + 22)
     parts: list[Markup] = []
     if budget is not None:
         line = x(budget * factor)
         parts += [
             tag("rect", x=LEFT, y=TOP + 8, width=line - LEFT, height=bottom - TOP - 8, class_="inside"),
             tag("line", x1=line, x2=line, y1=TOP + 8, y2=bottom, class_="budget"),
-            text(f"budget {f.milliseconds(budget)}", line, TOP + 2, "t strong budget-t", "middle"),
+            text(f"budget {f.milliseconds(budget)}", max(line, LEFT + 24), TOP + 2, "t strong budget-t", "middle"),
         ]
     parts += [*y_axis(y, LEFT, right), *x_axis(x, bottom, bottom, title)]
-    parts.append(text(f"{accuracy}, %", LEFT - 44, TOP - 2 if budget is None else TOP + 2, "t title"))
+    crowded = budget is not None and x(budget * factor) < LEFT + 160  # the budget's label stands at the left
+    at = right if crowded else LEFT - 44
+    parts.append(text(f"{accuracy}, %", at, TOP + 2, "t title", "end" if crowded else None))
     if front:
         line_points = [(x(m.x * factor), y(m.y * 100)) for m in pareto(marks)]
         parts.append(path(line_points, "front"))
     labels = Labels((LEFT, TOP + 10, right, bottom))
     for mark in marks:
-        labels.block(x(mark.x * factor), y(mark.y * 100), 8)
+        labels.block(x(mark.x * factor), _inside(y, mark.y), 8)
     if budget is not None:
         labels.block(x(budget * factor), TOP, 4)
     if arrow:
-        parts += _arrow(marks, x, y, factor)
+        parts += _arrow(marks, x, y, factor, labels)
     for mark in sorted(marks, key=lambda m: m.kind != "pruned"):
-        parts.append(_mark(mark, x(mark.x * factor), y(mark.y * 100), title, factor, labels))
+        parts.append(
+            _mark(mark, x(mark.x * factor), _inside(y, mark.y), y(mark.y * 100) > y.start, title, factor, labels)
+        )
     said = "; ".join(f"{m.label}: {f.percent(m.y)} at {m.x * factor:.4g}" for m in marks)
     return chart(f"{accuracy} against {title}. {said}", WIDTH, HEIGHT, *parts)
 
 
-def _arrow(marks: Sequence[Mark], x: Scale, y: Scale, factor: float) -> list[Markup]:
-    """From dense to pruned, and up from before fine-tuning."""
-    at = {mark.kind: (x(mark.x * factor), y(mark.y * 100)) for mark in reversed(marks)}
+def _inside(y: Scale, accuracy: float) -> float:
+    """The height of a share; what lies below the axis is drawn at its foot (its label says how low it really is)."""
+    return min(y(accuracy * 100), y.start)
+
+
+def _arrow(marks: Sequence[Mark], x: Scale, y: Scale, factor: float, labels: Labels) -> list[Markup]:
+    """From dense to pruned, and up from before fine-tuning; labels keep off these lines."""
+    at = {mark.kind: (x(mark.x * factor), _inside(y, mark.y)) for mark in reversed(marks)}
     parts = []
-    if "dense" in at and "pruned" in at:
-        parts.append(path([at["dense"], at["pruned"]], "move"))
-    if "before_finetune" in at and "pruned" in at:
-        parts.append(path([at["before_finetune"], at["pruned"]], "move dotted"))
+    for start, end, style in (("dense", "pruned", "move"), ("before_finetune", "pruned", "move dotted")):
+        if start in at and end in at:
+            (x1, y1), (x2, y2) = at[start], at[end]
+            parts.append(path([at[start], at[end]], style))
+            for i in range(1, 12):
+                labels.block(x1 + (x2 - x1) * i / 12, y1 + (y2 - y1) * i / 12, 3)
     return parts
 
 
-def _mark(mark: Mark, x: float, y: float, title: str, factor: float, labels: Labels) -> Markup:
+def _mark(mark: Mark, x: float, y: float, low: bool, title: str, factor: float, labels: Labels) -> Markup:
     shapes = {
         "dense": tag("circle", cx=x, cy=y, r=6.5, class_="m dense"),
         "pruned": tag("path", d=f"M{x:.1f} {y - 9:.1f}l9 9l-9 9l-9-9Z", class_="m pruned"),
-        "before_finetune": tag("circle", cx=x, cy=y, r=5, class_="m before"),
+        "before_finetune": tag("path", d=f"M{x:.1f} {y:.1f}l-6-9h12Z", class_="m before")
+        if low
+        else tag("circle", cx=x, cy=y, r=5, class_="m before"),
         "imported": tag("rect", x=x - 5, y=y - 5, width=10, height=10, class_="m other"),
     }
     triangle = tag("path", d=f"M{x:.1f} {y - 7:.1f}l7 12.5h-14Z", class_="m other")
-    lines = [mark.label]
-    if mark.kind in ("dense", "pruned"):
-        lines.append(f"{mark.y * 100:.2f} %")
+    lines = [mark.label, f"{mark.y * 100:.2f} %" + (", below this axis" if low else "")]
     left, baseline, anchor = labels.place(lines, x, y)
     shown = [
         text(line, left, baseline + 15 * i, "t halo" + (" strong" if mark.kind == "pruned" else ""), anchor)

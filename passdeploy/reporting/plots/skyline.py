@@ -11,7 +11,7 @@ from passdeploy.reporting import format as f
 from passdeploy.reporting.plots.svg import Scale, chart, tag, text, tip, y_axis
 from passdeploy.reporting.schema import GroupInfo
 
-WIDTH, HEIGHT = 1080.0, 300.0
+HEIGHT = 276.0
 LEFT, TOP, BASE, BLOCKS = 46.0, 26.0, 222.0, 236.0
 
 
@@ -24,20 +24,20 @@ class Slot:
     end: float
 
 
-def skyline(groups: Sequence[GroupInfo]) -> Markup | None:
-    """Kept units (filled) beside the full width (outlined), and which residual blocks are left; None without groups."""
+def skyline(groups: Sequence[GroupInfo], width: float = 1080.0) -> Markup | None:
+    """Kept units (filled) beside the full width (pale), and which residual blocks are left; None without groups."""
     if not groups:
         return None
     inner = _inside(groups)
     owners = [g for g in groups if g.kind == "channel" or not inner[g.name]]
-    step = (WIDTH - LEFT - 4) / len(owners)
+    step = (width - LEFT - 4) / len(owners)
     gap = min(step * 0.22, 8.0)
     slots = {g.name: Slot(g, LEFT + i * step + gap / 2, LEFT + (i + 1) * step - gap / 2) for i, g in enumerate(owners)}
     columns = [g.units for g in groups if g.kind == "channel"]
     y = Scale(0, max(columns, default=1), BASE, TOP)
     parts: list[Markup] = []
     if columns:
-        parts += [*y_axis(y, LEFT - 4, WIDTH - 4, 4), text("units", 2, 14, "t title")]
+        parts += [*y_axis(y, LEFT - 4, width - 4, 4), text("units", 2, 14, "t title")]
     for slot in slots.values():
         if slot.group.kind == "channel":
             parts.append(_column(slot, y, _removed(slot.group, groups, inner)))
@@ -45,15 +45,15 @@ def skyline(groups: Sequence[GroupInfo]) -> Markup | None:
     for group in blocks:
         under = [slots[name] for name in inner[group.name]] or [slots[group.name]]
         parts.append(_block(group, min(s.start for s in under), max(s.end for s in under)))
-    parts.append(tag("line", x1=LEFT - 4, x2=WIDTH - 4, y1=BASE, y2=BASE, class_="axis"))
+    parts.append(tag("line", x1=LEFT - 4, x2=width - 4, y1=BASE, y2=BASE, class_="axis"))
     kept = sum(g.kept for g in blocks)
     if blocks:
-        parts.append(text(f"residual blocks: {kept} of {len(blocks)} kept", LEFT - 4, BLOCKS + 52, "t"))
+        parts.append(text("blocks", 0, BLOCKS + 16, "t title"))
     left = sum(g.kept for g in groups if g.kind == "channel")
     label = f"{len(columns)} channel groups, {left} of {sum(columns)} units kept"
     if blocks:
         label += f"; {kept} of {len(blocks)} residual blocks kept"
-    return chart(label, WIDTH, HEIGHT if blocks else BASE + 10, *parts)
+    return chart(label, width, HEIGHT if blocks else BASE + 10, *parts, class_="chart full")
 
 
 def _inside(groups: Sequence[GroupInfo]) -> dict[str, list[str]]:
