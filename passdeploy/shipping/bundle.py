@@ -14,6 +14,7 @@ bundle/
 from __future__ import annotations
 
 import json
+import platform
 import re
 import shutil
 import tempfile
@@ -276,13 +277,17 @@ def _latency(given: Mapping[str, Any] | None, target: Target, report: Mapping[st
 
 def _requirements(meta: Mapping[str, Any], target: Target) -> m.Requirements:
     if target.compute_capability is None:
-        return m.Requirements(machine=meta.get("machine"), cpu_features=tuple(sorted(meta.get("cpu_features", ()))))
-    built = meta.get("compute_capabilities") or [meta.get("compute_capability") or target.compute_capability]
+        native = target.backend == "inductor"  # the others' engine files are graphs, compiled at load
+        return m.Requirements(
+            machine=platform.machine() if native else None, cpu_features=tuple(sorted(meta.get("cpu_flags", ())))
+        )
+    options = meta.get("options", {})
+    compiled = target.backend in ("tensorrt", "tensorrt_rtx")  # what ONNX Runtime loads is still a graph
     return m.Requirements(
-        compute_capabilities=tuple(map(str, built)),
-        or_newer=str(meta.get("hardware_compatibility", "")).lower() == "ampere_plus",
-        driver=meta.get("driver") or meta.get("cuda_driver"),
-        exact_version=str(meta.get("kind", "")) != "onnx" and not meta.get("version_compatible", False),
+        compute_capabilities=tuple(meta.get("compute_capabilities") or target.compute_capability.split(",")),
+        or_newer=bool(options.get("hardware_compatible", False)),
+        driver=meta.get("driver"),
+        exact_version=compiled and not options.get("version_compatible", False),
     )
 
 

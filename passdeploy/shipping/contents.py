@@ -115,11 +115,12 @@ def _engine(sealed: Sealed, entry: Mapping[str, Any], onnx: str) -> EngineInfo:
     return info
 
 
-def open_bundle(folder: Path, *, check_content: bool = True) -> Contents:
-    """Checks a bundle's digests, then reads its manifest and checks what it binds together.
+def open_bundle(folder: Path, key: Path | None = None, *, check_content: bool = True) -> Contents:
+    """Checks a bundle's digests and signature, then reads its manifest and checks what that binds together.
 
     Args:
         folder: The bundle.
+        key: Public key (PEM); None: the signature is not looked at.
         check_content: False leaves large files that are not needed here unread (see `sums.open_sealed`).
 
     Raises:
@@ -127,6 +128,15 @@ def open_bundle(folder: Path, *, check_content: bool = True) -> Contents:
         Refused: It is not what was sealed.
     """
     sealed = open_sealed(Path(folder), check_content=check_content)
+    if key is not None:
+        from passdeploy.shipping.signing import check_signature
+
+        check_signature(sealed, Path(key))
+    return read_contents(sealed)
+
+
+def read_contents(sealed: Sealed) -> Contents:
+    """Reads what `open_sealed` has checked. Raises `Refused` when it does not hold together."""
     try:
         manifest = json.loads(sealed.read(MANIFEST))
         if manifest["schema"] != SCHEMA:

@@ -164,11 +164,7 @@ def load(
         BadInput: There is no such folder.
         Refused: The bundle is not what was sealed or does not fit this machine; one line that says why.
     """
-    contents = open_bundle(Path(bundle))
-    if key is not None:
-        from passdeploy.shipping.signing import check_signature
-
-        check_signature(contents.sealed, Path(key))
+    contents = open_bundle(Path(bundle), Path(key) if key is not None else None)
     chosen = contents.choose(engine, machine)
     executor = create(chosen, contents.sealed.read(chosen.file), contents.manifest, **options)
     model = Model(contents, chosen, executor)

@@ -2,7 +2,7 @@
 
 The signature (`model.sig`, a Sigstore bundle) covers every file but itself and SHA256SUMS. SHA256SUMS covers the
 signature too, so that damage to any file, the signature's included, is detected without a key; with it, tampering is.
-Without passdeploy: `model_signing verify key B --signature B/model.sig --public-key KEY --ignore-paths B/SHA256SUMS`.
+Without passdeploy: `model_signing verify key B --signature B/model.sig --public_key KEY --ignore-paths B/SHA256SUMS`.
 """
 
 from __future__ import annotations

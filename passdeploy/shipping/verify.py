@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from passdeploy.errors import Unavailable
 from passdeploy.shipping import manifest as m
-from passdeploy.shipping.contents import MANIFEST, Contents, open_bundle
+from passdeploy.shipping.contents import MANIFEST, read_contents
 from passdeploy.shipping.hardware import Machine
 from passdeploy.shipping.runner import Model, load
 from passdeploy.shipping.signing import SIGNATURE, check_signature
-from passdeploy.shipping.sums import Refused
+from passdeploy.shipping.sums import Refused, Sealed, open_sealed
 
 Outcome = Literal["passed", "refused", "skipped"]
 
@@ -114,12 +114,15 @@ def verify(
     log, found = _Log(), _Found()
 
     def digests() -> str:
-        found.contents = open_bundle(Path(bundle))
-        found.manifest = m.read(found.contents.sealed.read(MANIFEST))
+        found.sealed = open_sealed(Path(bundle))
+        return f"{len(found.sealed.sums)} files match SHA256SUMS"
+
+    def contents() -> str:
+        assert found.sealed is not None
+        read = read_contents(found.sealed)
+        found.manifest = m.read(found.sealed.read(MANIFEST))
         found.status = found.manifest.status
-        return (
-            f"{len(found.contents.sealed.sums)} files match SHA256SUMS, and bundle.json binds engines to the ONNX file"
-        )
+        return f"bundle.json binds {len(read.engines)} engine(s) to the ONNX file, and is of schema {m.SCHEMA}"
 
     def hardware() -> str:
         found.model = load(bundle, engine=engine, machine=machine, check_samples=False)
@@ -137,7 +140,8 @@ def verify(
         return f"p50 {found.latency['p50']:.3f} ms on this machine: {found.status}"
 
     try:
-        if log.attempt("digests", digests) and _signature(log, found, key):
+        held = log.attempt("digests", digests) and _signature(log, found.sealed, key)
+        if held and log.attempt("manifest", contents):
             if not run:
                 log.skipped("hardware", "not asked for")
             elif log.attempt("hardware", hardware) and log.attempt("samples", samples) and measure:
@@ -145,22 +149,21 @@ def verify(
     finally:
         if found.model is not None:
             found.model.close()
-    root = found.contents.sealed.root if found.contents is not None else None
+    root = found.sealed.root if found.sealed is not None else None
     return Verification(tuple(log.checks), root, found.status, found.latency)
 
 
 @dataclass
 class _Found:
-    contents: Contents | None = None
+    sealed: Sealed | None = None
     manifest: m.BundleManifest | None = None
     model: Model | None = None
     status: str | None = None
     latency: dict[str, Any] | None = None
 
 
-def _signature(log: _Log, found: _Found, key: str | Path | None) -> bool:
-    assert found.contents is not None
-    sealed = found.contents.sealed
+def _signature(log: _Log, sealed: Sealed | None, key: str | Path | None) -> bool:
+    assert sealed is not None
     if key is not None:
 
         def check() -> str:

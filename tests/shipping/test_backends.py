@@ -1,0 +1,113 @@
+"""Bundles of the other backends: run where they can be, refused in one line where not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from passdeploy.engines.base import CompileInput, get_backend
+from passdeploy.shipping.bundle import EngineSource, write_bundle
+from passdeploy.shipping.contents import open_bundle
+from passdeploy.shipping.hardware import Gpu, Machine
+from passdeploy.shipping.runner import load
+from passdeploy.shipping.sums import Refused
+from passdeploy.shipping.verify import verify
+from passdeploy.targets import Target
+from tests.shipping.conftest import SHAPE, cpu_target, make_source
+
+A100 = Machine("x86_64", frozenset(), (Gpu("NVIDIA A100", "8.0"),), "13.0")
+
+
+def bundle_of(folder: Path, target: Target) -> Path:
+    """Compiles with the target's backend and ships that; skips when the backend is not here."""
+    source = make_source(folder / "run", batch=target.batch)
+    backend = get_backend(target.backend)
+    reason = backend.available(target)
+    if reason is not None:
+        pytest.skip(reason)
+    backend.save(backend.compile(CompileInput(source.onnx), target), folder / "engine")
+    engines = (EngineSource(folder / "engine", target),)
+    return write_bundle(folder / "bundle", make_source(folder / "run", batch=target.batch, engines=engines))
+
+
+@pytest.fixture(scope="module")
+def openvino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle_of(tmp_path_factory.mktemp("ov"), cpu_target(2).with_(backend="openvino"))
+
+
+@pytest.fixture(scope="module")
+def rtx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = Target("a100", "NVIDIA A100", "8.0", "tensorrt_rtx", "fp32", 1, 1, attached=False)
+    return bundle_of(tmp_path_factory.mktemp("rtx"), target)
+
+
+def test_openvino_from_threads(openvino: Path) -> None:
+    images = np.random.default_rng(5).random((30, *SHAPE), dtype=np.float32)
+    assert verify(openvino).ok
+    with load(openvino, streams=2) as model, ThreadPoolExecutor(4) as pool:
+        whole = model.run(images)
+        parts = list(pool.map(lambda i: model.run(images[i : i + 3]), range(0, 30, 3)))
+        assert np.array_equal(np.concatenate(parts), whole)
+        model.bind(images[:2])
+        model.call()
+
+
+def test_openvino_without_torch(openvino: Path) -> None:
+    program = (
+        "import sys; from passdeploy.shipping.runner import load; load(sys.argv[1]).close();"
+        "print(sorted({'torch', 'pandas', 'pydantic', 'onnx'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(openvino)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_rtx_engine_is_bound_to_its_gpu_and_version(rtx: Path) -> None:
+    entry = open_bundle(rtx).manifest["engines"][0]
+    assert entry["requires"]["compute_capabilities"] == ["8.0"]
+    assert entry["requires"]["exact_version"]
+    assert entry["latency_ms"] is None
+    assert not entry["attached"]
+
+
+def test_rtx_engine_without_its_gpu_is_refused(rtx: Path) -> None:
+    result = verify(rtx, machine=Machine("x86_64", frozenset(), (), None))
+    assert result.reason == (
+        "engine a100-tensorrt-rtx-fp32-b1: it is for an NVIDIA GPU of compute capability 8.0, this machine has none; "
+        "compile for this machine with passdeploy run --target"
+    )
+    assert verify(rtx, run=False).ok, "it can still be passed on"
+
+
+def test_rtx_engine_on_a_machine_that_only_claims_a_gpu_is_one_line(rtx: Path) -> None:
+    """The hardware fits by its word, and the library below finds no driver."""
+    with pytest.raises(Refused) as error:
+        load(rtx, machine=A100)
+    assert "\n" not in str(error.value)
+    assert "a100-tensorrt-rtx-fp32-b1" in str(error.value)
+
+
+def test_a_missing_backend_says_what_to_install(sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(Refused, match=r"backend onnxruntime is not installed .*install onnxruntime 1\."):
+        load(sealed_bundle)
+
+
+def test_another_backend_goes_through_its_own_runner(tmp_path: Path) -> None:
+    """AOTInductor's package needs torch: the engines' runner is taken, the bundle's checks stay the same."""
+    from passdeploy.shipping.executors import engines
+
+    bundle = write_bundle(tmp_path / "bundle", make_source(tmp_path / "run", batch=2))
+    contents = open_bundle(bundle)
+    (engine,) = contents.engines
+    executor = engines.create(engine, contents.sealed.read(engine.file), contents.manifest)
+    images, expected = contents.samples()
+    try:
+        assert np.max(np.abs(executor.run(images[:2]) - expected[:2])) <= 1e-5 * np.max(np.abs(expected))
+    finally:
+        executor.close()
