@@ -66,7 +66,7 @@ def _groups(report: Report) -> str:
     channels = [group for group in report.groups if group.kind == "channel"]
     lines = ["## Structure"]
     if blocks:
-        removed = [escape(group.name) for group in blocks if not group.kept]
+        removed = [escape(group.name.removeprefix("depth:")) for group in blocks if not group.kept]
         left = f"{len(blocks) - len(removed)} of {len(blocks)} residual blocks kept"
         lines.append(left + (f"; removed: {', '.join(removed)}." if removed else "."))
     if channels:

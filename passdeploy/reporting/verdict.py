@@ -205,7 +205,7 @@ def checks(report: Report) -> list[Check]:
     said = verdict(report)
     budget = None if report.status == "unverified" else report.goal_met
     health = [Check(f"health: {item.name}", item.ok, item.message, warning=not item.ok) for item in report.health or []]
-    return [Check("budget", budget, f"{said.label}: {said.headline}. {said.detail}"), *proofs(report), *health]
+    return [Check("verdict", budget, f"{said.label}: {said.headline}. {said.detail}"), *proofs(report), *health]
 
 
 def numbers(report: Report) -> list[tuple[str, str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from passdeploy.reporting.verdict import metric, percentile_ms, subject
 
 WIDTH, HEIGHT = 520.0, 350.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 14.0, 50.0
+
+
+_METHOD_KINDS = ("pruned", "alternative", "imported")  # a shape and a colour per method; further ones share the last
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,10 @@ def plane(report: Report) -> Markup | None:
     return _draw(marks, title, factor, budget, metric(report), arrow=True)
 
 
-def comparison_plane(reports: Sequence[Report]) -> Markup | None:
+def comparison_plane(reports: Sequence[Report], narrow: bool = False) -> Markup | None:
     """Several runs in one plane: the pruned networks, the dense ones they came from, the best trade-offs joined."""
     marks: list[Mark] = []
+    methods = list(dict.fromkeys(report.method for report in reports))
     seen: set[tuple[float, float]] = set()
     for report in reports:
         for side, network in (("dense", report.dense), ("pruned", report.pruned)):
@@ -82,12 +87,13 @@ def comparison_plane(reports: Sequence[Report]) -> Markup | None:
             if side == "dense" and any(abs(latency / x - 1) < 0.03 and y == network.accuracy for x, y in seen):
                 continue  # the same dense network, measured again
             seen.add((latency, network.accuracy))
-            marks.append(Mark(label, side, latency, network.accuracy))
+            kind = side if side == "dense" else _METHOD_KINDS[min(methods.index(report.method), 2)]
+            marks.append(Mark(label, kind, latency, network.accuracy))
     if not marks:
         return None
     unit, factor = _unit(max(mark.x for mark in marks), True)
     title = f"{reports[0].budget.percentile} latency per call, {unit}"
-    return _draw(marks, title, factor, None, metric(reports[0]), front=True)
+    return _draw(marks, title, factor, None, metric(reports[0]), front=True, width=WIDTH if narrow else 2 * WIDTH)
 
 
 def pareto(marks: Sequence[Mark]) -> list[Mark]:
@@ -113,8 +119,9 @@ def _draw(
     accuracy: str,
     arrow: bool = False,
     front: bool = False,
+    width: float = WIDTH,
 ) -> Markup:
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    right, bottom = width - RIGHT, HEIGHT - BOTTOM
     xs = [mark.x * factor for mark in marks] + ([budget * factor] if budget is not None else [])
     x = Scale(0, max(xs) * 1.16, LEFT, right)
     final = [mark.y * 100 for mark in marks if mark.kind != "before_finetune"] or [mark.y * 100 for mark in marks]
@@ -136,6 +143,9 @@ def _draw(
         line_points = [(x(m.x * factor), y(m.y * 100)) for m in pareto(marks)]
         parts.append(path(line_points, "front"))
     labels = Labels((LEFT, TOP + 10, right, bottom))
+    if front:
+        for start, end in itertools.pairwise(line_points):
+            labels.block_line(start, end)
     for mark in marks:
         labels.block(x(mark.x * factor), _inside(y, mark.y), 8)
     if budget is not None:
@@ -147,7 +157,9 @@ def _draw(
             _mark(mark, x(mark.x * factor), _inside(y, mark.y), y(mark.y * 100) > y.start, title, factor, labels)
         )
     said = "; ".join(f"{m.label}: {f.percent(m.y)} at {m.x * factor:.4g}" for m in marks)
-    return chart(f"{accuracy} against {title}. {said}", WIDTH, HEIGHT, *parts)
+    return chart(
+        f"{accuracy} against {title}. {said}", width, HEIGHT, *parts, class_="chart" if width == WIDTH else "chart full"
+    )
 
 
 def _inside(y: Scale, accuracy: float) -> float:
@@ -161,10 +173,8 @@ def _arrow(marks: Sequence[Mark], x: Scale, y: Scale, factor: float, labels: Lab
     parts = []
     for start, end, style in (("dense", "pruned", "move"), ("before_finetune", "pruned", "move dotted")):
         if start in at and end in at:
-            (x1, y1), (x2, y2) = at[start], at[end]
             parts.append(path([at[start], at[end]], style))
-            for i in range(1, 12):
-                labels.block(x1 + (x2 - x1) * i / 12, y1 + (y2 - y1) * i / 12, 3)
+            labels.block_line(at[start], at[end])
     return parts
 
 

@@ -87,14 +87,16 @@ def _column(slot: Slot, y: Scale, removed: bool) -> Markup:
 
 
 def _block(group: GroupInfo, start: float, end: float) -> Markup:
-    class_ = "block kept" if group.kept else "block gone"
+    small = end - start < 12
+    class_ = "block kept" if group.kept else "full" if small else "block gone"
+    name = group.name.removeprefix("depth:")
     middle, width = (start + end) / 2, end - start
     shapes = [tag("rect", x=start, y=BLOCKS, width=width, height=24, rx=3, class_=class_)]
-    if not group.kept:
+    if not group.kept and not small:
         arm = min(6.0, width / 3)
         top = f"{middle - arm:.1f} {BLOCKS + 12 - arm:.1f}l{2 * arm:.1f} {2 * arm:.1f}"
         cross = f"M{top}m0 {-2 * arm:.1f}l{-2 * arm:.1f} {2 * arm:.1f}"
         shapes.append(tag("path", d=cross, class_="cross"))
-    elif width >= 6.4 * len(group.name) + 4:
-        shapes.append(text(group.name, middle, BLOCKS + 16, "t on-fill wide-only", "middle"))
-    return tip(f"block {group.name}: {'kept' if group.kept else 'removed'}", *shapes)
+    elif group.kept and width >= 6.8 * len(name) + 4:
+        shapes.append(text(name, middle, BLOCKS + 16, "t on-fill wide-only", "middle"))
+    return tip(f"block {name}: {'kept' if group.kept else 'removed'}", *shapes)

@@ -129,6 +129,12 @@ class Labels:
         """Keeps labels off a point."""
         self.taken.append((x - radius, y - radius, x + radius, y + radius))
 
+    def block_line(self, start: tuple[float, float], end: tuple[float, float], steps: int = 16) -> None:
+        """Keeps labels off a line."""
+        for i in range(1, steps):
+            at = i / steps
+            self.block(start[0] + (end[0] - start[0]) * at, start[1] + (end[1] - start[1]) * at, 3)
+
     def place(self, lines: Sequence[str], x: float, y: float, gap: float = 11) -> tuple[float, float, str]:
         """Position of the first line's baseline and the anchor, for `lines` at the point (x, y)."""
         width, height = CHARACTER * max(map(len, lines)), LINE * len(lines)

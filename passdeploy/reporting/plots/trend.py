@@ -28,9 +28,9 @@ def trend(title: str, ticks: Sequence[str], lines: Mapping[str, Sequence[float |
         points = [(i, v) for i, v in enumerate(line) if v is not None]
         if not points:
             continue
-        parts.append(path([(x(i), y(v)) for i, v in points], f"curve c{index % 4}"))
+        parts.append(path([(x(i), y(v)) for i, v in points], f"curve c{index % 6}"))
         for i, v in points:
-            dot = tag("circle", cx=x(i), cy=y(v), r=3.5, class_=f"dot c{index % 4}")
+            dot = tag("circle", cx=x(i), cy=y(v), r=3.5, class_=f"dot c{index % 6}")
             parts.append(tip(f"{name}, {ticks[i]}: {v:.4g}", dot))
     said = "; ".join(
         f"{name}: last {next((v for v in reversed(line) if v is not None), 0):.4g}" for name, line in lines.items()

@@ -1,0 +1,110 @@
+"""Several runs, or several budgets of one search, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from passdeploy.errors import BadInput
+from passdeploy.reporting import format as f
+from passdeploy.reporting import plots
+from passdeploy.reporting import verdict as v
+from passdeploy.reporting.schema import Report
+
+
+def render_comparison(
+    reports: Sequence[Report], form: Literal["html", "md"] = "html", names: Sequence[str] | None = None
+) -> str:
+    """A page with a row per run and, per device and setting, their accuracy-latency plane.
+
+    Args:
+        reports: At least one, in the order in which they are to stand.
+        form: Self-contained HTML, or Markdown.
+        names: Of the rows; method and budget when None.
+
+    Raises:
+        BadInput: No report was given.
+    """
+    if not reports:
+        raise BadInput("nothing to compare: give at least one run folder or report.json")
+    labels = list(names) if names is not None else row_names(reports)
+    if form == "md":
+        return _markdown(reports, labels)
+    from passdeploy.reporting.html import environment
+
+    return (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(
+            title=title(reports),
+            rows=list(zip(labels, reports, strict=True)),
+            settings=[
+                (place, plots.comparison_plane(members), plots.comparison_plane(members, narrow=True))
+                for place, members in by_setting(reports).items()
+            ],
+            structures=[
+                (label, plots.skyline(report.groups, 520.0))
+                for label, report in zip(labels, reports, strict=True)
+                if report.groups
+            ],
+        )
+    )
+
+
+def by_setting(reports: Sequence[Report]) -> dict[str, list[Report]]:
+    """Reports whose latencies may stand on one axis: the same device, backend, precision, batch and threads."""
+    result: dict[str, list[Report]] = {}
+    for report in reports:
+        result.setdefault(f"{report.target.device}: {v.setting(report)}, {report.budget.percentile}", []).append(report)
+    return result
+
+
+def row_names(reports: Sequence[Report]) -> list[str]:
+    """As short as tells the rows apart: the budget, and whatever else differs."""
+    names: list[str] = []
+    many = {
+        "subject": len({v.subject(r) for r in reports}) > 1,
+        "target": len({r.target.name for r in reports}) > 1,
+        "method": len({r.method for r in reports}) > 1,
+        "seed": len({r.seed for r in reports}) > 1,
+    }
+    for report in reports:
+        parts = [v.subject(report)] if many["subject"] else []
+        parts += [report.target.name] if many["target"] else []
+        parts += [report.method] if many["method"] else []
+        parts.append(report.budget.asked)
+        parts += [f"seed {report.seed}"] if many["seed"] else []
+        names.append(" ".join(parts))
+    return names
+
+
+def title(reports: Sequence[Report]) -> str:
+    """What all of them have in common."""
+    subjects = list(dict.fromkeys(v.subject(report) for report in reports))
+    runs = f"{len(reports)} run" + ("s" if len(reports) > 1 else "")
+    return f"{runs} of {subjects[0]}" if len(subjects) == 1 else f"{runs} of {len(subjects)} networks"
+
+
+def _markdown(reports: Sequence[Report], labels: Sequence[str]) -> str:
+    from passdeploy.reporting.markdown import escape, table
+
+    signs = {"good": "✅", "bad": "❌"}
+    rows = []
+    for label, report in zip(labels, reports, strict=True):
+        said, pruned = v.verdict(report), report.pruned
+        rows.append(
+            (
+                signs.get(said.tone, "⚠️"),
+                escape(label),
+                said.label,
+                f.times(report.speedup.latency),
+                f.interval(report.speedup.latency_ci95),
+                f.milliseconds(v.percentile_ms(report, "pruned")),
+                f.percent(pruned.accuracy if pruned else None),
+                f.points(v.accuracy_change(report)),
+                f.times(report.speedup.macs),
+            )
+        )
+    head = ("", "run", "status", "speed-up", "95 %", "latency", "accuracy", "change", "MACs")
+    places = "\n".join(f"- {escape(place)}: {len(members)}" for place, members in by_setting(reports).items())
+    return f"# {escape(title(reports))}\n\n{table(head, rows, 3)}\n\nMeasured on:\n\n{places}\n"
