@@ -66,14 +66,16 @@ class OrtRunner(Runner):
         self._session: Any = loaded
         self._shapes, self._batch, self._device = shapes, batch, device
         self._binding: Any = None
+        self._held: Arrays = {}
 
     def _bind(self, inputs: Arrays) -> Any:
         import onnxruntime as ort
 
         binding = self._session.io_binding()
-        for name, array in inputs.items():
-            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
-            binding.bind_ortvalue_input(name, value)
+        # On a CPU an OrtValue is a view of the array, which the binding does not keep alive.
+        self._held = {name: np.array(array, order="C") for name, array in inputs.items()}
+        for name, array in self._held.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, self._device, 0))
         for output in self._session.get_outputs():
             binding.bind_output(output.name, self._device, 0)
         self._session.run_with_iobinding(binding)
@@ -102,6 +104,7 @@ class OrtRunner(Runner):
 
     def close(self) -> None:
         self._binding = self._session = None
+        self._held = {}
 
 
 @register

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from passdeploy.engines.base import CompileInput, backends, first_available, get_backend, require
+from passdeploy.engines.files import load_engine
+from passdeploy.errors import BadInput, Unavailable
+from passdeploy.targets import Target, resolve
+from tests.engines.conftest import CPU, Case, difference
+
+NAMES = ("onnxruntime", "openvino")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_pytorchs_before_and_after_the_disk(case: Case, tmp_path: Path, name: str) -> None:
+    backend = get_backend(name)
+    engine = backend.compile(case.source, CPU)
+    loaded = load_engine(backend.save(engine, tmp_path))
+    assert loaded == engine
+    with backend.runner(loaded, CPU) as runner:
+        logits = runner.run({"images": case.images})["logits"]
+    assert difference(case.logits, logits) <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_batch_engine_takes_any_number_of_images(case4: Case, name: str, precision: str) -> None:
+    backend, target = get_backend(name), replace(CPU, batch=4, precision=precision)
+    with backend.runner(backend.compile(case4.source, target), target) as runner:
+        whole = runner.run({"images": case4.images})["logits"]
+        for count in (1, 3, 4, 5):
+            part = runner.run({"images": case4.images[:count]})["logits"]
+            assert part.shape == (count, 5)
+            np.testing.assert_allclose(part, whole[:count], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bound_calls_compute_on_the_bound_images(case: Case, name: str) -> None:
+    backend = get_backend(name)
+    with backend.runner(backend.compile(case.source, CPU), CPU) as runner:
+        first = case.images[:1].copy()
+        runner.bind({"images": first})
+        first[:] = 0  # the caller's array is the caller's
+        runner.call()
+        runner.call()
+        assert difference(case.logits[:1], bound_output(runner)) <= 1e-5
+        with pytest.raises(BadInput, match="bind takes exactly 1 image"):
+            runner.bind({"images": case.images[:2]})
+
+
+def bound_output(runner: object) -> np.ndarray:
+    """What the last `call` left in its output buffer."""
+    if hasattr(runner, "_binding"):
+        return runner._binding.copy_outputs_to_cpu()[0]
+    return np.array(runner._request.get_output_tensor().data)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_int8_is_quantised_and_close(case: Case, name: str) -> None:
+    import onnx
+
+    backend, target = get_backend(name), replace(CPU, precision="int8")
+    engine = backend.compile(case.source, target)
+    kinds = [node.op_type for node in onnx.load_model_from_string(engine.data).graph.node]
+    assert kinds.count("QuantizeLinear") >= 4
+    with backend.runner(engine, target) as runner:
+        logits = runner.run({"images": case.images})["logits"]
+    assert 0 < difference(case.logits, logits) < 0.15
+
+
+@pytest.mark.parametrize("name", [*NAMES, "inductor"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_on_a_cpu_is_refused(name: str, precision: str) -> None:
+    with pytest.raises(Unavailable) as error:
+        require(get_backend(name), replace(CPU, precision=precision))
+    assert precision in str(error.value) and "--precision fp32" in str(error.value)
+    with pytest.raises((Unavailable, BadInput)):
+        resolve("cpu", backend=name, precision=precision)
+
+
+def test_threads_that_the_machine_lacks() -> None:
+    for threads in (0, -1, 4096):
+        with pytest.raises(Unavailable, match=f"--threads {threads}: this machine lets a process use 1 to"):
+            require(get_backend("onnxruntime"), replace(CPU, threads=threads))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"threads": 2}, "--threads 2"),
+        ({"batch": 8}, "--batch 8"),
+        ({"precision": "int8"}, "--precision int8"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_engine_for_other_settings_is_refused(case: Case, name: str, change: dict[str, object], said: str) -> None:
+    backend = get_backend(name)
+    engine = backend.compile(case.source, CPU)
+    with pytest.raises(BadInput, match=said):
+        backend.runner(engine, CPU.with_(**change))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damage_behind_a_good_digest_is_one_line(case: Case, name: str) -> None:
+    backend = get_backend(name)
+    engine = backend.compile(case.source, CPU)
+    with pytest.raises(BadInput) as error:
+        backend.runner(replace(engine, data=engine.data[: len(engine.data) // 2]), CPU)
+    assert "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_wrong_inputs_are_named(case: Case) -> None:
+    backend = get_backend("onnxruntime")
+    with backend.runner(backend.compile(case.source, CPU), CPU) as runner:
+        for inputs, said in (
+            ({"image": case.images}, "expects inputs"),
+            ({"images": case.images.astype(np.float64)}, "float32"),
+            ({"images": case.images[:, :2]}, "shape"),
+            ({"images": case.images[0]}, "shape"),
+            ({"images": case.images[:0]}, "shape"),
+        ):
+            with pytest.raises(BadInput, match=said):
+                runner.run(inputs)
+
+
+def test_the_graph_must_fit_the_batch(case: Case) -> None:
+    with pytest.raises(BadInput, match="exported for batch 1, the target asks for 4"):
+        get_backend("onnxruntime").compile(case.source, replace(CPU, batch=4))
+
+
+@pytest.mark.parametrize("content", [b"", b"not an onnx file", None])
+def test_a_file_that_is_no_onnx(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    for name in NAMES:
+        with pytest.raises(BadInput) as error:
+            get_backend(name).compile(CompileInput(path), CPU)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_external_weights_become_part_of_the_engine(case: Case, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(case.onnx)
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (tmp_path / "weights.bin").exists()
+    backend = get_backend("onnxruntime")
+    engine = backend.compile(CompileInput(tmp_path / "model.onnx"), CPU)
+    (tmp_path / "weights.bin").unlink()
+    with backend.runner(engine, CPU) as runner:
+        assert difference(case.logits, runner.run({"images": case.images})["logits"]) <= 1e-5
+
+
+def test_every_backend_registers_and_says_why_it_cannot() -> None:
+    known = backends()
+    assert {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "inductor", "torch_tensorrt"} <= set(known)
+    h100 = Target("h100", "NVIDIA H100", "9.0", "tensorrt", "fp16", 1, 1, False)
+    for name, backend in known.items():
+        reason = backend.runnable(h100)
+        assert reason and "\n" not in reason, name
+        assert backend.version()
+
+
+def test_unknown_backend_names_the_nearest() -> None:
+    with pytest.raises(BadInput, match=r"--backend onnx-runtime: no such backend; did you mean onnxruntime"):
+        get_backend("onnx-runtime")
+    with pytest.raises(BadInput, match="did you mean tensorrt"):
+        resolve("a100", backend="tensorrt-rtx")
+
+
+def test_the_first_available_backend_is_taken_else_all_reasons_told() -> None:
+    assert first_available(("tensorrt", "openvino", "onnxruntime"), CPU).name == "openvino"
+    with pytest.raises(Unavailable) as error:
+        first_available(("tensorrt", "torch_tensorrt"), CPU)
+    assert "tensorrt: " in str(error.value) and "torch_tensorrt: " in str(error.value)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from passdeploy.engines._graph import input_stage
+from passdeploy.engines._quantize import Recipe, for_cpu, for_tensorrt, quantize
+from passdeploy.engines.base import CompileInput
+from passdeploy.errors import BadInput
+from tests.engines.conftest import SIZE, Case
+
+RECIPES = {"cpu": for_cpu(), "tensorrt": for_tensorrt()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_normalisation_and_prompt_stay_in_float32(case: Case, name: str) -> None:
+    graph = onnx.load_model_from_string(quantize(case.source, RECIPES[name])).graph
+    produced = {output: node for node in graph.node for output in node.output}
+    conv = next(node for node in graph.node if node.op_type == "Conv")
+    node = produced[conv.input[0]]
+    assert node.op_type == "DequantizeLinear"
+    stage = input_stage(graph)
+    assert stage
+    before = [n for n in graph.node if n.name in stage and n.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    assert before
+    for node in before:
+        for source in node.input:
+            assert source not in produced or produced[source].op_type != "DequantizeLinear"
+
+
+def test_tensorrt_pairs_are_symmetric_and_biases_float32(case: Case) -> None:
+    graph = onnx.load_model_from_string(quantize(case.source, for_tensorrt())).graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert pairs
+    for node in pairs:
+        zero = constants[node.input[2]]
+        assert zero.dtype == np.int8 and not zero.any()
+    for node in graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3:
+            assert constants[node.input[2]].dtype == np.float32
+
+
+@pytest.mark.parametrize("samples", [None, np.zeros((0, *SIZE), np.float32)])
+def test_no_images_no_calibration(case: Case, samples: np.ndarray | None) -> None:
+    with pytest.raises(BadInput, match=r"int8: needs real images to calibrate on; give --data"):
+        quantize(CompileInput(case.onnx, samples=samples), for_cpu())
+
+
+def test_too_few_images_for_the_batch(case4: Case) -> None:
+    with pytest.raises(BadInput, match="3 calibration images do not fill one batch of 4"):
+        quantize(replace(case4.source, samples=case4.images[:3]), for_cpu())
+
+
+def installed() -> bool:
+    from passdeploy.data import search_path
+
+    return any(p.is_file() for root in search_path() for p in root.glob("fashion-mnist/t10k-images-idx3-ubyte*"))
+
+
+def accuracy(data: bytes, images: np.ndarray, labels: np.ndarray, fused: bool) -> float:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if not fused:  # what the pairs say, operator by operator: stands in for hardware that is not here
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    batch = session.get_inputs()[0].shape[0]
+    logits = [session.run(None, {"images": images[i : i + batch]})[0] for i in range(0, len(images), batch)]
+    return float((np.concatenate(logits).argmax(1) == labels).mean())
+
+
+@pytest.mark.skipif(not installed(), reason="Fashion-MNIST is not installed")
+@pytest.mark.parametrize("name", RECIPES)
+def test_int8_keeps_the_demo_models_accuracy(tmp_path: Path, name: str) -> None:
+    """Within one point of float32 (4,000 test images), on ONNX Runtime and as the graph for TensorRT says."""
+    import torch
+
+    from passdeploy.data import load
+    from passdeploy.export import export_onnx
+    from passdeploy.models import build
+    from passdeploy.search.prompt import InputStage, Prompted
+    from passdeploy.weights import load_weights, packaged_weights
+
+    data, weights = load("fashion-mnist"), packaged_weights("resnet20", "fashion-mnist")
+    assert weights is not None
+    network = build("resnet20", len(data.classes))
+    load_weights(network, weights)
+    model = Prompted(InputStage(data.preprocess), network).eval()
+    path = export_onnx(model, tmp_path / "model.onnx", (3, *data.preprocess.size), 50)
+    calibration = data.val.images(torch.arange(200)).numpy()
+    images, labels = data.test.images(torch.arange(4000)).numpy(), data.test.labels[:4000].numpy()
+    recipe: Recipe = RECIPES[name]
+    int8 = quantize(CompileInput(path, samples=calibration), recipe)
+    full = accuracy(path.read_bytes(), images, labels, fused=True)
+    assert full > 0.9
+    assert accuracy(int8, images, labels, fused=name == "cpu") >= full - 0.01
