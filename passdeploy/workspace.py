@@ -7,6 +7,7 @@ and files are as recorded is not run again, and a partial folder with the same i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -49,7 +50,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise PassdeployError(
             f"{path}: cannot be written ({error.strerror}); free some space or choose another --out, then run again: "
             "what was finished is kept"

@@ -14,9 +14,9 @@ _SIGNS = {True: "✅", False: "❌", None: f.NONE}
 def escape(text: object) -> str:
     """`text` so that it stays inside one table cell and is no markup."""
     result = " ".join(str(text).split())
-    for character in "\\`*_[]<>|":
+    for character in "\\`*_[]|":
         result = result.replace(character, "\\" + character)
-    return result
+    return result.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: int = 1) -> str:

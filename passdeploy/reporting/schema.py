@@ -284,7 +284,7 @@ class BudgetResult(Section):
     accuracy: Share = None
     latency_ms: Number = None
     speedup: Number = None
-    path: str | None = None
+    path: str | None = Field(default=None, pattern=r"^[^:/][^:]*$", description="Relative, of its report.html.")
 
 
 class Imported(Section):
@@ -332,12 +332,12 @@ class Report(Section):
     @model_validator(mode="after")
     def _claims_are_backed(self) -> Self:
         """A latency stands in a report only when it was measured, and a verdict about one only when it is there."""
-        measured = [network.latency_ms for network in (self.dense, self.pruned) if network is not None]
+        measured = [network and network.latency_ms for network in (self.dense, self.pruned)]
         if not self.target.attached and (any(measured) or self.speedup.latency is not None):
             raise ValueError("the target is not attached: latencies and speedup.latency must be null")
         if self.status == "unverified" and self.speedup.latency is not None:
             raise ValueError("status unverified goes with no measured speed-up: speedup.latency must be null")
-        if self.status in ("within_budget", "over_budget") and (not measured or not all(measured)):
+        if self.status in ("within_budget", "over_budget") and not all(measured):
             raise ValueError(f"status {self.status} needs measured latencies of both engines")
         return self
 

@@ -1,0 +1,105 @@
+# ruff: noqa: RUF001  (reports use real multiplication and minus signs)
+from __future__ import annotations
+
+import pytest
+
+from passdeploy.reporting import format as f
+from passdeploy.reporting.files import parse_report
+from passdeploy.reporting.verdict import checks, numbers, proofs, verdict
+from tests.reporting.variants import STATUSES, data, variant
+
+
+@pytest.mark.parametrize(
+    ("status", "tone", "headline", "detail"),
+    [
+        ("within_budget", "good", "2.07× faster at −0.59 points of top-1 accuracy", "281 µs against a budget of 2×"),
+        ("over_budget", "bad", "still over the budget", "needs 281 µs; the budget is 250 µs at p50"),
+        ("infeasible", "bad", "No structure of this network reaches 12×", "91.0 µs (6.40×), measured"),
+        ("unverified", "warn", "Predicted 2.07× by an analytic roofline, not measured", "Nothing was measured"),
+        ("not_equivalent", "bad", "The proof failed (thin = ONNX, top-1 agreement)", "Nothing was shipped"),
+        ("accuracy_below_floor", "bad", "not accurate enough", "92.72 %; at least 93.00 %"),
+    ],
+)
+def test_each_status_has_its_own_headline(status: str, tone: str, headline: str, detail: str) -> None:
+    said = verdict(variant(status))
+    assert (said.tone, said.label) == (tone, status.replace("_", " "))
+    assert headline in said.headline
+    assert detail in said.detail
+
+
+def test_a_predicted_infeasible_budget_says_that_it_is_predicted() -> None:
+    d = variant("infeasible").to_json()
+    d["reachable"]["measured"] = False
+    assert "predicted, nothing was measured" in verdict(parse_report(d)).detail
+    del d["reachable"]
+    assert "everything prunable is gone" in verdict(parse_report(d)).detail
+
+
+def test_a_dense_engine_inside_the_budget_is_shipped_as_it_is() -> None:
+    d = data()
+    d["pruned"] = d["dense"]
+    d["speedup"] = {"latency": 1.0, "latency_ci95": [0.99, 1.01], "macs": 1.0, "realisation": 1.0}
+    said = verdict(parse_report(d))
+    assert said.headline == "The dense network is already inside the budget"
+    assert "shipped as it is" in said.detail
+
+
+def test_slower_is_called_slower() -> None:
+    d = variant("over_budget").to_json()
+    d["speedup"].update(latency=0.8, latency_ci95=[0.79, 0.81])
+    assert verdict(parse_report(d)).headline.startswith("1.25× slower")
+
+
+def test_each_proof_is_held_against_the_bound_of_its_precision() -> None:
+    d = variant("unverified").to_json()  # fp16, bound 1e-2: masked and thin are compared in fp32 all the same
+    assert [check.ok for check in proofs(parse_report(d))] == [True, True, None, True]
+    d["equivalence"]["masked_vs_thin"] = 1e-3
+    assert [check.ok for check in proofs(parse_report(d))] == [False, True, None, True]
+    d["equivalence"]["top1_agreement"] = 0.98
+    assert proofs(parse_report(d))[3].ok is False
+
+
+def test_a_health_warning_fails_nothing() -> None:
+    warned = [check for check in checks(variant("within_budget")) if check.ok is False]
+    assert [check.name for check in warned] == ["health: collapse"]
+    assert all(check.warning for check in warned)
+
+
+def test_the_first_check_is_the_status() -> None:
+    outcomes = {status: checks(variant(status))[0].ok for status in STATUSES}
+    assert outcomes == {status: status == "within_budget" for status in STATUSES} | {"unverified": None}
+
+
+def test_no_latency_is_shown_where_none_was_measured() -> None:
+    rows = {row[0]: row[1:] for row in numbers(variant("unverified"))}
+    assert rows["latency"] == ("not measured", "not measured", "")
+    assert rows["predicted latency (analytic)"] == ("122 µs", "58.9 µs", "2.07×")
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [
+        (f.milliseconds(0.2811), "281 µs"),
+        (f.milliseconds(4.1), "4.10 ms"),
+        (f.milliseconds(123.4), "123 ms"),
+        (f.milliseconds(12_345.0), "12.3 s"),
+        (f.milliseconds(0.0), "0 µs"),
+        (f.milliseconds(None), f.NONE),
+        (f.seconds(9.74), "9.7 s"),
+        (f.seconds(88.1), "1 min 28 s"),
+        (f.seconds(7500), "2 h 5 min"),
+        (f.count(41_214_848), "41.2 M"),
+        (f.count(4.1e9), "4.10 G"),
+        (f.count(12), "12"),
+        (f.percent(0.9272), "92.72 %"),
+        (f.points(-0.0059), "−0.59 points"),
+        (f.points(0.002), "+0.20 points"),
+        (f.points(-0.00001), "±0.00 points"),
+        (f.times(2.068), "2.07×"),
+        (f.interval((2.051, 2.083)), "2.05 to 2.08"),
+        (f.tiny(0.0), "0"),
+        (f.tiny(1.9e-6), "1.9e-06"),
+    ],
+)
+def test_numbers_read_well(got: str, expected: str) -> None:
+    assert got == expected
