@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from passdeploy.reporting import format as f
 from passdeploy.reporting.schema import Report
-from passdeploy.reporting.verdict import Check, asked, checks, numbers, setting, subject, verdict
+from passdeploy.reporting.verdict import Check, asked, checks, numbers, removed_with_block, setting, subject, verdict
 
 _SIGNS = {True: "✅", False: "❌", None: f.NONE}
 
@@ -70,7 +70,15 @@ def _groups(report: Report) -> str:
         left = f"{len(blocks) - len(removed)} of {len(blocks)} residual blocks kept"
         lines.append(left + (f"; removed: {', '.join(removed)}." if removed else "."))
     if channels:
-        rows = [(escape(g.name), f"{g.kept} / {g.units}", f.percent(g.share_macs, 1)) for g in channels]
+        gone = removed_with_block(report.groups)
+        rows = [
+            (
+                escape(g.name),
+                "with its block" if g.name in gone else f"{g.kept} / {g.units}",
+                f.percent(g.share_macs, 1),
+            )
+            for g in channels
+        ]
         text = table(("group", "units kept", "share of dense MACs"), rows)
         lines.append(f"<details><summary>{len(channels)} channel groups</summary>\n\n{text}\n\n</details>")
     return "\n\n".join(lines)

@@ -172,7 +172,7 @@ class PromptInfo(Section):
     png: str | None = Field(default=None, pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$")
     example_png: str | None = Field(default=None, pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$")
     largest: Number = Field(default=None, description="Largest absolute value, in units of the normalised input.")
-    accuracy_with: Share = None
+    accuracy_with: Share = Field(default=None, description="Of the shipped network, on validation images.")
     accuracy_without: Share = None
 
 

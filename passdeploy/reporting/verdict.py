@@ -5,14 +5,14 @@ Shared by all formats, so that a page, a table in a pull request and a JUnit fil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from passdeploy.reporting import format as f
-from passdeploy.reporting.schema import NetworkInfo, Report
+from passdeploy.reporting.schema import GroupInfo, NetworkInfo, Report
 
 Tone = Literal["good", "bad", "warn", "neutral"]
-NOTHING_MEASURED = "Nothing was measured: {device} is not attached to this machine, so no latency is claimed."
 _BOUNDS = {"fp32": 1e-4}
 
 
@@ -120,7 +120,6 @@ def verdict(report: Report) -> Verdict:
     cost = f" at {f.points(change)} of {metric(report)}" if change is not None else ""
     budget = asked(report)
     reached = f.milliseconds(percentile_ms(report, "pruned"))
-    device = report.target.device
     if report.status == "within_budget":
         if unchanged(report):
             return Verdict(
@@ -129,15 +128,15 @@ def verdict(report: Report) -> Verdict:
                 "The dense network is already inside the budget",
                 f"{reached} against a budget of {budget}: it is shipped as it is.",
             )
-        detail = f"{reached} against a budget of {budget}, measured on the very engine file that ships."
+        detail = f"{_reached(report)}, measured on the very engine file that ships."
         return Verdict("good", "within budget", f"{faster}{cost}", detail)
     if report.status == "over_budget":
-        detail = f"The measured engine needs {reached}; the budget is {budget}. Nothing that was found is inside it."
+        detail = f"{_reached(report)}, measured. Nothing that was found is inside the budget."
         return Verdict("bad", "over budget", f"{faster}{cost}, and still over the budget", detail)
     if report.status == "infeasible":
         return Verdict("bad", "infeasible", f"No structure of this network reaches {budget}", _reachable(report))
     if report.status == "unverified":
-        return Verdict("warn", "unverified", _predicted_headline(report), NOTHING_MEASURED.format(device=device))
+        return Verdict("warn", "unverified", _predicted_headline(report), _unmeasured(report))
     if report.status == "not_equivalent":
         failed = [check.name for check in proofs(report) if check.ok is False]
         which = f" ({', '.join(failed)})" if failed else ""
@@ -151,6 +150,31 @@ def verdict(report: Report) -> Verdict:
         else ", below the floor that was asked for."
     )
     return Verdict("bad", "accuracy below floor", f"{faster}, but not accurate enough", detail)
+
+
+def _reached(report: Report) -> str:
+    """What was measured against what was asked, in the unit in which it was asked and judged."""
+    if not report.budget.asked.endswith("x"):
+        return f"{f.milliseconds(percentile_ms(report, 'pruned'))} against a budget of {asked(report)}"
+    interval = report.speedup.latency_ci95
+    ratio = f.times(report.speedup.latency) + (f" (95 %: {f.interval(interval)})" if interval else "")
+    return f"{ratio} against {asked(report)}"
+
+
+def _unmeasured(report: Report) -> str:
+    device, backend = report.target.device, backend_title(report.target.backend)
+    why = f"{device} is not attached to this machine"
+    if report.target.attached:
+        why = f"{backend} can't run engines for {device} here"
+    return f"Nothing was measured: {why}, so no latency is claimed."
+
+
+def removed_with_block(groups: Sequence[GroupInfo]) -> set[str]:
+    """Channel groups that lie wholly in a removed block: whatever their masks say, nothing of them is left."""
+    gone = [set(g.members) for g in groups if g.kind == "depth" and not g.kept]
+    return {
+        g.name for g in groups if g.kind == "channel" and g.members and any(set(g.members) <= branch for branch in gone)
+    }
 
 
 def _reachable(report: Report) -> str:

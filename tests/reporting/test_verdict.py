@@ -1,19 +1,28 @@
 # ruff: noqa: RUF001  (reports use real multiplication and minus signs)
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from passdeploy.reporting import format as f
 from passdeploy.reporting.files import parse_report
-from passdeploy.reporting.verdict import checks, numbers, proofs, verdict
+from passdeploy.reporting.html import render_html
+from passdeploy.reporting.markdown import render_markdown
+from passdeploy.reporting.verdict import checks, numbers, proofs, removed_with_block, verdict
 from tests.reporting.variants import STATUSES, data, variant
 
 
 @pytest.mark.parametrize(
     ("status", "tone", "headline", "detail"),
     [
-        ("within_budget", "good", "2.07× faster at −0.59 points of top-1 accuracy", "281 µs against a budget of 2×"),
-        ("over_budget", "bad", "still over the budget", "needs 281 µs; the budget is 250 µs at p50"),
+        (
+            "within_budget",
+            "good",
+            "2.07× faster at −0.59 points of top-1 accuracy",
+            "2.07× (95 %: 2.05 to 2.08) against 2× at p50 (291 µs), measured",
+        ),
+        ("over_budget", "bad", "still over the budget", "281 µs against a budget of 250 µs at p50, measured"),
         ("infeasible", "bad", "No structure of this network reaches 12×", "91.0 µs (6.40×), measured"),
         ("unverified", "warn", "Predicted 2.07× by an analytic roofline, not measured", "Nothing was measured"),
         ("not_equivalent", "bad", "The proof failed (thin = ONNX, top-1 agreement)", "Nothing was shipped"),
@@ -42,6 +51,26 @@ def test_a_dense_engine_inside_the_budget_is_shipped_as_it_is() -> None:
     said = verdict(parse_report(d))
     assert said.headline == "The dense network is already inside the budget"
     assert "shipped as it is" in said.detail
+
+
+def test_unverified_says_why_nothing_was_measured() -> None:
+    d = variant("unverified").to_json()
+    assert "NVIDIA A100 is not attached to this machine" in verdict(parse_report(d)).detail
+    d["target"]["attached"] = True
+    assert "TensorRT-RTX can't run engines for NVIDIA A100 here" in verdict(parse_report(d)).detail
+
+
+def test_groups_inside_a_removed_block_are_gone_whatever_their_masks_say() -> None:
+    d = data()
+    for group in d["groups"]:
+        if group["kind"] == "channel":
+            group["kept"] = group["units"]
+    inner = {"layer1.1.conv1", "layer2.2.conv1", "layer3.1.conv1"}
+    report = parse_report(d)
+    assert report.groups is not None
+    assert removed_with_block(report.groups) == inner
+    assert render_markdown(report).count("with its block") == 3
+    assert len(re.findall("with its block</td>", render_html(report))) == 3
 
 
 def test_slower_is_called_slower() -> None:

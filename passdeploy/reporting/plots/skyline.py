@@ -10,6 +10,7 @@ from markupsafe import Markup
 from passdeploy.reporting import format as f
 from passdeploy.reporting.plots.svg import Scale, chart, tag, text, tip, y_axis
 from passdeploy.reporting.schema import GroupInfo
+from passdeploy.reporting.verdict import removed_with_block
 
 HEIGHT = 276.0
 LEFT, TOP, BASE, BLOCKS = 46.0, 26.0, 222.0, 236.0
@@ -28,7 +29,7 @@ def skyline(groups: Sequence[GroupInfo], width: float = 1080.0) -> Markup | None
     """Kept units (filled) beside the full width (pale), and which residual blocks are left; None without groups."""
     if not groups:
         return None
-    inner = _inside(groups)
+    inner, gone = _inside(groups), removed_with_block(groups)
     owners = [g for g in groups if g.kind == "channel" or not inner[g.name]]
     step = (width - LEFT - 4) / len(owners)
     gap = min(step * 0.22, 8.0)
@@ -40,7 +41,7 @@ def skyline(groups: Sequence[GroupInfo], width: float = 1080.0) -> Markup | None
         parts += [*y_axis(y, LEFT - 4, width - 4, 4), text("units", 2, 14, "t title")]
     for slot in slots.values():
         if slot.group.kind == "channel":
-            parts.append(_column(slot, y, _removed(slot.group, groups, inner)))
+            parts.append(_column(slot, y, slot.group.name in gone))
     blocks = [g for g in groups if g.kind == "depth"]
     for group in blocks:
         under = [slots[name] for name in inner[group.name]] or [slots[group.name]]
@@ -49,7 +50,7 @@ def skyline(groups: Sequence[GroupInfo], width: float = 1080.0) -> Markup | None
     kept = sum(g.kept for g in blocks)
     if blocks:
         parts.append(text("blocks", 0, BLOCKS + 16, "t title"))
-    left = sum(g.kept for g in groups if g.kind == "channel")
+    left = sum(g.kept for g in groups if g.kind == "channel" and g.name not in gone)
     label = f"{len(columns)} channel groups, {left} of {sum(columns)} units kept"
     if blocks:
         label += f"; {kept} of {len(blocks)} residual blocks kept"
@@ -66,10 +67,6 @@ def _inside(groups: Sequence[GroupInfo]) -> dict[str, list[str]]:
                 g.name for g in groups if g.kind == "channel" and g.members and set(g.members) <= branch
             ]
     return result
-
-
-def _removed(group: GroupInfo, groups: Sequence[GroupInfo], inner: dict[str, list[str]]) -> bool:
-    return any(g.kind == "depth" and not g.kept and group.name in inner[g.name] for g in groups)
 
 
 def _column(slot: Slot, y: Scale, removed: bool) -> Markup:
