@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from passdeploy.errors import BadInput
-from passdeploy.reporting.schema import Imported, Latency, ranked_samples
+from passdeploy.reporting.fields import ranked_samples
+from passdeploy.reporting.schema import Imported, Latency
 
 Scope = Literal["engine", "end_to_end"]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from passdeploy.reporting import schema as s
+from passdeploy.reporting.fields import MAX_SAMPLES, ranked_samples
 from passdeploy.reporting.files import SCHEMA_FILE, json_schema, parse_report
 from tests.reporting.variants import STATUSES, data, variant
 
@@ -118,8 +119,8 @@ def test_optional_sections_that_are_absent_are_left_out() -> None:
 @given(st.lists(st.floats(min_value=1e-3, max_value=1e3) | st.just(math.nan), max_size=1200))
 def test_samples_are_thinned_out_evenly_with_both_ends(values: list[float]) -> None:
     finite = [v for v in values if math.isfinite(v)]
-    kept = s.ranked_samples(values)
-    assert len(kept) == min(len(finite), s.MAX_SAMPLES)
+    kept = ranked_samples(values)
+    assert len(kept) == min(len(finite), MAX_SAMPLES)
     assert kept == sorted(kept)
     if finite:
         assert kept[0] == pytest.approx(min(finite), rel=1e-4)
