@@ -1,0 +1,127 @@
+"""The kernels on any array of a GPU that speaks the CUDA array interface (cupy, pycuda, numba, torch): no torch needed.
+
+An inference server that has decoded images on its GPU feeds a shipped engine with `prompted_input_into`. Arrays that
+speak DLPack only: `torch.from_dlpack`, and the torch operators.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from passdeploy.errors import BadInput
+from passdeploy.kernels import enqueue
+from passdeploy.kernels.enqueue import Loader
+
+_KINDS = {"<f4": "f32", "<f2": "f16"}
+
+
+@dataclass(frozen=True)
+class View:
+    """What the CUDA array interface says of an array that is dense in the order of its indices."""
+
+    address: int
+    shape: tuple[int, ...]
+    kind: str
+
+
+def view(array: Any, name: str, *, bfloat16: bool = False) -> View:
+    """Reads ``array.__cuda_array_interface__``.
+
+    Args:
+        array: Any object with the attribute.
+        name: For the error message.
+        bfloat16: Read 16-bit unsigned integers as bfloat16, for which the interface has no name.
+
+    Raises:
+        BadInput: No such attribute, or not a dense array of a known type.
+    """
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        raise BadInput(f"{name}: {type(array).__name__} does not offer the CUDA array interface; is it on the GPU?")
+    kind = {"|u1": "u8", **_KINDS, **({"<u2": "bf16"} if bfloat16 else {})}.get(interface["typestr"])
+    if kind is None:
+        raise BadInput(f"{name}: arrays of type {interface['typestr']} are not supported")
+    shape, strides = tuple(interface["shape"]), interface.get("strides")
+    size = int(interface["typestr"][2:])
+    dense: list[int] = []
+    for extent in reversed(shape):
+        dense.insert(0, size)
+        size *= extent
+    if strides is not None and any(s != d for s, d, n in zip(strides, dense, shape, strict=True) if n > 1):
+        raise BadInput(f"{name}: has gaps or another order of its dimensions; make it contiguous")
+    return View(int(interface["data"][0]), shape, kind)
+
+
+def prompted_input_into(
+    out: Any,
+    images: Any,
+    scale: Any,
+    shift: Any,
+    prompt: Any = None,
+    *,
+    border: int = 0,
+    channels_last: bool = False,
+    bfloat16: bool = False,
+    stream: int = 0,
+    loader: Loader | None = None,
+) -> None:
+    """Writes a network's input from uint8 images: normalised, prompted, in the engine's type and layout, in one pass.
+
+    Args:
+        out: (N, 3, H, W), or (N, H, W, 3) with `channels_last`.
+        images: uint8 (N, h, w, 3).
+        scale: float32 (3,): 1 / std.
+        shift: float32 (3,): -mean / std.
+        prompt: float32 (3, H, W); None: no prompt.
+        border: Of an expansive prompt; the image is resized to what it leaves.
+        channels_last: Layout of `out`.
+        bfloat16: `out` is bfloat16 in an array of 16-bit unsigned integers.
+        stream: Of the engine, as a number.
+        loader: `driver.CudaBindings` (default) or `driver.Pycuda`.
+
+    Raises:
+        BadInput: Shapes or types don't fit.
+        Unavailable: No GPU, or no driver bindings.
+    """
+    to, source = view(out, "out", bfloat16=bfloat16), view(images, "images")
+    if len(to.shape) != 4 or to.shape[3 if channels_last else 1] != 3 or to.kind == "u8":
+        layout = "(N, H, W, 3)" if channels_last else "(N, 3, H, W)"
+        raise BadInput(f"out: must be a float array {layout}, not {to.kind} {to.shape}")
+    size = to.shape[1:3] if channels_last else to.shape[2:4]
+    expected = {
+        "images": (source, (to.shape[0], *source.shape[1:3], 3), "u8"),
+        "scale": (view(scale, "scale"), (3,), "f32"),
+        "shift": (view(shift, "shift"), (3,), "f32"),
+    }
+    if prompt is not None:
+        expected["prompt"] = (view(prompt, "prompt"), (3, *size), "f32")
+    for name, (array, shape, kind) in expected.items():
+        if array.shape != shape or array.kind != kind:
+            raise BadInput(f"{name}: must be {kind} {shape}, not {array.kind} {array.shape}")
+    check_sizes(source.shape[1:3], size, border)
+    if loader is None:
+        from passdeploy.kernels.driver import default_loader
+
+        loader = default_loader()
+    addresses = [array.address for array, _, _ in expected.values()]  # in the order of InputArrays
+    enqueue.input_stage(
+        loader,
+        stream,
+        enqueue.InputArrays(*addresses),
+        to.address,
+        count=to.shape[0],
+        source=(source.shape[1], source.shape[2]),
+        size=(size[0], size[1]),
+        border=border,
+        channels_last=channels_last,
+        kind=to.kind,
+    )
+
+
+def check_sizes(source: tuple[int, ...], size: tuple[int, ...], border: int) -> None:
+    """Raises `BadInput` when the images are empty or the border leaves nothing of them."""
+    if min(source) < 1 or min(size) < 1:
+        raise BadInput(f"images of {source[0]}x{source[1]} for an input of {size[0]}x{size[1]}: a side is empty")
+    if border < 0 or 2 * border >= min(size):
+        raise BadInput(f"border {border}: leaves nothing of an input of {size[0]}x{size[1]}")

@@ -1,0 +1,30 @@
+"""What the torch operators share: which kernels there are for a type, what launches them, on which stream."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+
+from passdeploy.kernels.enqueue import Loader
+
+KINDS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+"""Suffixes of the kernels' names."""
+
+
+@cache
+def loader() -> Loader | None:
+    """What launches on the GPU; None, with one warning, when there is a GPU that can't be reached."""
+    from passdeploy.kernels.driver import default_loader, unavailable
+
+    reason = unavailable()
+    if reason is not None:
+        warnings.warn(f"passdeploy's CUDA kernels are replaced by PyTorch's: {reason}", stacklevel=2)
+        return None
+    return default_loader()
+
+
+def stream_of(device: torch.device) -> int:
+    """PyTorch's current stream on a device, as a number."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

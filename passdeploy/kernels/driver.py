@@ -1,0 +1,187 @@
+"""Loads the compiled kernels into a GPU and launches them: through cuda-bindings, or through pycuda.
+
+Both take machine code from the package when it has any, else they compile the source with NVRTC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+import threading
+from functools import cache
+from typing import Any
+
+from passdeploy.errors import BadInput, PassdeployError, Unavailable
+from passdeploy.kernels import build
+from passdeploy.kernels.enqueue import Loader
+from passdeploy.kernels.geometry import Launch
+
+
+@cache
+def unavailable() -> str | None:
+    """Why no kernel can be launched here, and what to do about it; None when one can."""
+    # Asked first: without a driver some of CUDA's Python packages hang instead of failing.
+    if ctypes.util.find_library("cuda") is None:
+        return "no NVIDIA driver (libcuda) on this machine"
+    try:
+        CudaBindings()
+    except PassdeployError as error:
+        return str(error)
+    return None
+
+
+class CudaBindings:
+    """Launches in the context that is current on the calling thread (PyTorch's, when PyTorch is in use).
+
+    Makes the first device's primary context current when there is none.
+
+    Raises:
+        Unavailable: No driver, no device, or no cuda-bindings.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from cuda.bindings import driver
+        except ImportError as error:
+            raise Unavailable("cuda-bindings is not installed; pip install 'passdeploy[cuda]'") from error
+        self._driver = driver
+        self._functions: dict[tuple[int, str], Any] = {}
+        self._modules: dict[tuple[int, str], Any] = {}
+        self._lock = threading.Lock()
+        try:
+            self._call(driver.cuInit(0))
+            if self._call(driver.cuDeviceGetCount()) < 1:
+                raise Unavailable("the NVIDIA driver lists no device")
+        except (RuntimeError, PassdeployError) as error:  # RuntimeError: libcuda can't be loaded
+            raise Unavailable(f"the NVIDIA driver can't be used: {error}") from error
+
+    def _call(self, result: tuple[Any, ...]) -> Any:
+        status, *values = result
+        if int(status) != 0:
+            raise PassdeployError(f"CUDA driver: {getattr(status, 'name', status)}")
+        return values[0] if values else None
+
+    def _context(self) -> int:
+        """The current context as a number."""
+        driver = self._driver
+        context = self._call(driver.cuCtxGetCurrent())
+        if int(context) == 0:
+            device = self._call(driver.cuDeviceGet(0))
+            context = self._call(driver.cuDevicePrimaryCtxRetain(device))
+            self._call(driver.cuCtxSetCurrent(context))
+        return int(context)
+
+    def capability(self) -> int:
+        """Compute capability of the current context's device, times ten."""
+        driver, names = self._driver, self._driver.CUdevice_attribute
+        device = self._call(driver.cuCtxGetDevice())
+        major = self._call(driver.cuDeviceGetAttribute(names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
+        minor = self._call(driver.cuDeviceGetAttribute(names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
+        return int(major) * 10 + int(minor)
+
+    def _module(self, context: int, source: str) -> Any:
+        key = (context, source)
+        if key not in self._modules:
+            driver = self._driver
+            packaged = build.prebuilt(source)
+            status, module = driver.cuModuleLoadData(packaged) if packaged else (1, None)
+            if int(status) != 0:  # none packaged, or none of them for this device and driver
+                module = self._call(driver.cuModuleLoadData(build.compiled(source, self.capability())))
+            self._modules[key] = module
+        return self._modules[key]
+
+    def _function(self, kernel: str) -> Any:
+        context = self._context()
+        key = (context, kernel)
+        with self._lock:
+            if key not in self._functions:
+                module = self._module(context, build.source_of(kernel))
+                self._functions[key] = self._call(self._driver.cuModuleGetFunction(module, kernel.encode()))
+            return self._functions[key]
+
+    def launch(self, launch: Launch, stream: int) -> None:
+        """See `Loader`. The parameters are copied before this returns."""
+        function = self._function(launch.kernel)
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(launch.params))
+        self._call(
+            self._driver.cuLaunchKernel(
+                function,
+                *launch.grid,
+                launch.threads,
+                1,
+                1,
+                launch.shared_bytes,
+                self._driver.CUstream(stream),
+                ctypes.addressof(pointers),
+                0,
+            )
+        )
+
+
+class Pycuda:
+    """The same through pycuda, for programs that keep their own context with it.
+
+    Args:
+        stream: A ``pycuda.driver.Stream`` to launch into; None: the default stream.
+
+    One loader belongs to the context that is current when it is made; ``import pycuda.autoprimaryctx`` makes it that
+    of PyTorch.
+
+    Raises:
+        Unavailable: No pycuda.
+    """
+
+    def __init__(self, stream: Any = None) -> None:
+        try:
+            import pycuda.driver as driver
+        except ImportError as error:
+            raise Unavailable(
+                "pycuda can't be imported; it needs the CUDA toolkit to install: pip install 'passdeploy[cuda]'"
+            ) from error
+        self._driver, self._stream = driver, stream
+        self._functions: dict[str, Any] = {}
+        self._modules: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def _module(self, source: str) -> Any:
+        if source not in self._modules:
+            packaged = build.prebuilt(source)
+            module = None
+            if packaged:
+                with contextlib.suppress(self._driver.Error):  # no machine code in it for this device and driver
+                    module = self._driver.module_from_buffer(packaged)
+            if module is None:
+                major, minor = self._driver.Context.get_device().compute_capability()
+                module = self._driver.module_from_buffer(build.compiled(source, major * 10 + minor))
+            self._modules[source] = module
+        return self._modules[source]
+
+    def _function(self, kernel: str, size: int) -> Any:
+        with self._lock:
+            if kernel not in self._functions:
+                function = self._module(build.source_of(kernel)).get_function(kernel)
+                self._functions[kernel] = function.prepare([f"{size}s"])
+            return self._functions[kernel]
+
+    def launch(self, launch: Launch, stream: int) -> None:
+        """See `Loader`; `stream` is 0 or the handle of the stream this loader was made for."""
+        if stream and (self._stream is None or stream != self._stream.handle):
+            raise BadInput("pycuda launches into its own streams only: give the stream to Pycuda(stream=...)")
+        function = self._function(launch.kernel, ctypes.sizeof(launch.params))
+        function.prepared_async_call(
+            launch.grid, (launch.threads, 1, 1), self._stream, bytes(launch.params), shared_size=launch.shared_bytes
+        )
+
+
+@cache
+def default_loader() -> Loader:
+    """The loader of the torch operators: cuda-bindings.
+
+    Raises:
+        Unavailable: It can't be used; the message says why.
+    """
+    reason = unavailable()
+    if reason is not None:
+        raise Unavailable(reason)
+    return CudaBindings()
