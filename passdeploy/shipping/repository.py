@@ -1,0 +1,151 @@
+"""`passdeploy ship RUN --server triton|mlserver|kserve`: a folder that an inference server loads as it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from passdeploy.errors import BadInput, nearest
+from passdeploy.shipping.contents import Contents, open_bundle
+from passdeploy.shipping.replace import replace_folder
+from passdeploy.shipping.servers import kserve, mlserver, triton
+from passdeploy.shipping.sums import SUMS
+
+SERVERS = ("triton", "mlserver", "kserve")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What was written.
+
+    Attributes:
+        folder: The repository.
+        model: Name of the model in it.
+        kind: How it is served: ``python``, ``onnxruntime``, ``tensorrt`` or ``mlserver``.
+        start: The command that serves it.
+        note: What is left to do; None when nothing is.
+    """
+
+    folder: Path
+    model: str
+    kind: str
+    start: str
+    note: str | None = None
+
+
+def find_bundle(path: Path) -> Path:
+    """The bundle at `path`, or the one of the run at `path`.
+
+    Raises:
+        BadInput: None there, or several (a run with several budgets).
+    """
+    path = Path(path)
+    for candidate in (path, path / "bundle"):
+        if (candidate / SUMS).is_file():
+            return candidate
+    several = sorted(found.parent.parent for found in path.glob(f"*/bundle/{SUMS}"))
+    if len(several) == 1:
+        return several[0] / "bundle"
+    if several:
+        raise BadInput(f"{path}: holds several bundles; give one of {', '.join(map(str, several))}")
+    raise BadInput(f"{path}: neither a bundle nor a run that has one; passdeploy run writes one")
+
+
+def model_name(name: str) -> str:
+    """A name that servers and file systems take."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "model"
+
+
+def write_repository(
+    folder: Path,
+    source: Path,
+    server: str,
+    *,
+    name: str | None = None,
+    kind: str = "auto",
+    instances: int = 1,
+    engine: str | None = None,
+    key: Path | None = None,
+    storage_uri: str | None = None,
+) -> Repository:
+    """Writes a bundle into a server's model repository; a model of the same name there is replaced in one step.
+
+    Args:
+        folder: The repository; other models in it are left alone.
+        source: A bundle, or a run that has one.
+        server: One of `SERVERS`.
+        name: Of the model; None: the bundle's.
+        kind: Triton's and KServe's: ``auto``, ``python``, ``onnxruntime`` or ``tensorrt``.
+        instances: Of the model, per device (Triton).
+        engine: Id or target of the engine to serve; None: the first that fits where it is loaded.
+        key: Public key: the bundle must be signed with its private half.
+        storage_uri: Where KServe will find the repository.
+
+    Raises:
+        BadInput: No such bundle, server or kind; a folder that can't be written.
+        Refused: The bundle is not what was sealed, or has nothing that this server can load.
+    """
+    if server not in SERVERS:
+        raise BadInput(f"--server {server}: no such server{nearest(server, SERVERS)}")
+    if instances < 1:
+        raise BadInput(f"--instances {instances}: must be at least 1")
+    contents = open_bundle(find_bundle(source), key)
+    name = model_name(name or contents.manifest["name"])
+    folder = Path(folder)
+    if (folder / SUMS).exists():
+        raise BadInput(f"{folder}: is a bundle itself; give another folder for the repository")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Beside the repository, not in it: a polling server must not find a half-written model.
+        near = folder.resolve().parent
+        if near.stat().st_dev != folder.stat().st_dev:  # a mounted volume: a move out of it would be no single step
+            near = folder
+        work = Path(tempfile.mkdtemp(dir=near, prefix=f".{folder.name}."))
+        try:
+            staged = work / name
+            staged.mkdir(mode=0o755)
+            if server == "mlserver":
+                mlserver.write_model(staged, contents, name, engine=engine)
+                used = "mlserver"
+            else:
+                wanted = "onnxruntime" if server == "kserve" and kind == "auto" and _plain(contents) else kind
+                used = triton.write_model(staged, contents, name, kind=wanted, instances=instances, engine=engine)
+            replace_folder(staged, folder / name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        if server == "kserve":
+            gpu = "KIND_GPU" in (folder / name / "config.pbtxt").read_text()
+            kserve.write_service(folder, contents, name, gpu=gpu, storage_uri=storage_uri)
+    except OSError as error:
+        raise BadInput(
+            f"{error.filename or folder}: the repository cannot be written ({error.strerror or error})"
+        ) from None
+    return _described(folder, name, used, server, contents, storage_uri)
+
+
+def _plain(contents: Contents) -> bool:
+    """Whether the graph goes to Triton's own ONNX Runtime: KServe's stock image has none for its Python."""
+    return triton.choose_kind(contents) == "python"
+
+
+def _described(
+    folder: Path, name: str, kind: str, server: str, contents: Contents, storage_uri: str | None
+) -> Repository:
+    note = None
+    if kind == "python":
+        wanted = sorted({f"{engine.backend}=={engine.backend_version}" for engine in contents.engines})
+        note = f"Triton's Python needs numpy and {', '.join(wanted)}"
+    elif (folder / name / "build").is_dir():
+        note = f"serves the ONNX file until {folder / name}/build/build_plan.sh has built the plan on the target GPU"
+    if server == "kserve":
+        if storage_uri is None:
+            note = f"copy {folder} to your storage and put its address for {kserve.PLACEHOLDER} in {kserve.FILE}"
+        return Repository(folder, name, kind, f"kubectl apply -f {folder / kserve.FILE}", note)
+    if server == "mlserver":
+        return Repository(
+            folder, name, kind, f"mlserver start {folder / name}", "MLServer's Python needs the backend too"
+        )
+    return Repository(folder, name, kind, f"tritonserver --model-repository={folder}", note)

@@ -1,0 +1,1 @@
+"""One file per inference server: writes the folder that the server loads."""

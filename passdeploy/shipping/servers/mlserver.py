@@ -1,0 +1,46 @@
+"""MLServer model folders: a custom runtime over our runner.
+
+NAME/model-settings.json  passdeploy_runtime.py  bundle/  runner/
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from passdeploy.shipping.contents import Contents
+from passdeploy.shipping.servers.vendor import copy_runner
+from passdeploy.shipping.sums import Refused
+
+
+def write_model(folder: Path, contents: Contents, name: str, *, engine: str | None = None) -> None:
+    """Writes one model's folder.
+
+    Args:
+        folder: The model's, empty.
+        contents: The bundle.
+        name: The model's.
+        engine: Id or target of the engine; None: chosen where it is loaded.
+
+    Raises:
+        Refused: The bundle has no such engine.
+    """
+    chosen = [e for e in contents.engines if engine in (None, e.id, e.target)]
+    if not chosen:
+        raise Refused("the bundle holds no such engine for MLServer")
+    shutil.copytree(contents.sealed.folder, folder / "bundle")
+    shutil.copyfile(Path(__file__).with_name("mlserver_model.py"), folder / "passdeploy_runtime.py")
+    copy_runner(folder / "runner", {e.backend for e in chosen})
+    shape, classes = list(contents.input_shape), len(contents.classes)
+    settings = {
+        "name": name,
+        "implementation": "passdeploy_runtime.PassdeployRuntime",
+        "inputs": [{"name": contents.manifest["input"]["name"], "datatype": "FP32", "shape": [-1, *shape]}],
+        "outputs": [{"name": contents.manifest["output"]["name"], "datatype": "FP32", "shape": [-1, classes]}],
+        "parameters": {
+            "version": contents.sealed.root[:12],
+            "extra": {} if engine is None else {"engine": chosen[0].id},
+        },
+    }
+    (folder / "model-settings.json").write_text(json.dumps(settings, indent=1) + "\n")

@@ -1,0 +1,46 @@
+"""An MLServer runtime over the runner of passdeploy; lies beside its bundle as `passdeploy_runtime.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.errors import InferenceError
+from mlserver.types import InferenceRequest, InferenceResponse
+
+HERE = Path(__file__).resolve().parent
+
+
+class PassdeployRuntime(MLModel):  # type: ignore[misc]
+    """Serves a bundle over the V2 protocol."""
+
+    async def load(self) -> bool:
+        """Verifies and loads the bundle."""
+        sys.path.insert(0, str(HERE / "runner"))
+        from passdeploy.shipping.runner import load
+
+        extra: dict[str, Any] = (self.settings.parameters.extra if self.settings.parameters else None) or {}
+        self._model = load(HERE / "bundle", key=extra.get("verify_key"), engine=extra.get("engine"))
+        self._output: str = self._model.contents.manifest["output"]["name"]
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """Logits of the first input's images."""
+        try:
+            images = np.asarray(NumpyCodec.decode_input(payload.inputs[0]), dtype=np.float32)
+            # Off the event loop, which goes on taking requests meanwhile.
+            logits = await asyncio.to_thread(self._model.run, images)
+        except Exception as error:
+            raise InferenceError(str(error)) from None
+        output = NumpyCodec.encode_output(self._output, logits)
+        return InferenceResponse(id=payload.id, model_name=self.name, model_version=self.version, outputs=[output])
+
+    async def unload(self) -> bool:
+        """Waits for calls under way and frees the engine."""
+        self._model.close()
+        return True

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from passdeploy.errors import BadInput
+from passdeploy.shipping import sums
+from passdeploy.shipping.bundle import EngineSource, write_bundle
+from passdeploy.shipping.contents import open_bundle
+from passdeploy.shipping.repository import find_bundle, model_name, write_repository
+from passdeploy.shipping.runner import load
+from passdeploy.shipping.servers.triton_config import TritonConfig, quote, render
+from passdeploy.shipping.servers.vendor import copy_runner
+from passdeploy.shipping.sums import Refused
+from passdeploy.targets import Target
+from tests.shipping.conftest import SHAPE, make_source
+
+
+def gpu_bundle(folder: Path, *engines: tuple[str, str, str]) -> Path:
+    """A bundle of engines that are only bytes here: (backend, target, compute capability). Nothing is run."""
+    from passdeploy.engines.base import Engine
+    from passdeploy.engines.files import save_engine
+
+    sources = []
+    for number, (backend, name, capability) in enumerate(engines):
+        target = Target(name, f"NVIDIA {name}", capability, backend, "fp16", 1, 1, attached=False)
+        meta = {"version": "11.0.0", "compute_capabilities": [capability], "options": {}}
+        where = folder / f"engine{number}"
+        save_engine(Engine(backend, f"{backend} {name}".encode(), ".engine", meta), where)
+        sources.append(EngineSource(where, target))
+    return write_bundle(folder / "bundle", make_source(folder / "run", engines=tuple(sources)))
+
+
+def test_triton_repository_of_a_cpu_bundle(sealed_bundle: Path, tmp_path: Path) -> None:
+    told = write_repository(tmp_path / "models", sealed_bundle, "triton")
+    model = tmp_path / "models" / "small-on-cpu"
+    assert (told.kind, told.model, told.folder / told.model) == ("python", "small-on-cpu", model)
+    assert "onnxruntime==" in (told.note or "")
+    assert open_bundle(model / "1/bundle").sealed.root == open_bundle(sealed_bundle).sealed.root
+    assert (model / "labels.txt").read_text().split() == ["cat", "dog", "owl", "eel", "ant"]
+    warmup = np.frombuffer((model / "warmup/images").read_bytes(), np.float32).reshape(SHAPE)
+    assert np.array_equal(warmup, open_bundle(sealed_bundle).samples()[0][0])
+    config = (model / "config.pbtxt").read_text()
+    assert 'backend: "python"' in config
+    assert "dims: [ 3, 12, 10 ]" in config
+
+
+def test_the_runner_beside_the_model_needs_nothing_else(sealed_bundle: Path, tmp_path: Path) -> None:
+    """In a process that finds numpy and onnxruntime, but no other passdeploy."""
+    write_repository(tmp_path / "models", sealed_bundle, "triton", name="net")
+    version = tmp_path / "models/net/1"
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1] + '/runner')\n"
+        "import numpy as np; import passdeploy; from passdeploy.shipping.runner import load\n"
+        "assert passdeploy.__file__.startswith(sys.argv[1]), passdeploy.__file__\n"
+        "with load(sys.argv[1] + '/bundle') as model:\n"
+        "    images, expected = model.contents.samples(); print(abs(model.run(images) - expected).max() < 1e-4)\n"
+        "print(sorted({'torch', 'pydantic', 'onnx'} & set(sys.modules)))\n"
+    )
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(version)], capture_output=True, text=True, env=variables, cwd=tmp_path
+    )
+    assert done.stdout.split() == ["True", "[]"], done.stderr
+
+
+def test_rtx_engines_are_no_plans_and_bring_a_build_script(tmp_path: Path) -> None:
+    bundle = gpu_bundle(tmp_path, ("tensorrt_rtx", "a100", "8.0"))
+    told = write_repository(tmp_path / "models", bundle, "triton", name="net")
+    model = tmp_path / "models/net"
+    assert told.kind == "onnxruntime"
+    assert "build_plan.sh" in (told.note or "")
+    config = (model / "config.pbtxt").read_text()
+    assert 'platform: "onnxruntime_onnx"' in config
+    assert "KIND_GPU" in config
+    assert (model / "1/model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
+    assert not list(model.rglob("*.plan"))
+    with pytest.raises(Refused, match="no plan of the full TensorRT"):
+        write_repository(tmp_path / "models", bundle, "triton", name="net", kind="tensorrt")
+
+
+def test_the_build_script_builds_with_trtexec_and_switches_over(tmp_path: Path) -> None:
+    """A stand-in for trtexec notes its arguments and writes the file; the rest of the script is real."""
+    bundle = gpu_bundle(tmp_path, ("tensorrt_rtx", "a100", "8.0"))
+    write_repository(tmp_path / "models", bundle, "triton", name="net")
+    model, tools = tmp_path / "models/net", tmp_path / "tools"
+    tools.mkdir()
+    (tools / "trtexec").write_text(
+        '#!/bin/sh\n[ "$1" = --help ] && { echo "--stronglyTyped"; exit; }\n'
+        'echo "$@" > ../seen\nfor a in "$@"; do case $a in --saveEngine=*) echo plan > "${a#*=}";; '
+        '--onnx=*) [ -f "${a#*=}" ] || exit 3;; esac; done\n'
+    )
+    (tools / "trtexec").chmod(0o755)
+    variables = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
+    script = model / "build/build_plan.sh"
+    done = subprocess.run(["sh", str(script)], env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (model / "1/model.plan").read_text() == "plan\n"
+    assert "--stronglyTyped" in (model.parent / "seen").read_text()
+    config = (model / "config.pbtxt").read_text()
+    assert 'platform: "tensorrt_plan"' in config
+    assert "graphs: true" in config
+    import onnx
+
+    kinds = {tensor.data_type for tensor in onnx.load(str(model / "build/model.fp16.onnx")).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds, "the precision stands in the graph"
+    missing = subprocess.run(["sh", str(script)], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert missing.returncode == 2
+    assert "trtexec: not found" in missing.stderr
+
+
+def test_plans_go_by_compute_capability(tmp_path: Path) -> None:
+    engines = (("tensorrt", "a100", "8.0"), ("tensorrt_rtx", "l4", "8.9"), ("tensorrt", "t4", "7.5"))
+    bundle = gpu_bundle(tmp_path, *engines)
+    told = write_repository(tmp_path / "models", bundle, "triton", name="net")
+    model = tmp_path / "models/net"
+    assert told.kind == "tensorrt"
+    assert sorted(p.name for p in (model / "1").iterdir()) == ["model-sm75.plan", "model-sm80.plan"]
+    assert (model / "1/model-sm80.plan").read_bytes() == b"tensorrt a100"
+    config = (model / "config.pbtxt").read_text()
+    assert 'cc_model_filenames [ { key: "8.0" value: "model-sm80.plan" } ]' in config
+    assert "8.9" not in config
+
+
+def test_mlserver_and_kserve(sealed_bundle: Path, tmp_path: Path) -> None:
+    write_repository(tmp_path / "m", sealed_bundle, "mlserver", name="net")
+    settings = json.loads((tmp_path / "m/net/model-settings.json").read_text())
+    assert settings["implementation"] == "passdeploy_runtime.PassdeployRuntime"
+    assert settings["inputs"][0]["shape"] == [-1, *SHAPE]
+    assert (tmp_path / "m/net/passdeploy_runtime.py").is_file()
+    told = write_repository(tmp_path / "k", sealed_bundle, "kserve", name="Net_1", storage_uri="s3://b/k")
+    assert told.kind == "onnxruntime"
+    service = yaml.safe_load((tmp_path / "k/inferenceservice.yaml").read_text())
+    assert service["metadata"]["name"] == "net-1"
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/k"
+    assert "nvidia.com/gpu" not in str(service)
+    assert (tmp_path / "k/Net_1/1/model.onnx").is_file()
+
+
+def test_a_model_is_replaced_and_its_neighbours_stay(sealed_bundle: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write_repository(models, sealed_bundle, "triton", name="a", kind="onnxruntime")
+    write_repository(models, sealed_bundle, "triton", name="b")
+    write_repository(models, sealed_bundle, "triton", name="a")
+    assert (models / "a/1/model.py").is_file()
+    assert not (models / "a/1/model.onnx").exists()
+    assert sorted(path.name for path in models.iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models"]
+
+
+def test_damaged_bundles_are_not_shipped(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "model.onnx").write_bytes(b"x")
+    with pytest.raises(Refused, match=r"model\.onnx: content"):
+        write_repository(tmp_path / "models", bundle, "triton")
+    assert not (tmp_path / "models").exists()
+
+
+def test_finding_the_bundle_of_a_run(sealed_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    with pytest.raises(BadInput, match="neither a bundle nor a run"):
+        find_bundle(run)
+    shutil.copytree(sealed_bundle, run / "2x/bundle")
+    assert find_bundle(run) == run / "2x/bundle"
+    shutil.copytree(sealed_bundle, run / "3x/bundle")
+    with pytest.raises(BadInput, match=r"several bundles; give one of .*2x, .*3x"):
+        find_bundle(run)
+    shutil.copytree(sealed_bundle, run / "bundle")
+    assert find_bundle(run) == run / "bundle"
+    assert find_bundle(run / "3x/bundle") == run / "3x/bundle"
+
+
+def test_bad_input_is_one_line(sealed_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such server; did you mean triton"):
+        write_repository(tmp_path / "m", sealed_bundle, "tritn")
+    with pytest.raises(BadInput, match="no such kind"):
+        write_repository(tmp_path / "m", sealed_bundle, "triton", kind="pythn")
+    with pytest.raises(BadInput, match="at least 1"):
+        write_repository(tmp_path / "m", sealed_bundle, "triton", instances=0)
+    with pytest.raises(BadInput, match="is a bundle itself"):
+        write_repository(sealed_bundle, sealed_bundle, "triton")
+    with pytest.raises(Refused, match="no such engine"):
+        write_repository(tmp_path / "m", sealed_bundle, "triton", engine="nope")
+    assert sums.open_sealed(sealed_bundle)
+
+
+def test_backends_that_need_torch_are_not_vendored(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="inductor"):
+        copy_runner(tmp_path / "runner", ["inductor"])
+
+
+def test_names_and_strings_are_made_safe() -> None:
+    assert model_name("../weird name!") == "weird_name"
+    assert model_name("...") == "model"
+    assert quote('a"b\\c\n') == '"a\\"b\\\\c\\n"'
+
+
+def test_the_config_of_a_batched_engine_prefers_its_batch() -> None:
+    common = {"input_name": "images", "input_dims": [3, 4, 4], "output_name": "logits", "output_dims": [2]}
+    text = render(
+        TritonConfig("n", 'backend: "python"', 16, gpu=False, preferred_batch=4, queue_delay_us=100, **common)
+    )  # type: ignore[arg-type]
+    assert "preferred_batch_size: [ 4 ]" in text
+    assert "max_queue_delay_microseconds: 100" in text
+    fixed = render(TritonConfig("n", 'platform: "tensorrt_plan"', 0, gpu=True, **common))  # type: ignore[arg-type]
+    assert "dynamic_batching" not in fixed
+
+
+def test_a_batched_bundle_behind_the_runner(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", make_source(tmp_path / "run", batch=4))
+    write_repository(tmp_path / "models", bundle, "triton", name="net")
+    assert "preferred_batch_size: [ 4 ]" in (tmp_path / "models/net/config.pbtxt").read_text()
+    with load(tmp_path / "models/net/1/bundle") as model:
+        assert model.engine.batch == 4
