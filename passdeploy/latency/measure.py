@@ -26,6 +26,7 @@ MAX_SAMPLES = 2000
 # Two loads of one and the same engine file differ by up to this much (where its buffers happen to lie in memory), so
 # that nothing below it is ever called a difference.
 RESOLUTION = 0.02
+FLOOR = 0.05
 
 
 class Timed(Protocol):
@@ -85,6 +86,8 @@ class Measurement:
         blocks: Number of blocks.
         disturbed: How many of them were left out.
         samples: The calls' latencies, thinned out evenly to at most 2000.
+        floor: The fastest 5 % of all calls take at most this: what the engine needs when nothing else runs. On a busy
+            machine it repeats to a fraction of a percent where medians do not to several; it steers, it is never quoted.
     """
 
     p50: float | None
@@ -96,6 +99,7 @@ class Measurement:
     blocks: int
     disturbed: int
     samples: tuple[float, ...]
+    floor: float = 0.0
 
     def at(self, q: float) -> float | None:
         """The latency at a percentile; None where there are too few samples to say."""
@@ -138,6 +142,10 @@ class Comparison:
     def ratio(self, name: str, confidence: float = 0.95) -> Ratio:
         """How many times as fast as the reference."""
         return median_ratio(self.pairs[name], confidence)
+
+    def floor_ratio(self, name: str) -> float:
+        """How many times as fast as the reference on an undisturbed machine; for fitting models to, not for quoting."""
+        return self.measurements[self.reference].floor / self.measurements[name].floor
 
     def verdict(self, name: str, margin: float = 0.0) -> Verdict:
         """Whether `name` is slower (or faster) than the reference by more than `margin` (0.05 = 5 %).
@@ -231,6 +239,7 @@ def _summary(blocks: Sequence[list[float]], disturbed: np.ndarray) -> Measuremen
         blocks=len(blocks),
         disturbed=int(disturbed.sum()),
         samples=tuple(calls[::stride].tolist()),
+        floor=1e3 * float(np.quantile(np.concatenate(blocks), FLOOR)),
     )
 
 

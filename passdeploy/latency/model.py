@@ -1,0 +1,338 @@
+"""The latency model: predicts a compiled engine's latency from the kept units, before it is compiled.
+
+It is fitted to whole engines measured on the target, so that fusion, padding, layout changes and launch floors are in
+it, as the ratio to the dense engine measured beside each of them, so that the mood of the machine is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from passdeploy.errors import BadInput
+from passdeploy.latency.features import TERMS, WEIGHT_KNEES, Features
+from passdeploy.latency.nnls import nnls
+
+if TYPE_CHECKING:
+    import torch
+
+    from passdeploy.groups import Operator
+
+SCHEMA = "passdeploy.profile/1"
+STEPS = (8, 16, 32, 64)
+RIDGES = (1e-5, 1e-4, 1e-3)
+NEAR = 0.15
+"""Distance (root mean square of relative widths) within which a later measurement corrects its neighbours."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Coefficients of the base model, as shares of the dense engine's latency.
+
+    Attributes:
+        step: Width step of the hardware.
+        ridge: Strength of the regularisation.
+        families: What a family of operators pays per unit of every term [families, terms].
+        knees: Per byte of weights beyond each of `WEIGHT_KNEES`.
+        constant: Paid by every structure.
+    """
+
+    step: int
+    ridge: float
+    families: np.ndarray
+    knees: np.ndarray
+    constant: float
+
+
+def _columns(features: Features, w: np.ndarray) -> np.ndarray:
+    """Design matrix [n, families * terms + knees + 1]."""
+    terms = features.terms(w)
+    count = len(features.families)
+    members = np.zeros((count, len(features.family)))
+    members[features.family, np.arange(len(features.family))] = 1
+    by_family = np.einsum("nok,fo->nfk", terms, members).reshape(len(terms), -1)
+    weights = terms[..., TERMS.index("weights")].sum(1)
+    knees = np.maximum(weights[:, None] - np.asarray(WEIGHT_KNEES), 0)
+    return np.concatenate([by_family, knees, np.ones((len(terms), 1))], axis=1)
+
+
+def _solve(columns: np.ndarray, ratios: np.ndarray, weights: np.ndarray, ridge: float) -> np.ndarray:
+    """Non-negative ridge on the relative error; columns are scaled to mean 1 first."""
+    scale = columns.mean(axis=0)
+    used = scale > 0
+    a = columns[:, used] / scale[used] / ratios[:, None] * np.sqrt(weights)[:, None]
+    gram = a.T @ a / weights.sum()
+    gram[np.diag_indices_from(gram)] += ridge
+    solution = np.zeros(columns.shape[1])
+    solution[used] = nnls(gram, a.T @ np.sqrt(weights) / weights.sum()) / scale[used]
+    return solution
+
+
+def folds(n: int, k: int = 5) -> np.ndarray:
+    """Fold of each sample: a fixed shuffle, so that a fit depends on nothing but its data."""
+    return np.random.default_rng(n).permutation(n) % k
+
+
+@dataclass
+class LatencyModel:
+    """Predicts milliseconds from kept units.
+
+    Attributes:
+        features: Of the network.
+        dense_ms: Latency of the dense engine, which turns ratios into milliseconds.
+        widths: Structures it was fitted on [n, groups].
+        ratios: Their measured latency over the dense engine's [n].
+        base: The fit.
+        provenance: Target, device, backend, its version, precision, batch, threads, date, seconds.
+        mape: Mean absolute relative error on structures left out of the fit (5-fold cross-validation); None before a
+            fit.
+        max_ape: The largest of these.
+        repeatability: Mean relative difference between measurements of the same structure.
+        later: Measurements added after the fit: (widths, ratio).
+        kind: ``measured`` here, or ``profile`` when it was read from a file.
+    """
+
+    features: Features
+    dense_ms: float
+    widths: np.ndarray
+    ratios: np.ndarray
+    base: Fit
+    provenance: dict[str, Any] = field(default_factory=dict)
+    mape: float | None = None
+    max_ape: float | None = None
+    repeatability: float | None = None
+    later: list[tuple[np.ndarray, float]] = field(default_factory=list)
+    kind: str = "measured"
+
+    def __post_init__(self) -> None:
+        self._collapse()
+
+    @classmethod
+    def fit(
+        cls,
+        operators: Sequence[Operator],
+        units: Sequence[int],
+        widths: np.ndarray,
+        ratios: np.ndarray,
+        dense_ms: float,
+        *,
+        steps: Sequence[int] = STEPS,
+        provenance: Mapping[str, Any] | None = None,
+        repeatability: float | None = None,
+        bytes_per_weight: int = 4,
+    ) -> LatencyModel:
+        """Fits to measured structures.
+
+        Args:
+            operators: Of the network, in execution order.
+            units: Units per group.
+            widths: Kept units of the measured structures [n, groups].
+            ratios: Their latency over the dense engine's [n].
+            dense_ms: Latency of the dense engine.
+            steps: Width steps among which cross-validation chooses (from `passdeploy.latency.steps`).
+            provenance: Recorded in the file.
+            repeatability: Of the measurements, recorded beside the error.
+            bytes_per_weight: By precision.
+
+        Raises:
+            BadInput: Fewer than ten structures.
+        """
+        widths, ratios = np.asarray(widths, dtype=float), np.asarray(ratios, dtype=float)
+        if len(ratios) < 10:
+            raise BadInput(f"latency model: {len(ratios)} measured structures are too few; at least 10 are needed")
+        best: tuple[float, int, float, np.ndarray] | None = None
+        fold = folds(len(ratios))
+        ones = np.ones(len(ratios))
+        for step in sorted(set(steps)):
+            columns = _columns(Features(operators, units, step, bytes_per_weight), widths)
+            for ridge in RIDGES:
+                predicted = np.empty(len(ratios))
+                for k in range(fold.max() + 1):
+                    train, test = fold != k, fold == k
+                    predicted[test] = columns[test] @ _solve(columns[train], ratios[train], ones[train], ridge)
+                error = np.abs(predicted / ratios - 1)
+                score = float(error.mean())
+                if best is None or score < best[0] - 1e-4:
+                    best = (score, step, ridge, error)
+        assert best is not None
+        features = Features(operators, units, best[1], bytes_per_weight)
+        base = _base(features, widths, ratios, best[1], best[2])
+        return cls(
+            features,
+            dense_ms,
+            widths,
+            ratios,
+            base,
+            dict(provenance or {}),
+            mape=best[0],
+            max_ape=float(best[3].max()),
+            repeatability=repeatability,
+        )
+
+    def _collapse(self) -> None:
+        self._coefficients = self.base.families[self.features.family]
+        self._knees = [(knee, c) for knee, c in zip(WEIGHT_KNEES, self.base.knees, strict=True) if c > 0]
+        if self.later:
+            points = np.stack([w for w, _ in self.later])
+            log = np.log([r for _, r in self.later]) - np.log(self._base(points))
+            kernel = self._near(points, points)
+            self._later = (points, np.linalg.solve(kernel + 0.02 * np.eye(len(log)), log))
+        else:
+            self._later = (np.zeros((0, len(self.features.units))), np.zeros(0))
+
+    def _near(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        a, b = a / self.features.units, b / self.features.units
+        squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+        kernel: np.ndarray = np.exp(-squared / (2 * NEAR**2 * a.shape[1]))
+        return kernel
+
+    def _base(self, w: np.ndarray) -> np.ndarray:
+        ratio: np.ndarray = self.features.cost(w, self._coefficients) + self.base.constant
+        if self._knees:
+            weights = self.features.weights(w)
+            for knee, c in self._knees:
+                ratio += c * np.maximum(weights - knee, 0)
+        return ratio
+
+    def ratios_many(self, w: np.ndarray) -> np.ndarray:
+        """Predicted latency over the dense engine's [n], for kept units [n, groups]."""
+        w = np.asarray(w, dtype=float)
+        ratio = self._base(w)
+        points, weights = self._later
+        if len(points):
+            ratio = ratio * np.exp(self._near(w, points) @ weights)
+        return ratio
+
+    def predict_many(self, w: np.ndarray) -> np.ndarray:
+        """Predicted milliseconds [n], for kept units [n, groups]."""
+        return self.ratios_many(w) * self.dense_ms
+
+    def predict(self, w: Sequence[float] | np.ndarray) -> float:
+        """Predicted milliseconds for kept units [groups]."""
+        return float(self.predict_many(np.asarray(w, dtype=float)[None])[0])
+
+    def predict_soft(self, w: torch.Tensor) -> torch.Tensor:
+        """Predicted milliseconds (a scalar) for fractional kept units [groups], differentiable.
+
+        Linear between the steps of the hardware, and without the price of widths off the grid: where the search goes,
+        the allocator rounds.
+        """
+        import torch
+
+        terms = self.features.soft_terms(w[None])[0]
+        ratio = (terms * torch.as_tensor(self._coefficients, dtype=w.dtype, device=w.device)).sum() + self.base.constant
+        if self._knees:
+            weights = terms[:, TERMS.index("weights")].sum()
+            for knee, c in self._knees:
+                ratio = ratio + c * torch.relu(weights - knee)
+        return ratio * self.dense_ms
+
+    def update(self, w: Sequence[float] | np.ndarray, ratio: float) -> None:
+        """Adds a measurement (latency over the dense engine's): it corrects predictions in its neighbourhood."""
+        self.later.append((np.asarray(w, dtype=float), float(ratio)))
+        self._collapse()
+
+    @property
+    def step(self) -> int:
+        """Width step of the hardware, as the fit found it."""
+        return self.base.step
+
+    def summary(self) -> dict[str, Any]:
+        """The report's ``predictor``."""
+        return {
+            "kind": self.kind,
+            "mape": self.mape,
+            "max_ape": self.max_ape,
+            "n": len(self.ratios),
+            "repeatability": self.repeatability,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The portable profile: schema `passdeploy.profile/1`."""
+        return {
+            "schema": SCHEMA,
+            "operators": operators_digest(self.features),
+            "provenance": self.provenance,
+            "dense_ms": self.dense_ms,
+            "error": {"mape": self.mape, "max_ape": self.max_ape, "repeatability": self.repeatability},
+            "step": self.base.step,
+            "ridge": self.base.ridge,
+            "samples": [
+                {"kept": [int(v) for v in w], "ratio": r}
+                for w, r in zip(self.widths, self.ratios.tolist(), strict=True)
+            ],
+            "later": [{"kept": [int(v) for v in w], "ratio": r} for w, r in self.later],
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes the profile; whole or not at all."""
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        temporary.replace(path)
+
+    @classmethod
+    def from_json(
+        cls, data: Mapping[str, Any], operators: Sequence[Operator], units: Sequence[int], kind: str = "profile"
+    ) -> LatencyModel:
+        """Rebuilds the model from its samples.
+
+        Raises:
+            BadInput: Not a profile, or one of another network.
+        """
+        try:
+            if data["schema"] != SCHEMA:
+                raise BadInput(f"profile: schema is {data['schema']!r}, expected {SCHEMA!r}")
+            features = Features(operators, units, int(data["step"]))
+            if data["operators"] != operators_digest(features):
+                raise BadInput("profile: measured for another network or input size; run `passdeploy profile` again")
+            widths = np.array([s["kept"] for s in data["samples"]], dtype=float)
+            ratios = np.array([s["ratio"] for s in data["samples"]], dtype=float)
+            if not (np.isfinite(ratios).all() and (ratios > 0).all() and float(data["dense_ms"]) > 0):
+                raise BadInput("profile: holds a latency that is not above zero")
+            base = _base(features, widths, ratios, int(data["step"]), float(data["ridge"]))
+            later = [(np.array(s["kept"], dtype=float), float(s["ratio"])) for s in data["later"]]
+            error = data["error"]
+            return cls(features, float(data["dense_ms"]), widths, ratios, base, dict(data["provenance"]), error["mape"],
+                       error["max_ape"], error["repeatability"], later, kind)  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise BadInput(f"profile: malformed ({type(problem).__name__}: {problem})") from None
+
+    @classmethod
+    def load(cls, path: Path, operators: Sequence[Operator], units: Sequence[int]) -> LatencyModel:
+        """Reads a profile. Raises `BadInput` when it can't be read or is of another network."""
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as problem:
+            raise BadInput(f"{path}: cannot be read as a profile ({problem})") from None
+        try:
+            return cls.from_json(data, operators, units)
+        except BadInput as problem:
+            raise BadInput(f"{path}: {problem}") from None
+
+
+def _base(features: Features, widths: np.ndarray, ratios: np.ndarray, step: int, ridge: float) -> Fit:
+    solution = _solve(_columns(features, widths), ratios, np.ones(len(ratios)), ridge)
+    split = len(features.families) * len(TERMS)
+    return Fit(
+        step,
+        ridge,
+        solution[:split].reshape(len(features.families), len(TERMS)),
+        solution[split : split + len(WEIGHT_KNEES)],
+        float(solution[-1]),
+    )
+
+
+def operators_digest(features: Features) -> str:
+    """SHA-256 of what the features say about the network."""
+    digest = hashlib.sha256()
+    for array in (features.units, features.in_units, features.out_units, features.in_free, features.out_free,
+                  features.work, features.in_area, features.out_area):  # fmt: skip
+        digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+    digest.update(json.dumps([list(g) for g in features.gates]).encode())
+    return digest.hexdigest()
