@@ -38,12 +38,16 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def library_complaint(text: str) -> str:
-    """The most telling line of what a compiler wrote before it failed: its first error, else its last line."""
+    """The most telling line of what a compiler wrote before it failed.
+
+    The error that names a node, else the first error, else the last line.
+    """
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith(("Traceback", "File ", "^", "~"))]
     errors = [line for line in lines if re.match(r"\[?(\[E\]|E\]|\[F\]|ERROR)", line)]
-    told = (errors or lines[-1:] or [""])[0]
-    return one_line(re.sub(r"^\[[EF]\]\s*", "", told))
+    named = [line for line in errors if "with name:" in line]
+    told = (named or errors or lines[-1:] or [""])[0]
+    return told and one_line(re.sub(r"^\[[EF]\]\s*", "", told))
 
 
 def raise_answer(answer: dict[str, Any], who: str, output: str = "") -> dict[str, Any]:
@@ -144,7 +148,7 @@ class Server:
         try:
             self._pipe.send((verb, arguments))
             if not self._pipe.poll(timeout):
-                self.stop()
+                self.stop(patience=0)
                 raise BadInput(f"{self.who}: no answer to {verb} after {timeout:.0f} s; its process was ended")
             answer = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -152,11 +156,11 @@ class Server:
             raise died(self.who, code, self._output()) from None
         return raise_answer(answer, self.who, self._output() if "error" in answer else "")["value"]
 
-    def stop(self) -> None:
-        """Ends the child."""
+    def stop(self, patience: float = 10) -> None:
+        """Ends the child: asks it by closing the pipe, and kills it after `patience` seconds."""
         self._pipe.close()
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -19,9 +19,13 @@ KEEP = {
     "LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization", "BatchNormalization",
     "LpNormalization", "LRN", "ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare", "ReduceLogSumExp", "ReduceProd",
     "Pow", "Exp", "Log", "Reciprocal", "CumSum", "Resize", "Upsample", "GridSample", "Range", "NonMaxSuppression",
-    "TopK", "QuantizeLinear", "DequantizeLinear", "Loop", "If", "Scan", "RoiAlign",
+    "TopK", "Loop", "If", "Scan", "RoiAlign",
 }  # fmt: skip
 """Operators that stay float32: their sums and squares overflow half (65504), or their inputs must be float32."""
+UNBUILDABLE = {"fp16": {"Celu"}, "bf16": {"Celu", "HardSwish", "Mish"}}
+"""Operators that TensorRT-RTX 1.7 takes in float32 but not in this precision (found by building each)."""
+PAIRS = {"QuantizeLinear", "DequantizeLinear"}
+SMALLEST_NORMAL = {"fp16": 2.0**-14, "bf16": 2.0**-126}
 
 
 class _Converter:
@@ -30,6 +34,7 @@ class _Converter:
 
         self.kind = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
         self.suffix = precision
+        self.keep = KEEP | UNBUILDABLE[precision]
         self.single = TensorProto.FLOAT
         model = shape_inference.infer_shapes(model, data_prop=True)
         self.model, self.graph = model, model.graph
@@ -37,6 +42,7 @@ class _Converter:
         self.floats = {v.name for v in values if v.type.tensor_type.elem_type == self.single}
         self.weights = {t.name: t for t in self.graph.initializer if t.data_type == self.single}
         self.floats |= set(self.weights)
+        self.scales = {node.input[1] for node in self.graph.node if node.op_type in PAIRS}
         self.nodes: list[Any] = []
         self.seams: dict[tuple[str, int], str] = {}
 
@@ -58,6 +64,8 @@ class _Converter:
         key = (name, self.kind)
         if key not in self.seams:
             array = numpy_helper.to_array(self.weights[name])
+            if name in self.scales:  # a subnormal scale loses bits; a zero one divides by zero
+                array = np.maximum(array, np.float32(SMALLEST_NORMAL[self.suffix]))
             if self.suffix == "fp16":
                 limit = float(np.finfo(np.float16).max)
                 if np.isfinite(array).all() and np.abs(array, dtype=np.float64).max(initial=0) > limit:
@@ -76,7 +84,7 @@ class _Converter:
         halves: set[str] = set()  # values that are half in the new graph, under their old names
         outputs = {value.name for value in self.graph.output}
         for node in list(self.graph.node):
-            stays = node.name in keep or node.op_type in KEEP or any(a.HasField("g") for a in node.attribute)
+            stays = node.name in keep or node.op_type in self.keep or any(a.HasField("g") for a in node.attribute)
             if not stays and node.op_type in ("Cast", "ConstantOfShape", "Constant", "EyeLike", "CastLike"):
                 stays = True  # they name their type; what they make is cast where it is used
             for index, name in enumerate(node.input):
@@ -113,6 +121,8 @@ class _Converter:
 def to_half(data: bytes, precision: str) -> bytes:
     """A serialised ONNX model with ``fp16`` or ``bf16`` arithmetic and unchanged float32 inputs and outputs.
 
+    Quantise/dequantise pairs keep their integers; what is not quantised becomes half.
+
     Raises:
         BadInput: A weight that float16 can't hold, or a graph that is inconsistent afterwards.
     """
@@ -122,6 +132,8 @@ def to_half(data: bytes, precision: str) -> bytes:
     name_nodes(model.graph)
     if precision == "bf16":
         model = _raise_opset(model, 22)  # Conv and pooling take bfloat16 from opset 22 on
+    elif any(node.op_type in PAIRS for node in model.graph.node):
+        model = _raise_opset(model, 19)  # scales may be float16 from opset 19 on
     converted = _Converter(model, precision).convert()
     try:
         onnx.checker.check_model(converted, full_check=True)
@@ -140,4 +152,6 @@ def _raise_opset(model: Any, wanted: int) -> Any:
     try:
         return version_converter.convert_version(model, wanted)
     except Exception as error:
-        raise BadInput(f"bf16: needs ONNX opset {wanted}, the graph has {current}: {one_line(error)}") from None
+        raise BadInput(
+            f"half precision: needs ONNX opset {wanted}, the graph has {current}: {one_line(error)}"
+        ) from None

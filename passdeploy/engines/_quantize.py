@@ -33,12 +33,14 @@ class Recipe:
         activations: ONNX Runtime's `QuantType`: ``QUInt8`` (asymmetric) or ``QInt8``.
         weights: Likewise.
         method: How a tensor's range is found: ``MinMax``, ``Entropy`` or ``Percentile``.
+        operators: Types that are quantised; None: all that ONNX Runtime has kernels for.
         options: ONNX Runtime's ``extra_options``.
     """
 
     activations: str
     weights: str = "QInt8"
     method: str = "MinMax"
+    operators: tuple[str, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -47,10 +49,15 @@ def for_cpu() -> Recipe:
     return Recipe("QUInt8", options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]})
 
 
+_TENSOR_CORES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_RESIDUALS = ("Add", "MaxPool")
+
+
 def for_tensorrt() -> Recipe:
     """TensorRT and TensorRT-RTX: everything symmetric and signed, biases left in float32, weights with whole pairs."""
     return Recipe(
         "QInt8",
+        operators=_TENSOR_CORES + _RESIDUALS,
         options={
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
@@ -67,6 +74,7 @@ def for_tensorrt_fp8() -> Recipe:
         "QFLOAT8E4M3FN",
         weights="QFLOAT8E4M3FN",
         method="Distribution",
+        operators=_TENSOR_CORES,
         options={"QuantizeBias": False, "AddQDQPairToWeight": True, "OpTypesToExcludeOutputQuantization": ["Gemm"]},
     )
 
@@ -126,6 +134,7 @@ def quantize(source: CompileInput, recipe: Recipe) -> bytes:
                     str(paired),
                     _reader(images.name, samples, batch),
                     quant_format=q.QuantFormat.QDQ,
+                    op_types_to_quantize=_operators(recipe, model.graph),
                     per_channel=True,
                     activation_type=getattr(q.QuantType, recipe.activations),
                     weight_type=getattr(q.QuantType, recipe.weights),
@@ -140,6 +149,14 @@ def quantize(source: CompileInput, recipe: Recipe) -> bytes:
             raise BadInput(f"int8: the graph cannot be quantised: {one_line(error)}; use another --precision") from None
         finally:
             root.setLevel(level)
+
+
+def _operators(recipe: Recipe, graph: Any) -> list[str] | None:
+    if recipe.operators is None:
+        return None
+    # The sums of a transformer's residual stream carry outliers that 8 bits lose, and nothing fuses with them there.
+    attention = any(node.op_type in ("Softmax", "Attention") for node in graph.node)
+    return [kind for kind in recipe.operators if not (attention and kind in _RESIDUALS)]
 
 
 def _reader(name: str, samples: np.ndarray, batch: int) -> Any:

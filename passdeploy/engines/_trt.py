@@ -181,16 +181,14 @@ class TrtBackend(Backend):
 
     def graph_for(self, source: CompileInput, target: Target) -> bytes:
         """The ONNX graph in the target's precision: what the builder reads, and what stands in for its accuracy."""
+        from passdeploy.engines._convert import to_half
+        from passdeploy.engines._quantize import for_tensorrt, for_tensorrt_fp8, quantize
+
+        if target.precision in ("int8", "fp8"):  # what is not quantised runs in fp16
+            recipe = for_tensorrt() if target.precision == "int8" else for_tensorrt_fp8()
+            return to_half(quantize(source, recipe), "fp16")
         data = read_graph(source, target).data
-        if target.precision in ("fp16", "bf16"):
-            from passdeploy.engines._convert import to_half
-
-            return to_half(data, target.precision)
-        if target.precision in ("int8", "fp8"):
-            from passdeploy.engines._quantize import for_tensorrt, for_tensorrt_fp8, quantize
-
-            return quantize(source, for_tensorrt() if target.precision == "int8" else for_tensorrt_fp8())
-        return data
+        return data if target.precision == "fp32" else to_half(data, target.precision)
 
     def compile(self, source: CompileInput, target: Target, options: Options | None = None) -> Engine:
         require(self, target)
@@ -215,6 +213,7 @@ class TrtBackend(Backend):
             "build_s": round(built["seconds"], 3),
             "options": asdict(options),
             "max_batch": largest,
+            "tf32": built["tf32"],
         }
         return Engine(self.name, data, self.suffix, meta)
 

@@ -61,16 +61,24 @@ def _config(job: dict[str, Any]) -> Any:
 
 def build(job: dict[str, Any]) -> dict[str, Any]:
     """Builds an engine from ``job["onnx"]`` into ``job["engine"]``; returns facts about it."""
-    from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath
+    from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath, PostprocessConfig
 
     trt = _library()
+    flags: dict[str, bool] = {}
+
+    def single_means_single(builder: Any, network: Any, config: Any) -> None:
+        """Clears TF32, which is on by default and leaves a float32 product 10 bits of mantissa."""
+        config.clear_flag(trt.BuilderFlag.TF32)
+        flags["tf32"] = bool(config.get_flag(trt.BuilderFlag.TF32))
+
     begun = time.perf_counter()
     typed = {"strongly_typed": True} if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") else {}
     network = NetworkFromOnnxPath(job["onnx"], **typed)
     cache = job["options"].get("timing_cache") if not RTX else None
-    data = EngineBytesFromNetwork(network, config=_config(job), save_timing_cache=cache)()
+    config = PostprocessConfig(_config(job), single_means_single)
+    data = EngineBytesFromNetwork(network, config=config, save_timing_cache=cache)()
     Path(job["engine"]).write_bytes(bytes(data))
-    return {"library": trt.__version__, "seconds": time.perf_counter() - begun}
+    return {"library": trt.__version__, "seconds": time.perf_counter() - begun, **flags}
 
 
 class _Loaded:

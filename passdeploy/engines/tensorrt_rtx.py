@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passdeploy.engines._trt import TrtBackend, capabilities
-from passdeploy.engines.base import register
+from passdeploy.engines.base import CompileInput, register
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target
@@ -40,6 +40,14 @@ class TensorRtRtx(TrtBackend):
             f"TensorRT-RTX cannot compile for compute capability {', '.join(unknown)} ahead of time "
             f"(it knows {known}); compile on the machine that has the {target.device}, or use --backend tensorrt there"
         )
+
+    def graph_for(self, source: CompileInput, target: Target) -> bytes:
+        data = super().graph_for(source, target)
+        if target.precision == "fp32" and (7, 5) in capabilities(target):
+            from passdeploy.engines._turing import products_to_convolutions
+
+            return products_to_convolutions(data)
+        return data
 
     def job(self, target: Target) -> dict[str, Any]:
         wanted = capabilities(target)

@@ -1,4 +1,4 @@
-"""Half-precision graphs, checked without half-precision hardware: ONNX Runtime and onnx's reference run them on the CPU."""
+"""Half-precision graphs without half-precision hardware: ONNX Runtime and onnx's reference run them on the CPU."""
 
 from __future__ import annotations
 

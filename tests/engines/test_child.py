@@ -1,0 +1,110 @@
+"""A child that crashes, hangs or fails costs one line, never the parent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import passdeploy
+from passdeploy.engines._child import Server, library_complaint, run_job
+from passdeploy.errors import BadInput, Unavailable
+
+PROGRAM = """
+import json, os, sys, time
+from passdeploy.engines._child import failure, serve
+from passdeploy.errors import Unavailable
+
+def fail(how):
+    if how == "abort":
+        print("[E] the library gave up\\nmore words", file=sys.stderr, flush=True)
+        os.abort()
+    if how == "exit":
+        sys.exit(7)
+    if how == "hang":
+        time.sleep(600)
+    if how == "unavailable":
+        raise Unavailable("no such device")
+    raise ValueError("two\\nlines")
+
+if len(sys.argv) == 2:
+    serve(int(sys.argv[1]), {"echo": lambda x: x, "fail": fail, "pid": os.getpid})
+else:
+    job = json.load(open(sys.argv[1]))
+    try:
+        answer = {"twice": 2 * job["number"]} if "number" in job else fail(job["how"])
+    except Exception as error:
+        answer = failure(error)
+    json.dump(answer, open(sys.argv[2], "w"))
+"""
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "child_program.py").write_text(PROGRAM)
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(passdeploy.__path__[0]).parent)])}
+
+
+def test_a_job_answers(env: dict[str, str]) -> None:
+    assert run_job("child_program", {"number": 21}, "test", env=env) == {"twice": 42}
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("abort", "test: its process was killed by SIGABRT: the library gave up"),
+        ("exit", "test: its process exited with status 7"),
+        ("other", "test: two lines"),
+    ],
+)
+def test_a_failing_job_is_one_line(env: dict[str, str], how: str, said: str) -> None:
+    with pytest.raises(BadInput) as error:
+        run_job("child_program", {"how": how}, "test", env=env)
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+def test_the_kind_of_error_survives(env: dict[str, str]) -> None:
+    with pytest.raises(Unavailable, match="test: no such device"):
+        run_job("child_program", {"how": "unavailable"}, "test", env=env)
+
+
+def test_a_job_that_hangs_is_ended(env: dict[str, str]) -> None:
+    with pytest.raises(BadInput, match="test: no result after 1 s, ended"):
+        run_job("child_program", {"how": "hang"}, "test", env=env, timeout=1)
+
+
+def test_a_server_answers_fails_and_answers_again(env: dict[str, str]) -> None:
+    server = Server("child_program", "test", env)
+    try:
+        assert server.ask("echo", {"a": [1, 2]}) == {"a": [1, 2]}
+        with pytest.raises(BadInput, match="test: two lines"):
+            server.ask("fail", "other")
+        assert server.ask("echo", 3) == 3
+        assert server.ask("pid") != os.getpid()
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(("how", "said"), [("abort", "killed by SIGABRT: the library gave up"), ("exit", "status 7")])
+def test_a_server_that_dies_is_one_line(env: dict[str, str], how: str, said: str) -> None:
+    server = Server("child_program", "test", env)
+    with pytest.raises(BadInput, match=said):
+        server.ask("fail", how)
+    server.stop()
+
+
+def test_a_server_that_hangs_is_ended(env: dict[str, str]) -> None:
+    server = Server("child_program", "test", env)
+    pid = server.ask("pid")
+    with pytest.raises(BadInput, match="test: no answer to fail after 1 s"):
+        server.ask("fail", "hang", timeout=1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_the_first_error_line_is_what_is_told() -> None:
+    text = "[W] careful\n\x1b[91m[E] root cause\x1b[0m\n[E] and what followed\n[!] Invalid engine\n"
+    assert library_complaint(text) == "root cause"
+    assert library_complaint("Traceback (most recent call last):\n  File x\nValueError: y\n") == "ValueError: y"
+    assert library_complaint("") == ""

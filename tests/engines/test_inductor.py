@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from passdeploy.engines._aoti import cpu_flags, prepare
+from passdeploy.engines.base import CompileInput, Engine, get_backend
+from passdeploy.engines.files import load_engine
+from passdeploy.errors import BadInput
+from tests.engines.conftest import CPU, SIZE, Case, difference
+
+INDUCTOR = get_backend("inductor")
+AOTI = replace(CPU, backend="inductor")
+pytestmark = pytest.mark.skipif(INDUCTOR.available(AOTI) is not None, reason=f"inductor: {INDUCTOR.available(AOTI)}")
+
+
+@pytest.fixture(scope="module")
+def source(case: Case) -> CompileInput:
+    with torch.no_grad():
+        program = torch.export.export(case.model, (torch.rand(1, *SIZE),))
+    return replace(case.source, exported_program=program)
+
+
+@pytest.fixture(scope="module")
+def built(source: CompileInput) -> Engine:
+    return INDUCTOR.compile(source, AOTI)
+
+
+def test_outputs_are_pytorchs_after_the_disk_and_threads_are_put_back(
+    case: Case, built: Engine, tmp_path: Path
+) -> None:
+    path = INDUCTOR.save(built, tmp_path)
+    before = torch.get_num_threads()
+    with INDUCTOR.runner(load_engine(path), AOTI) as runner:
+        assert torch.get_num_threads() == 1
+        logits = runner.run({"images": case.images})["logits"]
+        runner.bind({"images": case.images[:1]})
+        runner.call()
+    assert difference(case.logits, logits) <= 1e-5
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ({"version": "2.0.0"}, "made by PyTorch 2.0.0"),
+        ({"cpu_flags": ["avx512_of_tomorrow"]}, "uses avx512_of_tomorrow, which this CPU lacks"),
+    ],
+)
+def test_a_package_for_another_machine_is_refused_before_it_is_loaded(
+    built: Engine, meta: dict[str, object], said: str
+) -> None:
+    with pytest.raises(BadInput, match=said) as error:
+        INDUCTOR.runner(replace(built, data=b"never loaded", meta={**built.meta, **meta}), AOTI)
+    assert "compile it again here" in str(error.value)
+
+
+def test_a_package_that_is_none_is_one_line(built: Engine) -> None:
+    with pytest.raises(BadInput, match="cannot be loaded") as error:
+        INDUCTOR.runner(replace(built, data=b"PK nothing"), AOTI)
+    assert "\n" not in str(error.value)
+
+
+def test_without_an_exported_program_it_says_so(case: Case) -> None:
+    with pytest.raises(BadInput, match=r"compiles from torch\.export"):
+        INDUCTOR.compile(case.source, AOTI)
+
+
+def test_half_precision_programs_keep_float32_at_the_border(case: Case, source: CompileInput) -> None:
+    """What is compiled for a GPU, run here by PyTorch itself."""
+    for precision, bound in (("fp16", 5e-3), ("bf16", 5e-2)):
+        program = prepare(source, precision, "cpu")
+        with torch.no_grad():
+            logits = program.module()(torch.from_numpy(case.images[:1]))
+        assert logits.dtype == torch.float32
+        assert 0 < difference(case.logits[:1], logits.numpy()) < bound
+
+
+def test_the_cpus_features_are_known_here() -> None:
+    flags = cpu_flags()
+    assert flags == sorted(flags)
+    assert any(flag.startswith(("avx", "asimd")) for flag in flags)
+
+
+def test_no_compiler_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert INDUCTOR.available(AOTI) == "no C++ compiler; apt-get install g++ (or set CXX)"
+
+
+def test_wrong_inputs_are_named(built: Engine) -> None:
+    with INDUCTOR.runner(built, AOTI) as runner, pytest.raises(BadInput, match="shape"):
+        runner.run({"images": np.zeros((1, 3, 4, 4), np.float32)})
