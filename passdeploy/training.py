@@ -38,6 +38,7 @@ class TrainSettings:
     distill: float = 0.0
     temperature: float = 2.0
     seed: int = 0
+    min_steps: int = 1
 
 
 @dataclass
@@ -200,7 +201,7 @@ def train(
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if teacher is not None:
         teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    total = max(1, round(settings.epochs * steps_per_epoch(data.train, settings.batch)))
+    total = max(settings.min_steps, round(settings.epochs * steps_per_epoch(data.train, settings.batch)))
     optimiser = torch.optim.SGD(
         parameter_groups(model, settings.weight_decay), lr=0.0, momentum=settings.momentum, nesterov=True
     )

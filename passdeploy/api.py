@@ -1,0 +1,163 @@
+"""The Python API: the same as the command line, with the caller's own objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passdeploy.config import DEFAULT_FILE, DEMO, RunConfig, load_file, make_config, merge
+from passdeploy.errors import BadInput
+from passdeploy.workspace import read_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from passdeploy.data.base import ImageData
+    from passdeploy.reporting.schema import Report
+
+
+def configure(file: Path | None, flags: dict[str, Any]) -> tuple[RunConfig, str | None]:
+    """Combines a YAML file (default ``./passdeploy.yaml``) and flags, which win.
+
+    Returns:
+        The configuration, and a sentence for the user when something was chosen for them.
+    """
+    values: dict[str, Any] = {}
+    note = None
+    if file is not None:
+        values = load_file(file)
+        origin = f"--config {file}"
+    elif Path(DEFAULT_FILE).is_file():
+        file, origin = Path(DEFAULT_FILE), DEFAULT_FILE
+        values = load_file(file)
+        note = f"Configuration: ./{DEFAULT_FILE}"
+    else:
+        origin = "command line"
+    merged = merge(values, flags)
+    if not merged.get("model") and not merged.get("data"):
+        merged = merge(merged, DEMO)
+        note = f"No model, data or configuration file given: the embedded demo is used ({DEMO['model']}, {DEMO['data']})."
+    for key in ("model", "data"):
+        if not merged.get(key):
+            other = "data" if key == "model" else "model"
+            raise BadInput(f"--{key} is missing: --{other} is given alone; give both, or neither for the demo")
+    return make_config(merged, origin), note
+
+
+def run(
+    *,
+    model: str | nn.Module | Callable[..., nn.Module],
+    data: str | Path | ImageData,
+    target: str = "cpu",
+    latency: str | list[str] = "2x",
+    out: str | Path = "runs/latest",
+    fresh: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> Report | list[Report]:
+    """Makes a network meet a latency.
+
+    Args:
+        model: A name, a factory, or a network (then its weights count as trained).
+        data: A name, a folder of images, or an `ImageData`.
+        target: Named hardware.
+        latency: ``5ms``, ``2x``; several give several reports.
+        out: Run directory.
+        fresh: Delete what an earlier run left in `out`.
+        quiet: Show no progress.
+        **settings: Any other key of the configuration (`passdeploy.config.RunConfig`).
+
+    Returns:
+        The report, or one per budget.
+
+    Raises:
+        PassdeployError: What was given can't be used; one line says what.
+    """
+    from passdeploy.console import Ui
+    from passdeploy.data.base import ImageData
+    from passdeploy.pipeline import Run
+
+    model_object = None if isinstance(model, str) else model
+    data_object = data if isinstance(data, ImageData) else None
+    named = model if isinstance(model, str) else f"<{getattr(model, '__qualname__', type(model).__name__)}>"
+    values = {
+        "model": named,
+        "data": data_object.name if data_object else str(data),
+        "target": target,
+        "latency": latency,
+        **settings,
+    }
+    config = make_config(values, "passdeploy.run")
+    reports = Run(config, Path(out), Ui(quiet), model=model_object, data=data_object, fresh=fresh).run()
+    return reports[0] if len(reports) == 1 else reports
+
+
+def run_stage(name: str, out: Path, *, model: str | None = None, quiet: bool = False) -> list[Path]:
+    """Runs one stage over an existing run directory, and those before it that are not finished.
+
+    Returns:
+        The stage's folders, one per budget for the stages that come after the search.
+    """
+    from passdeploy.console import Ui
+    from passdeploy.pipeline import BUDGET_STAGES, Run
+
+    path = out / "config.yaml"
+    if not path.is_file():
+        raise BadInput(f"--out {out}: is not a run directory (no config.yaml); start one with passdeploy run --out {out}")
+    values = load_file(path)
+    if model is not None:
+        values["model"] = model
+    elif str(values.get("model", "")).startswith("<"):
+        raise BadInput(f"--out {out}: its model is the caller's own; give it again with --model module:function")
+    running = Run(make_config(values, str(path)), out, Ui(quiet))
+    if name not in BUDGET_STAGES:
+        running.shared(name)
+        return [running.space.folder(name)]
+    running.shared()
+    for budget in running.runs:
+        running.budget_stages(budget, name)
+    return [budget.space.folder(name) for budget in running.runs]
+
+
+def load(out: str | Path, *, model: str | nn.Module | Callable[..., nn.Module] | None = None) -> nn.Module:
+    """Loads the fine-tuned thin network of a run, without its input stage.
+
+    Args:
+        out: The run directory (or the folder of one budget in it).
+        model: The dense architecture: a name, a factory, or a network; None: the name in the run's configuration.
+
+    Returns:
+        The thin network in eval mode: normalised images (N, 3, H, W) -> logits.
+
+    Raises:
+        BadInput: The folder holds no finished run, or `model` is of another architecture.
+    """
+    import copy
+
+    from torch import nn
+
+    from passdeploy import models
+    from passdeploy.surgery import apply_architecture
+    from passdeploy.weights import load_weights, read_state
+
+    out = Path(out)
+    for name in ("architecture.json", "model.safetensors"):
+        if not (out / name).is_file():
+            raise BadInput(f"{out}: has no {name}; give the folder of a finished run (or of one of its budgets)")
+    if isinstance(model, nn.Module):
+        network = copy.deepcopy(model)
+    else:
+        chosen = model
+        if chosen is None:
+            folder = out if (out / "config.yaml").is_file() else out.parent
+            named = str(load_file(folder / "config.yaml").get("model"))
+            if ":" in named or named.startswith("<"):
+                raise BadInput(f"{out}: its model is the user's own ({named}); give its factory: load(dir, model=build)")
+            chosen = named
+        state = read_state(out / "model.safetensors")
+        classes = [tensor for tensor in state.values() if tensor.ndim == 2]
+        network = models.build(chosen, classes[-1].shape[0] if classes else 10)
+    thin = apply_architecture(network, read_json(out / "architecture.json"))
+    load_weights(thin, out / "model.safetensors")
+    return thin.eval()

@@ -1,0 +1,343 @@
+"""Turns what the stages wrote into a report: verdict, numbers, explanations."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from passdeploy.budget import Budget
+from passdeploy.environment import environment
+from passdeploy.groups import Operator, macs
+from passdeploy.reporting import schema as s
+from passdeploy.reporting.picture import prompt_picture, rgb_picture
+from passdeploy.stages import exact, proof_holds, stage_model, thin_model
+from passdeploy.structure import Structure
+from passdeploy.workspace import json_digest, read_json
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import BudgetRun, Run
+
+INTERVAL_SLACK = 0.98
+"""A speed-up budget holds when the lower end of the ratio's interval is at least this share of it."""
+
+
+def judge(budget: Budget, bench: dict[str, Any]) -> str:
+    """The verdict on a measured engine (design, section 5, CLI)."""
+    if budget.latency_ms is not None:
+        value = bench["thin"][budget.percentile]
+        return "within_budget" if value is not None and value <= budget.latency_ms else "over_budget"
+    assert budget.speedup is not None
+    ratio, (low, _) = _ratio(bench)
+    return "within_budget" if ratio >= budget.speedup and low >= INTERVAL_SLACK * budget.speedup else "over_budget"
+
+
+def _ratio(bench: dict[str, Any]) -> tuple[float, tuple[float, float]]:
+    ratio = bench["ratio"]
+    return ratio["value"], (ratio["low"] or 0.0, ratio["high"] or 0.0)
+
+
+def _latency(measurement: dict[str, Any]) -> s.Latency:
+    return s.Latency(
+        **{key: measurement[key] for key in ("p50", "p90", "p99", "mean", "n", "spread")},
+        disturbed_blocks=measurement["disturbed"],
+    )
+
+
+def _widths(run: Run, structure: Structure) -> np.ndarray:
+    widths = run.subject.groups.canonical(structure).widths()
+    return np.array([widths[name] for name in run.subject.groups.names])
+
+
+def _shares(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """(groups,) shares of the dense MACs and of the predicted dense latency that hang on each group."""
+    groups, ops = run.subject.groups.groups, run.subject.operators
+    total = float(macs(ops))
+    by_macs = np.zeros(len(groups))
+    for op in ops:
+        touched = {g for g, _ in (*op.in_units, *op.out_units)} | set(op.gates)
+        for g in touched:
+            by_macs[g] += float(macs([op])) / total
+    full = np.array([group.units for group in groups], dtype=float)
+    rows = np.repeat(full[None], len(groups), 0)
+    for g, group in enumerate(groups):
+        rows[g, g] = 0 if group.kind == "depth" else 1
+    predictor, _ = stage_model(run)
+    by_latency = 1 - predictor.predict_many(rows) / predictor.predict_many(full[None])[0]
+    return np.clip(by_macs, 0, 1), np.clip(by_latency, 0, 1)
+
+
+def _groups(run: Run, structure: Structure) -> list[s.GroupInfo]:
+    by_macs, by_latency = _shares(run)
+    return [
+        s.GroupInfo(
+            name=group.name,
+            kind=group.kind,
+            units=group.units,
+            kept=sum(structure.masks[group.name]),
+            members=list(group.branch) if group.kind == "depth" else sorted({m.module for m in group.members}),
+            share_macs=float(by_macs[g]),
+            share_latency=float(by_latency[g]),
+        )
+        for g, group in enumerate(run.subject.groups.groups)
+    ]
+
+
+def _reasons(run: Run, structure: Structure, latency_speedup: float | None, macs_speedup: float) -> list[s.Reason]:
+    """Why fewer MACs did not turn into the same speed-up, from what the latency model says of the parts."""
+    predictor, step = stage_model(run)
+    widths = _widths(run, structure)
+    full = np.array([group.units for group in run.subject.groups.groups], dtype=float)
+    pruned_ms = float(predictor.predict_many(widths[None].astype(float))[0])
+    reasons = []
+    if latency_speedup is not None and latency_speedup >= macs_speedup:
+        reasons.append(
+            s.Reason(
+                text=f"It is faster than its MACs say ({latency_speedup:.2f}x for {macs_speedup:.2f}x fewer): whole "
+                "blocks were removed, and with them operators that cost time at any width.",
+            )
+        )
+    least = np.where(full == 1, full, 1.0)
+    for g, group in enumerate(run.subject.groups.groups):
+        if group.kind == "depth":
+            least[g] = widths[g]
+    floor_ms = float(predictor.predict_many(least[None])[0])
+    reasons.append(
+        s.Reason(
+            text="Launch floor: what the remaining operators would still cost with a single channel each, "
+            "by the latency model.",
+            share=float(np.clip(floor_ms / pruned_ms, 0, 1)),
+            value=floor_ms,
+            unit="ms",
+        )
+    )
+    fixed = [op for op in run.subject.operators if not op.in_units and not op.out_units]
+    if fixed:
+        reasons.append(
+            s.Reason(
+                text=f"{len(fixed)} operators have no channels that can be removed (network inputs and outputs, layers "
+                "that could not be traced).",
+                share=float(np.clip(float(macs(fixed)) / float(macs(run.subject.operators, widths)), 0, 1)),
+            )
+        )
+    padded = _padding(run.subject.operators, widths, step)
+    reasons.append(
+        s.Reason(
+            text=f"Padding: the target works in steps of {step} channels; this is the share of its multiplications "
+            "that fill up narrower widths.",
+            share=padded,
+        )
+    )
+    return reasons
+
+
+def _padding(ops: tuple[Operator, ...], widths: np.ndarray, step: int) -> float:
+    useful = padded = 0.0
+    for op in ops:
+        if any(widths[g] == 0 for g in op.gates):
+            continue
+        cin = op.in_free + sum(int(widths[g]) * per for g, per in op.in_units)
+        cout = op.out_free + sum(int(widths[g]) * per for g, per in op.out_units)
+        area = op.out_hw[0] * op.out_hw[1] * op.kernel[0] * op.kernel[1] / max(1, op.groups)
+        useful += cin * cout * area
+        rounded = [-(-c // step) * step if c > 3 else c for c in (cin, cout)]
+        padded += rounded[0] * rounded[1] * area
+    return float(np.clip(1 - useful / padded, 0, 1)) if padded else 0.0
+
+
+def _curves(search: dict[str, Any], finetune: dict[str, Any] | None) -> s.Curves:
+    curves = search["curves"]
+    found = tuned = None
+    if curves.get("step"):
+        series = {
+            "loss": curves["loss"],
+            "accuracy": curves["accuracy"],
+            "latency_ratio": curves["latency_ratio"],
+            "kept_blocks": curves["blocks"],
+        }
+        found = s.Curve(step=curves["step"], series=series)
+    if finetune and finetune["curve"]:
+        curve = finetune["curve"]
+        tuned = s.Curve(step=curve["step"], series={"loss": curve["loss"], "accuracy": curve["accuracy"]})
+    return s.Curves(search=found, finetune=tuned)
+
+
+def _prompt(run: Run, budget: BudgetRun, finetune: dict[str, Any]) -> s.PromptInfo | None:
+    stage = thin_model(run, budget).stage
+    pixels = stage.pixels()
+    if pixels is None:
+        return None
+    values = pixels.detach()
+    example = torch.from_numpy(run.validation_images[:1])
+    with torch.no_grad():
+        shown = ((stage(example) - stage.shift) / stage.scale)[0].clamp(0, 1)
+    return s.PromptInfo(
+        kind=stage.kind,
+        width=stage.width,
+        size=stage.size,
+        png=prompt_picture(values.numpy()),
+        example_png=rgb_picture(shown.numpy()),
+        largest=float(values.abs().max()),
+        accuracy_with=finetune["accuracy"]["validation"],
+        accuracy_without=finetune["accuracy_without_prompt"],
+    )
+
+
+def assemble(run: Run, budget: BudgetRun) -> s.Report:
+    """Builds the report of one budget from finished stages."""
+    space, shared = budget.space, run.space
+    dense = read_json(shared.folder("dense") / "dense.json")
+    search = read_json(shared.folder("search") / "search.json")
+    fit = read_json(space.folder("fit") / "fit.json")
+    structure = Structure.load(space.folder("fit") / "structure.json")
+
+    def optional(stage: str, name: str) -> dict[str, Any] | None:
+        path = space.folder(stage) / name
+        return read_json(path) if space.record(stage) is not None and path.exists() else None
+
+    predictor, _ = stage_model(run)
+    finetune, proof, bench = (
+        optional("finetune", "finetune.json"),
+        optional("compile", "proof.json"),
+        optional("bench", "bench.json"),
+    )
+    reached = fit["status"] != "infeasible" and finetune is not None
+    measured = bench is not None and bench["measured"]
+    equivalent = exact(fit["masked_vs_thin"]) and (proof is None or proof_holds(proof))
+    messages = list(fit["messages"])
+    if not equivalent:
+        status = "not_equivalent"
+        messages.append("A step does not compute the same function as the one before: nothing is shipped.")
+    elif fit["status"] == "infeasible":
+        status = "infeasible"
+    elif not measured:
+        status = "unverified"
+        messages.append(
+            f"{run.target.device} is not attached to this machine: nothing was measured, the engine was compiled only."
+        )
+    else:
+        assert bench is not None
+        status = judge(budget.budget, bench)
+    floor = run.config.min_accuracy
+    if floor is not None and status in ("within_budget", "unverified") and finetune is not None:
+        if finetune["accuracy"]["validation"] < floor:
+            status = "accuracy_below_floor"
+    pruned = None
+    macs_speedup = None
+    if reached:
+        assert finetune is not None
+        macs_speedup = dense["macs"] / max(1.0, finetune["macs"])
+        pruned = s.NetworkInfo(
+            accuracy=finetune["accuracy"]["test"],
+            macs=finetune["macs"],
+            params=finetune["params"],
+            latency_ms=_latency(bench["thin"]) if measured and bench else None,
+        )
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+    if measured and bench and reached:
+        ratio, interval = _ratio(bench)
+    dense_ms = predictor.dense_ms
+    target_ms = budget.budget.target_ms(bench["dense"]["p50"] if measured and bench else dense_ms)
+    timing = {name: shared.seconds(name) for name in ("dense", "profile", "search")}
+    timing |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench") if space.record(name)}
+    data = run.subject.data
+    config_json = run.config.to_json()
+    return s.Report(
+        status=status,
+        target=s.TargetInfo(**vars(run.target)),
+        budget=s.BudgetInfo(
+            asked=budget.budget.asked,
+            latency_ms=target_ms,
+            percentile=budget.budget.percentile,
+            scope=budget.budget.scope,
+            min_accuracy=floor,
+        ),
+        method=run.config.method,
+        seed=run.config.seed,
+        dense=s.NetworkInfo(
+            accuracy=dense["accuracy"]["test"],
+            macs=dense["macs"],
+            params=dense["params"],
+            latency_ms=_latency(bench["dense"]) if measured and bench else None,
+        ),
+        pruned=pruned,
+        speedup=s.Speedup(
+            latency=ratio,
+            latency_ci95=interval,
+            macs=macs_speedup,
+            realisation=ratio / macs_speedup if ratio and macs_speedup else None,
+        ),
+        predictor=s.PredictorInfo(**predictor.facts()),
+        equivalence=s.Equivalence(
+            masked_vs_thin=fit["masked_vs_thin"],
+            thin_vs_onnx=proof["thin_vs_onnx"] if proof else None,
+            onnx_vs_engine=proof["onnx_vs_engine"] if proof else None,
+            top1_agreement=proof["top1_agreement"] if proof else None,
+            tolerance=proof["tolerance"] if proof else None,
+            images=proof["images"] if proof else None,
+        ),
+        timing_s=timing,
+        environment=s.Environment(**environment()),
+        groups=_groups(run, structure),
+        distribution=s.Distribution.of(bench["dense"]["samples"], bench["thin"]["samples"]) if measured and bench else None,
+        prompt=_prompt(run, budget, finetune) if finetune else None,
+        curves=_curves(search, finetune),
+        health=[s.HealthCheck(**check) for check in search["health"]] or None,
+        candidates=[s.Candidate(**candidate) for candidate in fit["candidates"]] or None,
+        why_not_faster=_reasons(run, structure, ratio, macs_speedup) if macs_speedup else None,
+        messages=messages or None,
+        accuracy_points=_points(dense, finetune, bench) if reached else None,
+        provenance=s.Provenance(
+            command=run.command,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=run.subject.name,
+            data=data.name,
+            config_sha256=json_digest(config_json),
+            splits={
+                "train": s.Split(images=len(data.train), used_for="search and fine-tuning"),
+                "validation": s.Split(images=len(data.val), used_for="every choice, and the proofs"),
+                "test": s.Split(images=len(data.test), used_for="the accuracies in this report, nothing else"),
+            },
+            engine="engine/" + read_json(space.folder("compile") / "engine" / "engine.json")["file"] if proof else None,
+            engine_sha256=read_json(space.folder("compile") / "engine" / "engine.json")["sha256"] if proof else None,
+        ),
+        predicted=None if measured else _predicted(run, structure, reached),
+        reachable=s.Reachable(**fit["reachable"]) if fit["reachable"] else None,
+    )
+
+
+def _predicted(run: Run, structure: Structure, reached: bool) -> s.Predicted:
+    predictor, _ = stage_model(run)
+    pruned = float(predictor.predict_many(_widths(run, structure)[None].astype(float))[0])
+    return s.Predicted(
+        dense_ms=predictor.dense_ms, pruned_ms=pruned if reached else None, speedup=predictor.dense_ms / pruned if reached else None
+    )
+
+
+def _points(dense: dict[str, Any], finetune: dict[str, Any] | None, bench: dict[str, Any] | None) -> list[s.AccuracyPoint]:
+    assert finetune is not None
+    timed = bench is not None and bench["measured"]
+    dense_ms, thin_ms = (bench[name]["p50"] if timed and bench else None for name in ("dense", "thin"))
+    points = [
+        s.AccuracyPoint(
+            label="dense", kind="dense", accuracy=dense["accuracy"]["test"], latency_ms=dense_ms, macs=dense["macs"]
+        ),
+        s.AccuracyPoint(
+            label="pruned", kind="pruned", accuracy=finetune["accuracy"]["test"], latency_ms=thin_ms, macs=finetune["macs"]
+        ),
+    ]
+    if finetune["accuracy_before"] is not None:
+        points.insert(
+            1,
+            s.AccuracyPoint(
+                label="before fine-tuning (validation)",
+                kind="before_finetune",
+                accuracy=finetune["accuracy_before"],
+                latency_ms=thin_ms,
+                macs=finetune["macs"],
+            ),
+        )
+    return points

@@ -1,0 +1,273 @@
+"""The command line: parses, calls, prints. No logic."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+# Before torch is imported: spinning threads of one library spoil the other's measurements.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+import typer
+from rich.console import Console
+
+from passdeploy.errors import PassdeployError
+
+app = typer.Typer(
+    name="passdeploy",
+    help="Makes a trained vision network meet a latency on real hardware, and proves each step on the way.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+out_console = Console(highlight=False)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
+Out = Annotated[Path, typer.Option("--out", help="Run directory.")]
+
+MODEL = typer.Option("--model", help="Name, or module:function that returns an nn.Module.")
+OPTIONS: dict[str, Any] = {}
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def _values(**flags: Any) -> dict[str, Any]:
+    """Flags that were given, as configuration values."""
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def _configuration(config: Path | None, flags: dict[str, Any], console: bool = True) -> Any:
+    """File, then flags; the embedded demo when neither names a model or data."""
+    from passdeploy.api import configure
+
+    made, note = configure(config, flags)
+    if note and console:
+        Console(stderr=True, highlight=False).print(note, markup=False, soft_wrap=True)
+    return made
+
+
+@app.command()
+def run(
+    model: Annotated[str | None, MODEL] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights: safetensors, or a tensor-only .pth.")] = None,
+    data: Annotated[str | None, typer.Option(help="Name, image folder, or module:function.")] = None,
+    target: Annotated[str | None, typer.Option(help="cpu, a100, h100, l4, ... (passdeploy targets).")] = None,
+    latency: Annotated[str | None, typer.Option(help="5ms, 800us, 2x; several: 2x,3x.")] = None,
+    backend: Annotated[str | None, typer.Option(help="onnxruntime, openvino, tensorrt_rtx, ...")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 (CPU), fp16 (GPU), bf16, int8, fp8.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per inference.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of one inference.")] = None,
+    percentile: Annotated[str | None, typer.Option(help="p50, p90 or p99.")] = None,
+    method: Annotated[str | None, typer.Option(help="pass, pass-paper, l1, ...")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes of fine-tuning.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same run.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Latency profile measured elsewhere.")] = None,
+    require_measured: Annotated[bool, typer.Option("--require-measured", help="Exit 1 if nothing was measured.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file (default: ./passdeploy.yaml).")] = None,
+    out: Out = Path("runs/latest"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in --out.")] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Makes the network meet the latency: profile, search, fit, fine-tune, compile, measure, report, bundle.
+
+    Example: `passdeploy run --model resnet20 --data fashion-mnist --target cpu --latency 2x --out runs/demo`
+
+    Exit status: 0 goal met or unverified, 1 goal not met, 2 bad input, 130 interrupted (run again to continue).
+    """
+    from passdeploy.console import Ui
+    from passdeploy.pipeline import Run
+
+    flags = _values(
+        model=model,
+        weights=weights,
+        data=data,
+        target=target,
+        latency=latency,
+        backend=backend,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+        percentile=percentile,
+        method=method,
+        epochs=epochs,
+        seed=seed,
+        profile_file=profile,
+        require_measured=True if require_measured else None,
+    )
+    made = _configuration(config, flags, console=not json_)
+    running = Run(made, out, Ui(quiet=json_), fresh=fresh, command=shlex.join(["passdeploy", *sys.argv[1:]]))
+    reports = running.run()
+    if json_:
+        _print_json([report.to_json() for report in reports] if len(reports) > 1 else reports[0].to_json())
+    else:
+        from passdeploy.summary import render
+
+        for budget, report in zip(running.runs, reports, strict=True):
+            out_console.print(render(report, budget.space.root))
+    raise typer.Exit(exit_code(reports, made.require_measured))
+
+
+def exit_code(reports: list[Any], require_measured: bool) -> int:
+    """The worst of the budgets: 0 met or unverified, 1 not met."""
+    missed = any(not report.goal_met for report in reports)
+    unmeasured = require_measured and any(report.status == "unverified" for report in reports)
+    return int(missed or unmeasured)
+
+
+def _staged(name: str, out: Path, model: str | None, json_: bool) -> None:
+    """Runs the stages up to `name` over an existing run directory."""
+    from passdeploy.api import run_stage
+
+    folders = run_stage(name, out, model=model, quiet=json_)
+    if json_:
+        _print_json({"stage": name, "folders": [str(folder) for folder in folders]})
+    else:
+        for folder in folders:
+            out_console.print(f"{name}: {folder}", markup=False)
+
+
+def _stage_command(name: str, what: str) -> None:
+    def command(
+        out: Out,
+        model: Annotated[str | None, MODEL] = None,
+        json_: Json = False,
+        debug: Debug = False,
+    ) -> None:
+        _staged(name, out, model, json_)
+
+    command.__doc__ = f"{what}\n\nExample: `passdeploy {name} --out runs/demo` (needs `config.yaml` there, as `run` writes it)"
+    app.command(name)(command)
+
+
+for _name, _what in (
+    ("search", "Searches: trains the prompt, the hypernetwork and the weights under the budget."),
+    ("fit", "Closes the loop: allocates, measures, and repeats until the engine is just inside the budget."),
+    ("finetune", "Rebuilds the network thin and trains its weights and prompt."),
+    ("compile", "Exports and compiles the thin network, and proves that it computes the same function."),
+    ("report", "Writes report.json, report.md and report.html."),
+    ("ship", "Writes the sealed bundle."),
+):
+    _stage_command(_name, _what)
+
+
+@app.command()
+def targets(json_: Json = False, debug: Debug = False) -> None:
+    """Lists the named targets, which are attached, and which backend would be used.
+
+    Example: `passdeploy targets`
+    """
+    from passdeploy.doctor import list_targets, render_targets
+
+    rows = list_targets()
+    if json_:
+        _print_json([vars(row) for row in rows])
+    else:
+        out_console.print(render_targets(rows))
+
+
+@app.command()
+def doctor(json_: Json = False, debug: Debug = False) -> None:
+    """Says what this machine can do, and what is missing for the rest.
+
+    Example: `passdeploy doctor`
+    """
+    from passdeploy.doctor import diagnose, render, to_json
+
+    findings = diagnose()
+    if json_:
+        _print_json(to_json(findings))
+    else:
+        out_console.print(render(findings))
+    raise typer.Exit(0 if to_json(findings)["ok"] else 1)
+
+
+@app.command()
+def groups(
+    model: Annotated[str | None, MODEL] = None,
+    data: Annotated[str | None, typer.Option(help="For the input size and classes.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file (default: ./passdeploy.yaml).")] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Shows which layers belong together: members, width and share of the MACs of each group.
+
+    Example: `passdeploy groups --model resnet20 --data fashion-mnist`
+    """
+    from passdeploy.summary import groups_table, groups_to_json, network_groups
+
+    made = _configuration(config, _values(model=model, data=data), console=not json_)
+    subject = network_groups(made)
+    if json_:
+        _print_json(groups_to_json(subject))
+    else:
+        out_console.print(groups_table(subject))
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    key: Annotated[Path | None, typer.Option(help="Public key (PEM): an unsigned bundle is then refused.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the latency on this machine.")] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Checks a bundle: digests, signature, hardware fit, sample outputs; with --measure the latency.
+
+    Example: `passdeploy verify runs/demo/bundle --measure`
+
+    Exit status: 0 verified, 1 refused.
+    """
+    from passdeploy.shipping.verify import verify as check
+
+    result = check(bundle, key, measure)
+    if json_:
+        _print_json(result.to_json())
+    else:
+        from passdeploy.summary import verification
+
+        out_console.print(verification(result))
+    raise typer.Exit(result.exit_code)
+
+
+def fail(error: PassdeployError, as_json: bool) -> NoReturn:
+    """Prints one line and exits."""
+    line = " ".join(str(error).split())
+    if as_json:
+        _print_json({"error": line, "kind": type(error).__name__})
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] ", end="")
+    Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
+    raise SystemExit(error.exit_code)
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit status."""
+    import click
+
+    debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        raise SystemExit(error.exit_code) from None
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(2) from None
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        Console(stderr=True).print("interrupted: the same command continues where it stopped")
+        raise SystemExit(130) from None
+    except PassdeployError as error:
+        if debug:
+            raise
+        fail(error, as_json)
+    except MemoryError:
+        fail(PassdeployError("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
+    raise SystemExit(0)

@@ -1,0 +1,105 @@
+"""Measures structures on the target: cut from the dense ONNX file, compiled, and timed against the dense engine.
+
+Which structures are measured and why is up to the profile and the closed loop; here lies how. Latency does not depend on
+the values of the weights, so the thin graphs are cut from the dense one and nothing is trained.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from passdeploy.engines.base import Arrays, CompileInput, Engine, Runner, get_backend
+from passdeploy.export import INPUT, OnnxSlicer
+from passdeploy.groups import Groups
+from passdeploy.latency.measure import Comparison, Settings, interleave
+from passdeploy.structure import Structure
+from passdeploy.targets import Target
+
+
+class EndToEnd(Runner):
+    """Times a runner with its transfers: inputs from and outputs to the host's memory."""
+
+    def __init__(self, runner: Runner, inputs: Arrays) -> None:
+        self.runner, self.inputs = runner, inputs
+
+    def call(self) -> None:
+        self.runner.run(self.inputs)
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+def open_runner(engine: Engine, target: Target, images: np.ndarray, scope: str = "engine") -> Runner:
+    """A runner that is ready to be timed on `images` (batch, 3, H, W)."""
+    runner = get_backend(engine.backend).runner(engine, target)
+    inputs = {INPUT: np.ascontiguousarray(images, dtype=np.float32)}
+    if scope == "end_to_end":
+        return EndToEnd(runner, inputs)
+    runner.bind(inputs)
+    return runner
+
+
+def compare_engines(
+    engines: dict[str, Engine], target: Target, images: np.ndarray, scope: str, settings: Settings
+) -> Comparison:
+    """Times engines side by side; the first is the reference."""
+    runners: dict[str, Runner] = {}
+    try:
+        for name, engine in engines.items():
+            runners[name] = open_runner(engine, target, images, scope)
+        return interleave(runners, settings)
+    finally:
+        for runner in runners.values():
+            runner.close()
+
+
+class Meter:
+    """Times structures against the dense engine, which stays loaded.
+
+    Args:
+        slicer: Of the dense model.
+        groups: Of the network.
+        target: Where it is measured.
+        images: (n, 3, H, W), real ones: compiled with, and the first batch is what is timed.
+        scope: ``engine`` or ``end_to_end``.
+    """
+
+    def __init__(
+        self, slicer: OnnxSlicer, groups: Groups, target: Target, images: np.ndarray, scope: str = "engine"
+    ) -> None:
+        self.slicer, self.groups, self.target, self.images, self.scope = slicer, groups, target, images, scope
+        self._backend = get_backend(target.backend)
+        self._dense: Runner | None = None
+
+    def engine(self, structure: Structure) -> Engine:
+        """Compiles the thin graph of a structure."""
+        with tempfile.TemporaryDirectory(prefix="passdeploy-") as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(self.slicer.slice(structure))
+            return self._backend.compile(CompileInput(onnx=path, samples=self.images), self.target)
+
+    def _timed(self, structure: Structure) -> Runner:
+        return open_runner(self.engine(structure), self.target, self.images[: self.target.batch], self.scope)
+
+    def compare(self, structure: Structure, settings: Settings) -> Comparison:
+        """Times a structure (``thin``) against the dense engine (``dense``), interleaved."""
+        if self._dense is None:
+            self._dense = self._timed(self.groups.dense())
+        with self._timed(structure) as thin:
+            return interleave({"dense": self._dense, "thin": thin}, settings)
+
+    def close(self) -> None:
+        """Unloads the dense engine."""
+        if self._dense is not None:
+            self._dense.close()
+            self._dense = None
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

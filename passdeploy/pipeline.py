@@ -1,0 +1,284 @@
+"""The stages in order. Each is a function of recorded inputs that writes into its own folder.
+
+dense -> profile -> search -> per budget: fit -> finetune -> compile -> bench -> report -> ship
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from passdeploy import stages
+from passdeploy.budget import Budget, parse_budgets
+from passdeploy.config import RunConfig, differing_keys
+from passdeploy.console import Ui
+from passdeploy.data.base import ImageData
+from passdeploy.engines.base import get_backend
+from passdeploy.errors import BadInput
+from passdeploy.reporting import load_report
+from passdeploy.reporting.schema import Report
+from passdeploy.search.method import get_method
+from passdeploy.subject import Model, Subject, load_subject
+from passdeploy.targets import Target, resolve
+from passdeploy.workspace import Workspace, copy_file, json_digest, read_json, sha256, write_atomic
+
+# Keys that change what is printed or required, not what is computed.
+NOT_INPUTS = ("require_measured",)
+SHARED_STAGES = ("dense", "profile", "search")
+BUDGET_STAGES = ("fit", "finetune", "compile", "bench", "report", "ship")
+
+
+def version() -> str:
+    """Of this package."""
+    try:
+        return importlib.metadata.version("passdeploy")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+@dataclass
+class BudgetRun:
+    """One budget of a run.
+
+    Attributes:
+        index: Among the run's budgets.
+        budget: What was asked.
+        space: Where its stages lie.
+    """
+
+    index: int
+    budget: Budget
+    space: Workspace
+
+
+class Run:
+    """A run over a run directory.
+
+    Args:
+        config: What to do.
+        out: The run directory.
+        ui: Shows progress.
+        model: A factory or a network instead of `config.model`.
+        data: A data set instead of `config.data`.
+        fresh: Delete what an earlier run left there.
+        command: As typed, for the report.
+
+    Raises:
+        BadInput: The configuration can't be used, or `out` holds a run of another one.
+        Unavailable: A part that the target needs is missing here.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        ui: Ui | None = None,
+        *,
+        model: Model | None = None,
+        data: ImageData | None = None,
+        fresh: bool = False,
+        command: str | None = None,
+    ) -> None:
+        self.config, self.ui, self.command = config, ui or Ui(quiet=True), command
+        self._model, self._data = model, data
+        self.budgets = parse_budgets(list(config.latency), config.percentile, config.scope)
+        self.target: Target = resolve(
+            config.target,
+            backend=config.backend,
+            precision=config.precision,
+            batch=config.batch,
+            threads=config.threads,
+        )
+        get_method(config.method)
+        if config.profile_file is not None and not Path(config.profile_file).is_file():
+            raise BadInput(f"--profile {config.profile_file}: no such file; passdeploy profile --save FILE writes one")
+        if config.require_measured and not self.measured and config.profile_file is None:
+            self.ui.say(f"--require-measured: target {self.target.name} is not attached, so this run will end with exit 1.")
+        self.space = Workspace(out)
+        if fresh:
+            self.space.clear()
+        self._check_config()
+        several = len(self.budgets) > 1
+        self.runs = [
+            BudgetRun(i, budget, Workspace(out / budget.asked) if several else self.space)
+            for i, budget in enumerate(self.budgets)
+        ]
+
+    @property
+    def measured(self) -> bool:
+        """Whether engines for the target can be timed on this machine."""
+        return self.target.attached and get_backend(self.target.backend).runnable(self.target) is None
+
+    @cached_property
+    def subject(self) -> Subject:
+        """Network and data."""
+        return load_subject(self.config, self._model, self._data)
+
+    @cached_property
+    def validation_images(self) -> np.ndarray:
+        """Real images (n, 3, H, W) for proofs, calibration, timing and samples."""
+        count = max(64, self.target.batch)
+        indices = torch.arange(count) % len(self.subject.data.val)
+        images: np.ndarray = self.subject.data.val.images(indices).numpy()
+        return images
+
+    def _check_config(self) -> None:
+        """Refuses a run directory of another configuration, saying which keys differ."""
+        path = self.space.root / "config.yaml"
+        mine = {k: v for k, v in self.config.to_json().items() if k not in NOT_INPUTS}
+        if path.exists():
+            try:
+                theirs = yaml.safe_load(path.read_text())
+            except (OSError, yaml.YAMLError) as error:
+                raise BadInput(f"{path}: cannot be read ({error}); add --fresh to start over") from None
+            theirs = {k: v for k, v in (theirs or {}).items() if k not in NOT_INPUTS}
+            different = differing_keys(theirs, mine)
+            if different:
+                raise BadInput(
+                    f"--out {self.space.root}: holds a run of another configuration (differs in: {', '.join(different)}); "
+                    "give another --out, or --fresh to delete it"
+                )
+            return
+        if any(child.name != ".partial" for child in self.space.root.iterdir()):
+            raise BadInput(f"--out {self.space.root}: not empty and not a run directory; give another folder")
+        write_atomic(path, yaml.safe_dump(self.config.to_json(), sort_keys=False))
+
+    # --- inputs of the stages -----------------------------------------------------------------------------------
+
+    def _target_facts(self) -> dict[str, Any]:
+        backend = get_backend(self.target.backend)
+        return {**vars(self.target), "backend_version": backend.version()}
+
+    def inputs(self, stage: str, run: BudgetRun | None = None) -> dict[str, Any]:
+        """All that the result of a stage depends on, upstream stages by their digests."""
+        config, shared = self.config.to_json(), self.space.digest
+        common: dict[str, Any] = {"passdeploy": version()}
+        if stage == "dense":
+            train = (
+                {k: config[k] for k in ("dense", "epochs", "train_batch", "seed")} if self.subject.weights is None else {}
+            )
+            return common | {"network": self.subject.digest, "data": self.subject.data.digest(), **train}
+        if stage == "profile":
+            profile = None if config["profile_file"] is None else sha256(Path(config["profile_file"]))
+            return common | {
+                "dense": shared("dense"),
+                "target": self._target_facts(),
+                "profile": config["profile"],
+                "scope": config["scope"],
+                "seed": config["seed"],
+                "file": profile,
+            }
+        if stage == "search":
+            keys = ("search", "prompt", "train_batch", "seed", "method", "latency", "percentile")
+            return common | {"profile": shared("profile"), "dense": shared("dense"), **{k: config[k] for k in keys}}
+        assert run is not None
+        digest = run.space.digest
+        asked = {"budget": vars(run.budget)}
+        if stage == "fit":
+            return common | asked | {"search": shared("search"), "profile": shared("profile")}
+        if stage == "finetune":
+            keys = ("finetune", "epochs", "train_batch", "seed", "min_accuracy")
+            return common | {"fit": digest("fit"), **{k: config[k] for k in keys}}
+        if stage == "compile":
+            return common | {"finetune": digest("finetune"), "target": self._target_facts()}
+        if stage == "bench":
+            return common | asked | {"compile": digest("compile"), "scope": config["scope"]}
+        before = BUDGET_STAGES[: BUDGET_STAGES.index(stage)]
+        upstream = {name: digest(name) for name in before if name not in self._skipped(run)}
+        return common | asked | upstream | {"search": shared("search"), "config": json_digest(config)}
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def stage(self, name: str, run: BudgetRun | None = None) -> None:
+        """Runs one stage; unchanged ones are kept."""
+        space = self.space if run is None else run.space
+        inputs = self.inputs(name, run)
+        record = space.record(name)
+        if record is not None and record["inputs"] == inputs:
+            self.ui.skipped(name)
+            return
+        body = getattr(stages, f"run_{name}")
+        with self.ui.stage(name):
+            space.run(name, inputs, partial(body, self) if run is None else partial(body, self, run))
+
+    def shared(self, until: str = "search") -> None:
+        """The stages that all budgets share."""
+        if self.subject.weights is None and self.space.record("dense") is None:
+            self.ui.say(
+                f"No weights given: {self.subject.name} is first trained on {self.subject.data.name} "
+                f"({self.config.dense_epochs():g} epochs)."
+            )
+        for name in SHARED_STAGES[: SHARED_STAGES.index(until) + 1]:
+            self.stage(name)
+
+    def budget_stages(self, run: BudgetRun, until: str = "ship") -> None:
+        """The stages of one budget; what comes after a failed one is left out, but for the report."""
+        for name in BUDGET_STAGES[: BUDGET_STAGES.index(until) + 1]:
+            if name in self._skipped(run):
+                continue
+            self.stage(name, run)
+
+    def _skipped(self, run: BudgetRun) -> tuple[str, ...]:
+        """Stages that make no sense after what the finished ones found."""
+        if run.space.record("fit") is None:
+            return ()
+        fit = read_json(run.space.folder("fit") / "fit.json")
+        if fit["status"] == "infeasible" or not stages.exact(fit["masked_vs_thin"]):
+            return ("finetune", "compile", "bench", "ship")
+        proof = run.space.folder("compile") / "proof.json"
+        if run.space.record("compile") is not None and not read_json(proof)["ok"]:
+            return ("bench", "ship")
+        return ()
+
+    def finish(self, run: BudgetRun) -> Report:
+        """The stages of one budget, and the final copies."""
+        self.budget_stages(run)
+        self.publish(run)
+        return load_report(run.space.folder("report") / "report.json")
+
+    def run(self) -> list[Report]:
+        """Everything; one report per budget."""
+        self.shared()
+        return [self.finish(run) for run in self.runs]
+
+    def publish(self, run: BudgetRun) -> None:
+        """Puts the final copies where the design promises them."""
+        folder, root = run.space.folder, run.space.root
+        files = {
+            "structure.json": folder("fit") / "structure.json",
+            "model.safetensors": folder("finetune") / "model.safetensors",
+            "architecture.json": folder("finetune") / "architecture.json",
+            "model.onnx": folder("compile") / "model.onnx",
+            "measurements.csv": folder("bench") / "measurements.csv",
+            "report.json": folder("report") / "report.json",
+            "report.md": folder("report") / "report.md",
+            "report.html": folder("report") / "report.html",
+        }
+        if (folder("finetune") / "prompt.safetensors").exists():
+            files["prompt.safetensors"] = folder("finetune") / "prompt.safetensors"
+        for name, source in files.items():
+            if source.exists():
+                copy_file(source, root / name)
+        dense = folder("compile") / "dense.onnx"
+        if dense.exists():
+            copy_file(dense, self.space.root / "dense.onnx")
+        for name, source in (("engine", folder("compile") / "engine"), ("bundle", folder("ship") / "bundle")):
+            if source.exists():
+                temporary = root / f".{name}.tmp"
+                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.copytree(source, temporary)
+                shutil.rmtree(root / name, ignore_errors=True)
+                temporary.rename(root / name)
+
+    def dense_state(self) -> dict[str, torch.Tensor]:
+        """Weights of the dense network that the run starts from."""
+        return load_file(self.space.folder("dense") / "dense.safetensors")

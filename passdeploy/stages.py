@@ -1,0 +1,450 @@
+"""What each stage computes. Every function writes into the folder it is given and reads finished stages only."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from passdeploy.engines.base import CompileInput, Engine, get_backend
+from passdeploy.engines.files import load_engine
+from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, export_onnx, run_onnx
+from passdeploy.groups import Masker, as_masks, macs, params
+from passdeploy.latency.log import MeasurementLog
+from passdeploy.latency.loop import close_loop
+from passdeploy.latency.measure import BENCH
+from passdeploy.latency.model import Predictor, load_predictor
+from passdeploy.latency.profile import profile
+from passdeploy.latency.roofline import Roofline
+from passdeploy.latency.steps import find_step
+from passdeploy.meter import Meter, compare_engines, open_runner
+from passdeploy.reporting import write_reports
+from passdeploy.search.allocator import ALLOCATORS, width_grids
+from passdeploy.search.method import SearchContext, SearchResult, get_method
+from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.structure import Structure
+from passdeploy.surgery import apply_architecture, architecture, relative_difference, thin
+from passdeploy.training import Checkpoint, TrainSettings, evaluate, reestimate_batch_norm, train
+from passdeploy.weights import save_weights
+from passdeploy.workspace import read_json, write_json
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import BudgetRun, Run
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1}
+"""Largest max|a-b| / max|a| between the ONNX file and the engine of a precision; all other proofs are in fp32."""
+TOP1_AGREEMENT = 0.99
+MOST_FITS = 12
+"""Structures that the closed loop measures at most."""
+
+
+def plain(run: Run, network: nn.Module) -> Prompted:
+    """A network behind its normalisation, without a prompt."""
+    return Prompted(InputStage(run.subject.data.preprocess), network)
+
+
+def run_dense(run: Run, folder: Path) -> None:
+    """Trains the dense network when no weights were given, and records what it is worth."""
+    subject, config = run.subject, run.config
+    model = plain(run, subject.network)
+    curve: dict[str, Any] | None = None
+    if subject.weights is None:
+        settings = TrainSettings(
+            epochs=config.dense_epochs(),
+            batch=config.train_batch,
+            lr=config.dense.lr,
+            seed=config.seed,
+            min_steps=config.dense.min_steps,
+        )
+        curve = vars(
+            train(model, subject.data, settings, checkpoint=Checkpoint(folder / "train.ckpt"), progress=run.ui.step)
+        )
+    save_weights(model.network, folder / "dense.safetensors")
+    write_json(
+        folder / "dense.json",
+        {
+            "model": subject.name,
+            "weights": subject.weights or f"trained here on {subject.data.name}",
+            "accuracy": {"validation": evaluate(model, subject.data.val), "test": evaluate(model, subject.data.test)},
+            "macs": float(macs(subject.operators)),
+            "params": sum(p.numel() for p in model.network.parameters()),
+            "curve": curve,
+        },
+    )
+
+
+def slicer(run: Run) -> OnnxSlicer:
+    """Thin ONNX files of the dense network, for measuring."""
+    model = plain(run, run.subject.with_state(run.dense_state()))
+    return OnnxSlicer(model, run.subject.groups, run.subject.data.input_shape, run.target.batch)
+
+
+def meter(run: Run) -> Meter:
+    """Times structures of the dense network on the target."""
+    return Meter(slicer(run), run.subject.groups, run.target, run.validation_images, run.config.scope)
+
+
+def stage_model(run: Run) -> tuple[Predictor, int]:
+    """The latency model of a finished profile stage, and the step in which the target's latency moves."""
+    facts = read_json(run.space.folder("profile") / "profile.json")
+    return load_predictor(facts["model"], run.subject.operators, run.subject.groups, run.target), int(facts["step"])
+
+
+def run_profile(run: Run, folder: Path) -> None:
+    """Fits the latency model: on measured engines, from a file, or, where nothing can be measured, the roofline."""
+    config, subject = run.config, run.subject
+    log = MeasurementLog(folder / "measurements.jsonl")
+    if run.measured and config.profile_file is None:
+        with meter(run) as timed:
+            if timed.slicer.reason:
+                run.ui.say(f"Structures are exported one by one ({timed.slicer.reason}).")
+            step = find_step(run.target, log, run.ui.step)
+            model = profile(
+                timed.compare,
+                subject.groups,
+                subject.operators,
+                run.target,
+                log,
+                seconds=config.profile.seconds,
+                most=config.profile.structures,
+                step=step,
+                seed=config.seed,
+                progress=run.ui.step,
+            ).to_json()
+    elif config.profile_file is not None:
+        facts = read_json(Path(config.profile_file))
+        model, step = facts["model"], int(facts["step"])
+        load_predictor(model, subject.operators, subject.groups, run.target)
+    else:
+        roofline = Roofline(subject.operators, subject.groups, run.target)
+        model, step = roofline.to_json(), roofline.step
+    write_json(folder / "profile.json", {"schema": "passdeploy.profile/1", "model": model, "step": step})
+
+
+def run_search(run: Run, folder: Path) -> None:
+    """Scores every unit: PASS or a baseline."""
+    predictor, step = stage_model(run)
+    dense_ms = predictor.dense_ms
+    ratios = tuple(min(1.0, budget.target_ratio(dense_ms)) for budget in run.budgets)
+    context = SearchContext(
+        network=run.subject.with_state(run.dense_state()),
+        data=run.subject.data,
+        groups=run.subject.groups,
+        operators=run.subject.operators,
+        predictor=predictor,
+        step=step,
+        ratios=ratios,
+        config=run.config,
+        checkpoint=Checkpoint(folder / "search.ckpt"),
+        progress=run.ui.step,
+    )
+    if all(ratio >= 1 for ratio in ratios):
+        run.ui.say(f"The dense engine is already inside the budget ({dense_ms:.4g} ms): nothing is pruned.")
+        uniform = {name: torch.ones(units, dtype=torch.float64) for name, units in run.subject.groups.units.items()}
+        result = SearchResult([uniform] * len(ratios), "uniform", run.dense_state())
+    else:
+        result = get_method(run.config.method)(context)
+    result.save(folder)
+
+
+def _stage(run: Run, state: dict[str, Tensor]) -> InputStage:
+    """The input stage with the learnt prompt, if there is one."""
+    prompt = run.config.prompt
+    stage = InputStage(run.subject.data.preprocess, prompt.kind if state else "none", prompt.width)
+    stage.load_state_dict(state)
+    return stage
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A logged comparison of a structure with the dense engine, as the loop reads it."""
+
+    speedup: float
+    low: float
+    thin_ms: float | None
+    dense_ms: float | None
+
+
+def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
+    """Re-allocates from the same scores until the measured engine is just inside the budget, and proves the masks."""
+    result = SearchResult.load(run.space.folder("search"))
+    predictor, step = stage_model(run)
+    groups, asked = run.subject.groups, budget.budget
+    grids = width_grids(groups, step, run.config.search.keep_at_least)
+    allocator = ALLOCATORS[result.allocator](groups, predictor, grids)
+    importance = result.importance_arrays(budget.index)
+    facts: dict[str, Any] = {"messages": [], "candidates": [], "reachable": None, "masked_vs_thin": None}
+    log = MeasurementLog(folder / "measurements.jsonl")
+    dense_ms = predictor.dense_ms
+    if asked.target_ratio(dense_ms) >= 1:
+        claim = "is" if run.measured else "is predicted to be"
+        facts["messages"].append(
+            f"The dense engine {claim} already inside the budget ({dense_ms:.4g} ms for {asked.asked}): "
+            "it is shipped as it is."
+        )
+        write_json(folder / "structure.json", groups.dense().to_json())
+        write_json(folder / "fit.json", facts | {"status": "dense_inside"})
+        return
+
+    def allocate(target_ms: float) -> tuple[Structure, float] | None:
+        found = allocator.solve(importance, target_ms)
+        return None if found is None else (found.structure, found.predicted_ms)
+
+    def fastest() -> tuple[Structure, float]:
+        widths = allocator.fastest()
+        return allocator.structure(importance, widths), float(allocator.predict(widths[None])[0])
+
+    if run.measured:
+        with meter(run) as timed:
+
+            def measure(structure: Structure) -> _Timed:
+                def take() -> dict[str, Any]:
+                    comparison = timed.compare(structure, BENCH)
+                    ratio = comparison.ratio("thin")
+                    times = {name: m.at(int(asked.percentile[1:])) for name, m in comparison.measurements.items()}
+                    return {"speedup": ratio.value, "low": ratio.low, "thin_ms": times["thin"], "dense_ms": times["dense"]}
+
+                record = log.measure("fit", structure.digest(), run.target.name, take)
+                run.ui.step(len(log.records), MOST_FITS, f"{record.value['speedup']:.3f}x")
+                return _Timed(**{**record.value, "low": record.value["low"] or 0.0})
+
+            found = close_loop(allocate, fastest, measure, asked, dense_ms, MOST_FITS)
+        structure, feasible = found.chosen.structure, found.feasible
+        reached = {"latency_ms": found.chosen.timing.thin_ms, "speedup": found.chosen.timing.speedup, "measured": True}
+        facts["candidates"] = [
+            {
+                "asked_ms": c.asked_ms,
+                "predicted_ratio": c.predicted_ms / dense_ms,
+                "measured_ratio": 1 / c.timing.speedup,
+                "chosen": c is found.chosen,
+            }
+            for c in found.candidates
+        ]
+    else:
+        allocated = allocate(asked.target_ms(dense_ms))
+        feasible = allocated is not None
+        structure, predicted = allocated or fastest()
+        reached = {"latency_ms": predicted, "speedup": dense_ms / predicted, "measured": False}
+    if not feasible:
+        how = "measured" if run.measured else "predicted"
+        facts["reachable"] = reached
+        facts["messages"].append(
+            f"No structure reaches {asked.asked}: the fastest is {how} at {reached['latency_ms']:.4g} ms "
+            f"({reached['speedup']:.2f}x)."
+        )
+    state = run.subject.with_state(result.network)
+    facts["masked_vs_thin"] = prove_masked(run, Prompted(_stage(run, result.stage), state), structure)
+    write_json(folder / "structure.json", groups.canonical(structure).to_json())
+    write_json(folder / "fit.json", facts | {"status": "fitted" if feasible else "infeasible"})
+
+
+def _fit_structure(fit: Path) -> Structure:
+    return Structure.load(fit / "structure.json")
+
+
+@torch.no_grad()
+def prove_masked(run: Run, model: Prompted, structure: Structure) -> float:
+    """Relative difference between the masked network and the thin one, on real images, in eval mode."""
+    images = torch.from_numpy(run.validation_images)
+    model = model.cpu().float().eval()
+    groups = run.subject.groups
+    masked = Masker(model, groups, "network.")(as_masks(groups.canonical(structure).masks), images)
+    small = Prompted(model.stage, thin(model.network, groups, structure).eval())
+    return relative_difference(masked, small(images))
+
+
+def run_finetune(run: Run, budget: BudgetRun, folder: Path) -> None:
+    """Rebuilds the network thin, re-estimates its batch norms and trains weights and prompt."""
+    subject, config = run.subject, run.config
+    fit = budget.space.folder("fit")
+    facts, structure = read_json(fit / "fit.json"), _fit_structure(fit)
+    result = SearchResult.load(run.space.folder("search"))
+    arch = architecture(subject.groups, structure)
+    write_json(folder / "architecture.json", arch)
+    untouched = facts["status"] == "dense_inside"
+    state = run.dense_state() if untouched else result.network
+    network = apply_architecture(subject.with_state(state), arch)
+    model = Prompted(_stage(run, {} if untouched else result.stage), network)
+    curve, before = None, None
+    if not untouched:
+        reestimate_batch_norm(model, subject.data, seed=config.seed)
+        before = evaluate(model, subject.data.val)
+        settings = TrainSettings(
+            epochs=config.finetune_epochs(),
+            batch=config.train_batch,
+            lr=config.finetune.lr,
+            weight_decay=config.finetune.weight_decay,
+            distill=config.finetune.distill,
+            seed=config.seed + 2,
+            min_steps=config.finetune.min_steps,
+        )
+        teacher = plain(run, subject.with_state(run.dense_state()))
+        checkpoint = Checkpoint(folder / "finetune.ckpt")
+        curve = vars(train(model, subject.data, settings, teacher=teacher, checkpoint=checkpoint, progress=run.ui.step))
+    model = model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    save_weights(model.network, folder / "model.safetensors")
+    accuracy = {"validation": evaluate(model, subject.data.val), "test": evaluate(model, subject.data.test)}
+    without = None
+    if model.stage.prompt is not None:
+        save_file({"prompt": model.stage.prompt.detach().contiguous()}, folder / "prompt.safetensors")
+        without = evaluate(plain(run, model.network), subject.data.val)
+    write_json(
+        folder / "finetune.json",
+        {
+            "accuracy": accuracy,
+            "accuracy_before": before,
+            "accuracy_without_prompt": without,
+            "curve": curve,
+            "macs": float(macs(subject.operators, _widths(run, structure))),
+            "params": sum(p.numel() for p in model.network.parameters()),
+        },
+    )
+
+
+def _widths(run: Run, structure: Structure) -> np.ndarray:
+    widths = run.subject.groups.canonical(structure).widths()
+    return np.array([widths[name] for name in run.subject.groups.names])
+
+
+def thin_model(run: Run, budget: BudgetRun) -> Prompted:
+    """The fine-tuned thin network with its prompt."""
+    folder = budget.space.folder("finetune")
+    network = apply_architecture(run.subject.build(), read_json(folder / "architecture.json"))
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    prompt = folder / "prompt.safetensors"
+    stage = _stage(run, load_file(prompt) if prompt.exists() else {})
+    return Prompted(stage, network).eval()
+
+
+def _in_batches(call: Any, images: np.ndarray, batch: int) -> np.ndarray:
+    return np.concatenate([call(images[i : i + batch]) for i in range(0, len(images), batch)])
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    return relative_difference(torch.from_numpy(np.asarray(a)), torch.from_numpy(np.asarray(b)))
+
+
+def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
+    """Exports and compiles the thin and the dense network; proves thin == ONNX == engine."""
+    target, images = run.target, run.validation_images
+    images = images[: len(images) // target.batch * target.batch]
+    shape = run.subject.data.input_shape
+    backend = get_backend(target.backend)
+    model = thin_model(run, budget)
+    dense = plain(run, run.subject.with_state(run.dense_state()))
+    engines: dict[str, Engine] = {}
+    for done, (name, network) in enumerate({"model": model, "dense": dense}.items()):
+        run.ui.step(done, 2, f"exporting and compiling {name}")
+        path = export_onnx(network, folder / f"{name}.onnx", shape, target.batch)
+        example = torch.from_numpy(images[: target.batch])
+        program = torch.export.export(network, (example,)) if "inductor" in target.backend or "torch" in target.backend else None
+        engines[name] = backend.compile(CompileInput(onnx=path, exported_program=program, samples=images), target)
+    backend.save(engines["model"], folder / "engine")
+    backend.save(engines["dense"], folder / "dense-engine")
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    data = (folder / "model.onnx").read_bytes()
+    from_onnx = _in_batches(lambda part: run_onnx(data, part), images, target.batch)
+    proof: dict[str, Any] = {
+        "masked_vs_thin": read_json(budget.space.folder("fit") / "fit.json")["masked_vs_thin"],
+        "thin_vs_onnx": _difference(expected, from_onnx),
+        "onnx_vs_engine": None,
+        "top1_agreement": None,
+        "tolerance": TOLERANCE[target.precision],
+        "images": len(images),
+    }
+    if run.measured:
+        with open_runner(load_engine(folder / "engine"), target, images[: target.batch]) as runner:
+            from_engine = _in_batches(lambda part: runner.run({INPUT: part})[OUTPUT], images, target.batch)
+        proof["onnx_vs_engine"] = _difference(from_onnx, from_engine)
+        proof["top1_agreement"] = float((from_onnx.argmax(1) == from_engine.argmax(1)).mean())
+    write_json(folder / "proof.json", proof | {"ok": proof_holds(proof)})
+
+
+def exact(difference: float | None) -> bool:
+    """Whether a step in fp32 is within its bound."""
+    return difference is None or difference <= TOLERANCE["fp32"]
+
+
+def proof_holds(proof: dict[str, Any]) -> bool:
+    """Whether every step that was checked is within its bound."""
+    in_fp32 = exact(proof["masked_vs_thin"]) and exact(proof["thin_vs_onnx"])
+    engine = proof["onnx_vs_engine"] is None or proof["onnx_vs_engine"] <= proof["tolerance"]
+    agree = proof["top1_agreement"] is None or proof["top1_agreement"] >= TOP1_AGREEMENT
+    return in_fp32 and engine and agree
+
+
+def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
+    """Times the very engine file that ships against the dense engine, interleaved."""
+    if not run.measured:
+        write_json(folder / "bench.json", {"measured": False})
+        return
+    compiled = budget.space.folder("compile")
+    engines = {"dense": load_engine(compiled / "dense-engine"), "thin": load_engine(compiled / "engine")}
+    log = MeasurementLog(folder / "measurements.jsonl")
+
+    def take() -> dict[str, Any]:
+        images = run.validation_images[: run.target.batch]
+        comparison = compare_engines(engines, run.target, images, run.config.scope, BENCH)
+        return {
+            "ratio": comparison.ratio("thin").to_json(),
+            **{name: m.to_json(samples=True) for name, m in comparison.measurements.items()},
+        }
+
+    record = log.measure("bench", _fit_structure(budget.space.folder("fit")).digest(), run.target.name, take)
+    write_json(folder / "bench.json", {"measured": True, **record.value})
+    everything = MeasurementLog(None)
+    everything.extend(all_records(run, budget) + log.records)
+    everything.write_csv(folder / "measurements.csv")
+
+
+def all_records(run: Run, budget: BudgetRun) -> tuple[Any, ...]:
+    """Logged measurements of the stages before bench."""
+    records: tuple[Any, ...] = ()
+    for path in (run.space.folder("profile"), budget.space.folder("fit")):
+        if (path / "measurements.jsonl").exists():
+            records += MeasurementLog(path / "measurements.jsonl").records
+    return records
+
+
+def run_report(run: Run, budget: BudgetRun, folder: Path) -> None:
+    """Writes report.json, report.md and report.html."""
+    from passdeploy.assemble import assemble
+
+    write_reports(assemble(run, budget), folder)
+
+
+def run_ship(run: Run, budget: BudgetRun, folder: Path) -> None:
+    """Writes the sealed bundle around the engine that was measured."""
+    from passdeploy.shipping.bundle import BundleSource, EngineSource, write_bundle
+
+    compiled, tuned = budget.space.folder("compile"), budget.space.folder("finetune")
+    images = run.validation_images[:8]
+    data = run.subject.data
+    prompt = tuned / "prompt.safetensors"
+    report = read_json(budget.space.folder("report") / "report.json")
+    source = BundleSource(
+        name=f"{run.subject.name}-{data.name}-{run.target.name}-{budget.budget.asked}",
+        model=run.subject.name,
+        data=data.name,
+        classes=data.classes,
+        preprocess=data.preprocess,
+        onnx=compiled / "model.onnx",
+        engines=[EngineSource(compiled / "engine", run.target)],
+        images=images,
+        report=report,
+        data_licence=data.licence,
+        config=run.space.root / "config.yaml",
+        structure=budget.space.folder("fit") / "structure.json",
+        architecture=tuned / "architecture.json",
+        weights=tuned / "model.safetensors",
+        prompt=prompt if prompt.exists() else None,
+    )
+    shutil.rmtree(folder / "bundle", ignore_errors=True)
+    write_bundle(folder / "bundle", source)

@@ -1,0 +1,162 @@
+"""What a run works on: the network, its data, its groups. Loaded from names, files, or the caller's own objects."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy import data as datasets
+from passdeploy import models
+from passdeploy.config import RunConfig
+from passdeploy.data.base import ImageData
+from passdeploy.errors import BadInput
+from passdeploy.groups import Groups, Operator, find_groups, operators
+from passdeploy.weights import load_weights, packaged_weights, unwrap
+
+Model = str | nn.Module | Callable[..., nn.Module]
+
+
+@dataclass
+class Subject:
+    """The network and data of a run.
+
+    Attributes:
+        config: Of the run.
+        data: With the configuration's size and normalisation.
+        network: With fresh weights, or those that were given.
+        name: Of the model, for people.
+        weights: Where the weights came from; None: they have to be trained.
+        build: Makes the same architecture again.
+    """
+
+    config: RunConfig
+    data: ImageData
+    network: nn.Module
+    name: str
+    weights: str | None
+    build: Callable[[], nn.Module]
+
+    @cached_property
+    def example(self) -> Tensor:
+        """A normalised input (2, 3, H, W)."""
+        return torch.zeros(2, *self.data.input_shape)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Channel groups and depth units of the network."""
+        return find_groups(self.network, self.example, exclude=self.config.groups.exclude)
+
+    @cached_property
+    def operators(self) -> tuple[Operator, ...]:
+        """What the network executes."""
+        return operators(self.network, self.example[:1], self.groups)
+
+    def with_state(self, state: dict[str, Tensor]) -> nn.Module:
+        """A fresh network of the dense architecture with these weights, in eval mode."""
+        network = self.build()
+        network.load_state_dict(state)
+        return network.eval()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the architecture, and the weights when they were given."""
+        h = hashlib.sha256()
+        for name, tensor in self.network.state_dict().items():
+            h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            if self.weights is not None:
+                h.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b"")
+        h.update(repr([(group.name, group.units) for group in self.groups.groups]).encode())
+        return h.hexdigest()
+
+
+def _load_data(given: str | ImageData, config: RunConfig) -> ImageData:
+    data = datasets.load(given, size=config.input_size) if isinstance(given, str) else given
+    changes: dict[str, Any] = {}
+    if config.mean is not None:
+        changes["mean"] = config.mean
+    if config.std is not None:
+        changes["std"] = config.std
+    if config.input_size is not None and data.preprocess.size != config.input_size:
+        raise BadInput(
+            f"input_size {config.input_size}: {data.name} comes as {data.preprocess.size}; leave input_size out, "
+            "or give a folder of images"
+        )
+    if changes:
+        data = dataclasses.replace(data, preprocess=dataclasses.replace(data.preprocess, **changes))
+    return data
+
+
+def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
+    """Refuses a network that does not map the data's images to one logit per class."""
+    network.eval()
+    try:
+        with torch.no_grad():
+            outputs = network(torch.zeros(2, *data.input_shape))
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(
+            f"--model {name}: fails on images of {data.input_shape} from {data.name} ({first}); "
+            "check the input size (input_size in the configuration)"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        raise BadInput(f"--model {name}: must return logits (N, classes), returned {type(outputs).__name__}")
+    if outputs.shape[1] != data.num_classes:
+        raise BadInput(
+            f"--model {name}: has {outputs.shape[1]} outputs, {data.name} has {data.num_classes} classes; "
+            "let the factory take num_classes, or build it with that many"
+        )
+
+
+def load_subject(config: RunConfig, model: Model | None = None, data: ImageData | None = None) -> Subject:
+    """Loads what a run works on.
+
+    Args:
+        config: Names and files; `config.model` and `config.data` are used where no object is given.
+        model: A factory, or a network (its weights count as trained).
+        data: A data set.
+
+    Raises:
+        BadInput: Anything of it can't be used; one line says what.
+    """
+    images = _load_data(data if data is not None else str(config.data), config)
+    chosen: Model = model if model is not None else str(config.model)
+    torch.manual_seed(config.seed)
+    if isinstance(chosen, nn.Module):
+        network = copy.deepcopy(unwrap(chosen)).cpu().float()
+        name, weights = type(network).__name__, "the caller's network"
+
+        def build() -> nn.Module:
+            return copy.deepcopy(network)
+    else:
+
+        def build() -> nn.Module:
+            return models.build(chosen, images.num_classes)
+
+        name = chosen if isinstance(chosen, str) else getattr(chosen, "__qualname__", "model")
+        network, weights = build(), None
+    _check_outputs(network, images, name)
+    if config.weights is not None:
+        load_weights(network, config.weights)
+        weights = str(config.weights)
+    elif weights is None and isinstance(chosen, str):
+        packaged = packaged_weights(chosen, images.name)
+        if packaged is not None:
+            load_weights(network, packaged)
+            weights = f"shipped with passdeploy ({packaged.name})"
+    if weights is not None and not all(torch.isfinite(t).all() for t in network.state_dict().values()):
+        raise BadInput(f"--model {name}: its weights hold NaN or infinity; train it again")
+    subject = Subject(config, images, network.eval(), name, weights, build)
+    if not subject.groups.groups:
+        reasons = "; ".join(f"{module}: {why}" for module, why in list(subject.groups.frozen.items())[:3])
+        raise BadInput(f"--model {name}: nothing in it can be pruned ({reasons})")
+    return subject
+
+

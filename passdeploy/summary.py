@@ -1,0 +1,100 @@
+"""What the command line prints at the end of a run, and the tables of `groups` and `verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from passdeploy.groups import macs
+from passdeploy.reporting.schema import Report
+from passdeploy.reporting.verdict import numbers, verdict
+from passdeploy.subject import Subject, load_subject
+
+if TYPE_CHECKING:
+    from passdeploy.config import RunConfig
+    from passdeploy.shipping.verify import Verification
+
+
+def render(report: Report, folder: Path) -> RenderableType:
+    """Verdict, dense against pruned, and where the files are."""
+    said = verdict(report)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("", "dense", "pruned", "change"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in numbers(report):
+        table.add_row(*row)
+    messages = [Text(message) for message in report.messages or []]
+    files = Text(f"{folder / 'report.html'}\n{folder / 'bundle'}", style="dim")
+    good = report.goal_met
+    return Panel(
+        Group(Text(said.headline, style="bold"), Text(""), table, *messages, Text(""), files),
+        title=report.status,
+        border_style="green" if good else "red",
+        expand=False,
+    )
+
+
+def network_groups(config: RunConfig) -> Subject:
+    """The network and data of a configuration, with their groups."""
+    return load_subject(config)
+
+
+def _shares(subject: Subject) -> list[float]:
+    total = float(macs(subject.operators))
+    shares = []
+    for index in range(len(subject.groups.groups)):
+        touching = [
+            op
+            for op in subject.operators
+            if index in op.gates or any(g == index for g, _ in (*op.in_units, *op.out_units))
+        ]
+        shares.append(float(macs(touching)) / total if touching else 0.0)
+    return shares
+
+
+def groups_to_json(subject: Subject) -> dict[str, Any]:
+    """Groups, what can't be pruned and why."""
+    return {
+        "model": subject.name,
+        "macs": float(macs(subject.operators)),
+        "groups": [
+            {
+                "name": group.name,
+                "kind": group.kind,
+                "units": group.units,
+                "share_macs": round(share, 4),
+                "members": list(group.branch)
+                if group.kind == "depth"
+                else [{"module": m.module, "side": m.side, "channels": m.size} for m in group.members],
+            }
+            for group, share in zip(subject.groups.groups, _shares(subject), strict=True)
+        ],
+        "frozen": dict(subject.groups.frozen),
+    }
+
+
+def groups_table(subject: Subject) -> RenderableType:
+    """One row per group."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, justify in (("group", "left"), ("units", "right"), ("MACs touched", "right"), ("members", "left")):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for group, share in zip(subject.groups.groups, _shares(subject), strict=True):
+        names = list(group.branch) if group.kind == "depth" else sorted({member.module for member in group.members})
+        units = "block" if group.kind == "depth" else str(group.units)
+        table.add_row(group.name, units, f"{share:.1%}", Text(", ".join(names), style="dim"))
+    frozen = [Text(f"whole: {name} ({why})", style="dim") for name, why in subject.groups.frozen.items()]
+    return Group(table, *frozen)
+
+
+def verification(result: Verification) -> RenderableType:
+    """One line per check."""
+    lines = []
+    for check in result.checks:
+        style = {"passed": "green", "refused": "bold red"}.get(check.outcome, "dim")
+        lines.append(Text.assemble((f"{check.outcome:<8}", style), f" {check.name}: {check.message}"))
+    return Group(*lines)
