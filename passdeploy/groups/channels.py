@@ -28,8 +28,7 @@ _CLOSED = {
     nn.LSTM: "recurrent layer",
 }
 
-Atom = tuple[str, Side, int]
-"""Module name, side, channel."""
+_LOST = "its channels could not be followed through the graph"
 
 
 @dataclass
@@ -123,6 +122,9 @@ class _Walk:
         self.ids: dict[tuple[int, Side], dict[int, int]] = defaultdict(dict)
         self.index = {id(node): i for i, node in enumerate(self.nodes)}
         self.queue: deque[tuple[Any, Side, list[int]]] = deque()
+        self.lost: set[int] = set()
+        # an index map that DepGraph got wrong can multiply channels without end
+        self.limit = max(max(channel_counts(n.module)) for n in self.nodes if isinstance(n.module, PRODUCERS))
 
     def atom(self, node: Any, side: Side, channel: int) -> tuple[int, bool]:
         known = self.ids[(self.index[id(node)], side)]
@@ -172,6 +174,9 @@ class _Walk:
             fresh = []
             for index in indices:
                 if index.root_idx is None:
+                    continue
+                if not 0 <= index.idx < self.limit:
+                    self.lost.add(self.atom(node, side, index.root_idx)[0])
                     continue
                 atom, is_new = self.atom(edge.target, target_side, index.idx)
                 self.sets.unite(self.atom(node, side, index.root_idx)[0], atom)
@@ -256,12 +261,12 @@ def channel_units(network: nn.Module, example: Tensor) -> list[Unit]:
         passing = size is not None and is_passing(node.module)
         for channel, atom in atoms.items():
             unit = units[walk.sets.find(atom)]
-            if reason:
-                unit.reason = unit.reason or reason
+            if reason or atom in walk.lost:
+                unit.reason = unit.reason or reason or _LOST
             if size is None or (passing and side == "in"):
                 continue  # the kept inputs of a grouped convolution follow from its kept outputs
             if channel >= size:
-                unit.reason = unit.reason or "its channels could not be followed through the graph"
+                unit.reason = unit.reason or _LOST
                 continue
             unit.channels[(name[len("network.") :], side)].append(channel)
     return [unit for unit in units.values() if unit.channels]

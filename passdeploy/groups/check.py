@@ -19,7 +19,8 @@ from passdeploy.groups.masking import Masker
 from passdeploy.groups.types import ChannelGroup, Groups
 from passdeploy.structure import Structure
 
-_TOLERANCE = 1e-6  # in float64
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+_LARGE = 20_000_000  # parameters above which the check stays in float32
 
 
 @torch.no_grad()
@@ -38,6 +39,10 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
             uniform(getattr(module, "running_var", None), 0.5, 1.5)
         if isinstance(getattr(module, "bias", None), nn.Parameter):
             uniform(module.bias, -0.5, 0.5)
+    for parameter in model.parameters():
+        if float(parameter.abs().max()) < 1e-3:  # a zero classifier, a layer scale of 1e-6: nothing would show
+            spread = parameter[0].numel() if parameter.ndim > 1 else 1
+            uniform(parameter, 0.5 / spread**0.5, 1.5 / spread**0.5)
 
 
 def random_structure(groups: Groups, seed: int = 0, keep: float = 0.5, skip: float = 0.3) -> Structure:
@@ -80,7 +85,7 @@ def _fails(model: nn.Module, groups: Groups, structure: Structure, example: Tens
         got = masked_against_thin(model, groups, structure, example)
     except Exception as error:
         return f"the network does not run without it: {first_line(error)}"
-    return "" if got <= _TOLERANCE else "the network computes something else without it"
+    return "" if got <= _TOLERANCE[example.dtype] else "the network computes something else without it"
 
 
 def first_line(error: BaseException) -> str:
@@ -100,16 +105,17 @@ def drop_what_fails(model: nn.Module, groups: Groups, example: Tensor) -> Groups
     """Freezes the groups that can't be removed on their own; then halves what fails only together.
 
     Args:
-        model: A float32 CPU copy that may be changed (it is converted to float64), with random parameters.
+        model: A float32 CPU copy that may be changed (unless it is large it is converted to float64), with random parameters.
         groups: Candidates.
         example: An input.
     """
-    try:
-        model, example = model.double(), example.double()
-        with torch.no_grad():
-            model(example)
-    except Exception:
-        model, example = model.float(), example.float()
+    if sum(p.numel() for p in model.parameters()) < _LARGE:
+        try:
+            model, example = model.double(), example.double()
+            with torch.no_grad():
+                model(example)
+        except Exception:
+            model, example = model.float(), example.float()
     images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
     for _ in range(3):
         trials = [random_structure(groups, seed, 0.5, skip) for seed, skip in ((1, 1.0), (2, 0.0), (3, 0.3))]
