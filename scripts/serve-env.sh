@@ -3,12 +3,14 @@
 # tritonserver with the Python backend that NVIDIA packs into nvidia-pytriton, tritonclient, MLServer, ONNX Runtime.
 # tests/shipping/test_triton_serving.py and benchmarks/soak.py start it from there. Does nothing when it is complete.
 #
-#   scripts/serve-env.sh [FOLDER]      PYTHON=python3.11 chooses the interpreter (3.11 or 3.12)
+#   scripts/serve-env.sh [FOLDER]
+#   PYTHON     chooses the interpreter: 3.11 or 3.12
+#   PIP_ARGS   more arguments for pip
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:-${PASSDEPLOY_SERVE_ENV:-$root/.venv-serve}}
 pytriton=0.7.0
-stamp="pytriton $pytriton, 3"
+stamp="pytriton $pytriton, mlserver, 1"
 [ "$(cat "$folder/complete" 2>/dev/null || true)" = "$stamp" ] && { echo "$folder: complete"; exit 0; }
 [ "$(uname -sm)" = "Linux x86_64" ] || { echo "serve-env: tritonserver is packed for Linux x86_64 only" >&2; exit 2; }
 
@@ -24,8 +26,13 @@ done
 rm -rf "$folder"
 "$python" -m venv "$folder"
 # Without its dependencies: of nvidia-pytriton only the server is used. Its Python backend corrupts tensors beside numpy 2.
-"$folder/bin/pip" install -q --disable-pip-version-check --no-deps "nvidia-pytriton==$pytriton"
-"$folder/bin/pip" install -q --disable-pip-version-check "numpy<2" "onnxruntime>=1.23" "tritonclient[grpc,http]>=2.51"
+# shellcheck disable=SC2086  # PIP_ARGS is a list
+"$folder/bin/pip" install ${PIP_ARGS:-} -q --disable-pip-version-check --no-deps "nvidia-pytriton==$pytriton"
+# shellcheck disable=SC2086
+"$folder/bin/pip" install ${PIP_ARGS:-} -q --disable-pip-version-check \
+  "numpy<2" "onnxruntime>=1.23" "tritonclient[grpc,http]>=2.51" "mlserver>=1.7.1" 2>&1 | grep -v -e "^nvidia-pytriton" -e "dependency resolver" || true
+"$folder/bin/python" -c 'import numpy, onnxruntime, tritonclient.grpc, tritonclient.http'
+"$folder/bin/python" -c 'import mlserver'  # on its own: both bring the same protobuf messages
 
 # The backend's stub embeds Python: the interpreter's own library will do, else the system's.
 library=libpython$version.so.1.0

@@ -116,6 +116,8 @@ def write_repository(
             replace_folder(staged, folder / name)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+        if server == "mlserver":
+            mlserver.write_settings(folder)
         if server == "kserve":
             gpu = "KIND_GPU" in (folder / name / "config.pbtxt").read_text()
             kserve.write_service(folder, contents, name, gpu=gpu, storage_uri=storage_uri)
@@ -135,9 +137,9 @@ def _described(
     folder: Path, name: str, kind: str, server: str, contents: Contents, storage_uri: str | None
 ) -> Repository:
     note = None
+    needs = "numpy and " + ", ".join(sorted({f"{e.backend}=={e.backend_version}" for e in contents.engines}))
     if kind == "python":
-        wanted = sorted({f"{engine.backend}=={engine.backend_version}" for engine in contents.engines})
-        note = f"Triton's Python needs numpy and {', '.join(wanted)}"
+        note = f"Triton's Python needs {needs}"
     elif (folder / name / "build").is_dir():
         note = f"serves the ONNX file until {folder / name}/build/build_plan.sh has built the plan on the target GPU"
     if server == "kserve":
@@ -145,7 +147,5 @@ def _described(
             note = f"copy {folder} to your storage and put its address for {kserve.PLACEHOLDER} in {kserve.FILE}"
         return Repository(folder, name, kind, f"kubectl apply -f {folder / kserve.FILE}", note)
     if server == "mlserver":
-        return Repository(
-            folder, name, kind, f"mlserver start {folder / name}", "MLServer's Python needs the backend too"
-        )
+        return Repository(folder, name, kind, f"mlserver start {folder}", f"MLServer's Python needs {needs}")
     return Repository(folder, name, kind, f"tritonserver --model-repository={folder}", note)

@@ -1,6 +1,7 @@
 """MLServer model folders: a custom runtime over our runner.
 
-NAME/model-settings.json  passdeploy_runtime.py  bundle/  runner/
+REPOSITORY/settings.json, and for each model
+REPOSITORY/NAME/model-settings.json  passdeploy_runtime.py  bundle/  runner/
 """
 
 from __future__ import annotations
@@ -12,6 +13,17 @@ from pathlib import Path
 from passdeploy.shipping.contents import Contents
 from passdeploy.shipping.servers.vendor import copy_runner
 from passdeploy.shipping.sums import Refused
+
+SETTINGS = "settings.json"
+
+
+def write_settings(folder: Path) -> None:
+    """Writes the server's settings unless there are some: in one process, which the runner's threads make full use of.
+
+    MLServer 1.7.1's worker processes die at the start beside uvloop 0.22, too.
+    """
+    if not (folder / SETTINGS).exists():
+        (folder / SETTINGS).write_text(json.dumps({"parallel_workers": 0}) + "\n")
 
 
 def write_model(folder: Path, contents: Contents, name: str, *, engine: str | None = None) -> None:

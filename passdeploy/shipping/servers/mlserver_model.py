@@ -42,5 +42,7 @@ class PassdeployRuntime(MLModel):  # type: ignore[misc]
 
     async def unload(self) -> bool:
         """Waits for calls under way and frees the engine."""
-        self._model.close()
+        model = getattr(self, "_model", None)  # also called when load has failed
+        if model is not None:
+            model.close()
         return True
