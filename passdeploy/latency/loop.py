@@ -2,10 +2,17 @@
 
 The loop knows nothing of engines or networks: `allocate` gives a structure for a predicted latency, `measure` times it
 against the dense engine. Given the same measurements it decides the same, so a logged run can be replayed.
+
+The model proposes, the measurement decides: the loop is a search for the predicted latency to ask for, bracketed by
+what was measured. Latency is a staircase, so there may be nothing just inside; and it is noisy, so what decides in the
+end (the structure chosen, and a neighbour whose failure would cost much accuracy) is measured a second time, and a
+third time where the two differ.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,10 +22,20 @@ from passdeploy.structure import Structure
 
 INTERVAL_SLACK = 0.98
 """A speed-up budget holds when the lower end of the ratio's interval is at least this share of it."""
-AIM = 1.02
-"""The first guess asks for this much more than the budget: the middle of what is accepted, noise considered."""
-HALVINGS = 7
-"""How often the gap between a target that was met and one that was missed is halved."""
+AIM = 1.025
+"""Where in the accepted window of 1.00 to 1.06 times the asked speed-up the loop aims."""
+AGREE = 0.02
+"""Two measurements of one structure that differ by more than this call for a third."""
+TIGHT = 1.015
+"""Targets closer than this are not told apart: a jump between them is a step of the staircase."""
+SECANTS = 4
+"""So many candidates are placed by interpolation; then the bracket is halved, which no staircase can slow down."""
+ALLOCATIONS = 40
+"""Allocations at most: they cost milliseconds, and most of them give a structure that is known already."""
+
+
+MISSES = 3
+"""So many structures outside in a row, and the fastest one is tried."""
 
 
 class Timing(Protocol):
@@ -31,29 +48,38 @@ class Timing(Protocol):
         dense_ms: Likewise.
     """
 
-    speedup: float
-    low: float
-    thin_ms: float | None
-    dense_ms: float | None
+    @property
+    def speedup(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def thin_ms(self) -> float | None: ...
+    @property
+    def dense_ms(self) -> float | None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Candidate:
-    """One turn of the loop.
+    """One structure that the loop measured.
 
     Attributes:
         structure: What was measured.
         asked_ms: The predicted latency that was allocated for.
         predicted_ms: What the model said of the structure.
-        timing: What was measured.
-        inside: Whether it meets the budget.
+        timings: What was measured, once or more often.
+        inside: Whether it meets the budget, by all of its measurements.
     """
 
     structure: Structure
     asked_ms: float
     predicted_ms: float
-    timing: Timing
-    inside: bool
+    timings: list[Timing]
+    inside: bool = False
+
+    @property
+    def timing(self) -> Timing:
+        """The measurement in the middle (of two: the slower one)."""
+        return sorted(self.timings, key=lambda t: t.speedup)[(len(self.timings) - 1) // 2]
 
 
 @dataclass
@@ -61,14 +87,23 @@ class FitResult:
     """What the loop found.
 
     Attributes:
-        chosen: The slowest structure that meets the budget; when none does, the fastest that was measured.
+        chosen: The structure that keeps the most inside the budget; when none is, the fastest that was measured.
         feasible: Whether `chosen` meets it.
         candidates: All turns, in order.
+        plateau: `chosen` is much faster than asked, because nothing lies between it and what is too slow.
+        exhausted: Nothing met the budget, but the measurements ran out before the fastest structure was tried.
     """
 
     chosen: Candidate
     feasible: bool
     candidates: list[Candidate] = field(default_factory=list)
+    plateau: bool = False
+    exhausted: bool = False
+
+    @property
+    def measurements(self) -> int:
+        """How many measurements were taken."""
+        return sum(len(c.timings) for c in self.candidates)
 
 
 def meets(budget: Budget, timing: Timing, slack: float = 1.0) -> bool:
@@ -93,6 +128,98 @@ def excess(budget: Budget, timing: Timing) -> float:
     return timing.speedup / budget.speedup
 
 
+class _Search:
+    """The measured candidates, and the bracket of targets between which the answer lies."""
+
+    def __init__(self, measure: Callable[[Structure], Timing], budget: Budget, most: int, margin: float) -> None:
+        self.measure, self.budget, self.most, self.margin = measure, budget, most, margin
+        self.known: dict[str, Candidate] = {}
+        self.count = 0
+        self.asked: list[tuple[float, Candidate]] = []
+
+    @property
+    def left(self) -> int:
+        return self.most - self.count
+
+    def over(self, candidate: Candidate) -> float:
+        """Its excess over all of its measurements."""
+        logs = [math.log(max(excess(self.budget, t), 1e-9)) for t in candidate.timings]
+        return math.exp(statistics.median(logs))
+
+    def take(self, candidate: Candidate) -> None:
+        candidate.timings.append(self.measure(candidate.structure))
+        self.count += 1
+        # The interval's condition alone: the ratio itself is judged over all measurements together.
+        certain = sum(meets(self.budget, t, 0.0) for t in candidate.timings)
+        candidate.inside = self.over(candidate) >= self.margin and 2 * certain >= len(candidate.timings)
+
+    def turn(self, target: float, found: tuple[Structure, float]) -> tuple[Candidate, bool]:
+        """The candidate of an allocation, measured if it is new."""
+        structure, predicted = found
+        key = structure.digest()
+        new = key not in self.known
+        if new:
+            self.known[key] = Candidate(structure, target, predicted, [])
+            self.take(self.known[key])
+        self.asked.append((target, self.known[key]))
+        return self.known[key], new
+
+    def settle(self, candidate: Candidate) -> None:
+        """A second measurement, and a third where the two disagree."""
+        while self.left > 0 and len(candidate.timings) < 3:
+            if len(candidate.timings) == 2:
+                a, b = (excess(self.budget, t) for t in candidate.timings)
+                if abs(a - b) <= AGREE * b and (a >= self.margin) == (b >= self.margin):
+                    return
+            self.take(candidate)
+
+    def bracket(self) -> tuple[tuple[float, Candidate] | None, tuple[float, Candidate] | None]:
+        """The loosest target that was met, and the tightest looser one that was missed."""
+        met = max(((t, c) for t, c in self.asked if c.inside), key=lambda p: p[0], default=None)
+        missed = min(
+            ((t, c) for t, c in self.asked if not c.inside and (met is None or t > met[0])),
+            key=lambda p: p[0],
+            default=None,
+        )
+        return met, missed
+
+    def best(self) -> Candidate | None:
+        """The one to choose: inside, not much faster than asked if possible, and then the one that keeps the most."""
+        inside = [(t, c) for t, c in self.asked if c.inside]
+        near = [(t, c) for t, c in inside if self.over(c) <= OVERSHOOT]
+        return max(near or inside, key=lambda p: p[0])[1] if inside else None
+
+
+def _next_target(search: _Search, first: float, longest: float) -> float | None:
+    """Where to look next; None when there is nothing left between what was met and what was missed."""
+    met, missed = search.bracket()
+    if met is None and missed is None:
+        return first
+    if met is not None and missed is not None:
+        gap = math.log(missed[0] / met[0])
+        if gap <= math.log(TIGHT):
+            return None
+        high, low = math.log(search.over(met[1])), math.log(search.over(missed[1]))
+        straight = high > low and len(search.known) <= SECANTS
+        share = (high - math.log(AIM)) / (high - low) if straight else 0.5
+        return met[0] * math.exp(min(max(share, 0.15), 0.85) * gap)
+    if met is not None:
+        corrected = max(met[0] * search.over(met[1]) / AIM, met[0] * 1.01)
+        return min(corrected, longest) if met[0] * TIGHT < longest else None
+    assert missed is not None
+    target = missed[0] * max(search.over(missed[1]), 0.02) / AIM
+    others = [(t, c) for t, c in search.asked if c is not missed[1]]
+    if others:
+        # Through the two fastest misses: what no structure can save (launch floors) makes latency affine at best.
+        slower = min(others, key=lambda p: p[0])
+        here, there = 1 / search.over(missed[1]), 1 / search.over(slower[1])
+        if there > 1.01 * here:
+            target = missed[0] - (here - 1 / AIM) * (slower[0] - missed[0]) / (there - here)
+        else:  # on one tread of the staircase: take a stride
+            target *= 0.85
+    return min(max(target, 0.3 * missed[0]), missed[0] * 0.99)
+
+
 def close_loop(
     allocate: Callable[[float], tuple[Structure, float] | None],
     fastest: Callable[[], tuple[Structure, float]],
@@ -110,63 +237,56 @@ def close_loop(
         measure: Times a structure against the dense engine.
         budget: What is asked.
         dense_ms: The dense engine, by the same model that predicts.
-        most: Measured structures at most.
+        most: Measurements at most.
         margin: What is accepted keeps this much distance from the budget, so that the final measurement holds too.
     """
-    candidates: list[Candidate] = []
-    known: dict[str, Candidate] = {}
-
-    def turn(asked: float, found: tuple[Structure, float]) -> Candidate:
-        structure, predicted = found
-        key = structure.digest()
-        if key not in known:
-            timing = measure(structure)
-            known[key] = Candidate(structure, asked, predicted, timing, meets(budget, timing, margin))
-            candidates.append(known[key])
-        return known[key]
-
-    # Between `met` (a target whose structure is inside) and `missed` (one that is not) the answer lies.
-    met: float | None = None
-    missed: float | None = None
-    target = budget.target_ms(dense_ms) / AIM
-    halvings = 0
-    while len(candidates) < most and halvings < HALVINGS:
-        found = allocate(target)
-        if found is None:
-            least = turn(target, fastest())
-            if not least.inside:
-                break
-            met = max(met or 0.0, least.predicted_ms)
-            candidate = least
-        else:
-            candidate = turn(target, found)
-        over = excess(budget, candidate.timing)
-        if candidate.inside:
-            if over <= OVERSHOOT:
-                break
-            met = target if met is None else max(met, target)
-        else:
-            missed = target if missed is None else min(missed, target)
-        if met is not None and missed is not None:
-            if missed <= met * 1.002:
-                break
-            halvings += 1
-            target = (met + missed) / 2
-        else:
-            # Correct the prediction by what was measured, and aim at the middle of what is accepted.
-            corrected = target * over / AIM
-            target = max(corrected, target * 1.01) if candidate.inside else min(corrected, target * 0.99)
-            target = min(target, dense_ms * 0.999) if candidate.inside else target
-            if candidate.inside and target <= (met or 0.0):
-                break
-    inside = [c for c in candidates if c.inside]
-    if inside:
-        return FitResult(min(inside, key=lambda c: excess(budget, c.timing)), True, candidates)
-    barely = [c for c in candidates if meets(budget, c.timing)]
-    pool = barely or candidates
-    chosen = (
-        min(pool, key=lambda c: excess(budget, c.timing))
-        if barely
-        else max(pool, key=lambda c: excess(budget, c.timing))
-    )
-    return FitResult(chosen, bool(barely), candidates)
+    search = _Search(measure, budget, most, margin)
+    first = budget.target_ms(dense_ms) / AIM
+    floor: Candidate | None = None
+    for _ in range(ALLOCATIONS):
+        # One measurement is kept back for the second opinion on what is chosen.
+        target = _next_target(search, first, dense_ms) if search.left > 1 or search.count == 0 else None
+        if target is not None:
+            # Three misses and nothing inside: the fastest structure says whether there is anything to look for.
+            stuck = floor is None and len(search.known) >= MISSES and search.best() is None
+            found = None if stuck else allocate(target)
+            if found is None:
+                if floor is None:
+                    least = fastest()
+                    floor, _ = search.turn(min(target, least[1]), least)
+                else:
+                    search.asked.append((target, floor))
+                if not floor.inside:
+                    search.settle(floor)
+                if not floor.inside:
+                    break
+                continue
+            candidate, new = search.turn(target, found)
+            if not (new and candidate.inside and search.over(candidate) <= OVERSHOOT):
+                continue
+        chosen = search.best()
+        if chosen is None:
+            break
+        if search.over(chosen) > OVERSHOOT:
+            # Before accuracy is thrown away, make sure that the neighbour is outside by more than an outlier.
+            _, missed = search.bracket()
+            if missed is not None and len(missed[1].timings) == 1 and search.left > 1:
+                search.settle(missed[1])
+                if missed[1].inside:
+                    continue
+        if len(chosen.timings) == 1 and search.left > 0:
+            search.settle(chosen)
+            if not chosen.inside:
+                continue
+            if search.over(chosen) > OVERSHOOT and search.left > 1:
+                continue
+        if target is None or search.over(chosen) <= OVERSHOOT:
+            break
+    candidates = list(search.known.values())
+    chosen = search.best()
+    if chosen is not None:
+        return FitResult(chosen, True, candidates, plateau=search.over(chosen) > OVERSHOOT)
+    barely = [c for c in candidates if search.over(c) >= 1 and meets(budget, c.timing)]
+    if barely:
+        return FitResult(min(barely, key=search.over), True, candidates)
+    return FitResult(max(candidates, key=search.over), False, candidates, exhausted=floor is None)

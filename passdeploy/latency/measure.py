@@ -87,7 +87,7 @@ class Measurement:
         disturbed: How many of them were left out.
         samples: The calls' latencies, thinned out evenly to at most 2000.
         floor: The fastest 5 % of all calls take at most this: what the engine needs when nothing else runs. On a busy
-            machine it repeats to a fraction of a percent where medians do not to several; it steers, it is never quoted.
+            machine it repeats to a fraction of a percent where medians do not; it steers, it is never quoted.
     """
 
     p50: float | None

@@ -1,0 +1,174 @@
+"""Profiling: measures engines of deliberately varied structures on the target and fits the latency model to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from passdeploy.errors import BadInput
+from passdeploy.latency.log import MeasurementLog
+from passdeploy.latency.measure import Settings, Timed, interleave
+from passdeploy.latency.model import STEPS, LatencyModel
+from passdeploy.structure import Structure
+
+if TYPE_CHECKING:
+    from passdeploy.groups import Groups, Operator
+
+SETTINGS = Settings(pairs=8, block_s=0.005, block_calls=2, warmup_s=0.002, retries=0.0, percentiles=())
+"""Short: the floor of a few dozen calls repeats to a fraction of a percent, and many structures teach more than few."""
+PURPOSE = "profile"
+GOOD_ENOUGH = 0.01
+"""Profiling ends early when cross-validation is this close."""
+CHECK_EVERY = 20
+REPEATED = 6
+"""Structures that are measured a second time at the end, to know how well a measurement repeats."""
+
+MeasureStructure = Callable[[Structure], Mapping[str, Any]]
+
+
+def sample(dense: Timed, thin: Timed, settings: Settings = SETTINGS) -> dict[str, float]:
+    """Measures a structure's engine against the dense one, for the fit: what `profile` wants to be given.
+
+    Returns:
+        ``ratio`` (thin over dense, of the floors), ``dense_ms`` and ``thin_ms`` (floors), ``spread`` of the dense
+        engine's blocks.
+    """
+    comparison = interleave({"dense": dense, "thin": thin}, settings)
+    medians = {name: float(np.median(m.samples)) for name, m in comparison.measurements.items()}
+    return {
+        "ratio": 1 / comparison.floor_ratio("thin"),
+        "dense_ms": medians["dense"],
+        "thin_ms": medians["thin"],
+        "spread": comparison.measurements["dense"].spread,
+    }
+
+
+def keep_first(groups: Groups, widths: Sequence[int] | np.ndarray) -> Structure:
+    """The structure that keeps the first units of every group: which ones are kept does not change the latency."""
+    return Structure(
+        {
+            group.name: tuple(i < int(kept) for i in range(group.units))
+            for group, kept in zip(groups.groups, widths, strict=True)
+        }
+    )
+
+
+def widths_of(structure: Structure) -> np.ndarray:
+    """Kept units per group, in the structure's order (the groups' topological one)."""
+    return np.array([sum(mask) for mask in structure.masks.values()], dtype=float)
+
+
+def varied_widths(groups: Groups, seed: int, grid: int = 8) -> Iterator[np.ndarray]:
+    """An endless stream of widths vectors: near dense to tiny, mostly on the grid, some with blocks missing.
+
+    The first are the smallest network, all widths halved, and the dense widths without any block that can go: the
+    corners between which the rest interpolates.
+    """
+    rng = np.random.default_rng(seed)
+    units = np.array([group.units for group in groups.groups])
+    depth = np.array([group.kind == "depth" for group in groups.groups])
+    each = np.array([group.members[0].per_unit if group.members else 1 for group in groups.groups])
+
+    def on(widths: np.ndarray, step: int) -> np.ndarray:
+        steps = np.minimum(np.maximum(step // each, 1), units)
+        rounded: np.ndarray = np.clip(np.round(widths / steps) * steps, steps, units).astype(int)
+        return rounded
+
+    yield np.where(depth, 0, on(0.0 * units, grid))
+    yield np.where(depth, 1, on(0.5 * units, grid))
+    if depth.any():
+        yield np.where(depth, 0, units)
+    while True:
+        scale, removed = rng.uniform(0.12, 1.0), rng.choice([0.0, 0.15, 0.4])
+        widths = units * np.minimum(scale * rng.lognormal(0, 0.4, len(units)), 1)
+        step = int(rng.choice([grid, grid, grid, grid // 2, 1], p=[0.5, 0.2, 0.1, 0.1, 0.1]))
+        yield np.where(depth, rng.random(len(units)) > removed, on(widths, step)).astype(int)
+
+
+def profile(
+    measure_structure: MeasureStructure,
+    operators: Sequence[Operator],
+    groups: Groups,
+    *,
+    budget_s: float = 30.0,
+    seed: int = 0,
+    log: MeasurementLog | None = None,
+    target_key: str = "",
+    steps: Sequence[int] = STEPS,
+    least: int = 24,
+    most: int = 240,
+    good_enough: float = GOOD_ENOUGH,
+    bytes_per_weight: int = 4,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> LatencyModel:
+    """Measures varied structures until the time is up or the model is good enough, and fits the latency model.
+
+    Args:
+        measure_structure: Compiles a structure and measures it beside the dense engine; returns what `sample` does.
+        operators: Of the network.
+        groups: Of the network.
+        budget_s: Seconds for measuring, compiles included (the logged ones: a resumed run stops where it would have).
+        seed: Of the structures.
+        log: Measurements are replayed from it and appended to it.
+        target_key: Of the target, for the log.
+        steps: Width steps among which the fit chooses.
+        least: Structures to measure even when the time is up (half of them when it is up twice over).
+        most: Structures at most.
+        good_enough: Ends early when the cross-validated mean error is at most this.
+        bytes_per_weight: By precision.
+        provenance: Recorded in the profile.
+        progress: Called with the fraction that is done.
+    """
+    if not operators:
+        raise BadInput("latency model: the network has no convolution or linear layer to predict from")
+    log = log or MeasurementLog()
+    units = [group.units for group in groups.groups]
+    dense = np.array(units, dtype=float)
+    measured: list[tuple[Structure, np.ndarray, Mapping[str, Any]]] = []
+    seen: set[str] = {groups.dense().digest()}
+    seconds = 0.0
+
+    def take(structure: Structure) -> Mapping[str, Any]:
+        nonlocal seconds
+        record = log.measure(PURPOSE, structure.digest(), target_key, lambda: measure_structure(structure))
+        seconds += record.seconds
+        return record.value
+
+    def fit(repeatability: float | None = None) -> LatencyModel:
+        # The dense engine's ratio to itself is known without measuring it.
+        widths = np.stack([dense, *(w for _, w, _ in measured)])
+        ratios = np.array([1.0, *(value["ratio"] for _, _, value in measured)])
+        dense_ms = float(np.median([value["dense_ms"] for _, _, value in measured]))
+        facts = {**(provenance or {}), "seed": seed, "seconds": round(seconds, 3)}
+        return LatencyModel.fit(operators, units, widths, ratios, dense_ms, steps=steps, provenance=facts,
+                                repeatability=repeatability, bytes_per_weight=bytes_per_weight)  # fmt: skip
+
+    repeats_s, tries = 0.0, 0
+    for widths in varied_widths(groups, seed):
+        tries += 1
+        structure = keep_first(groups, widths)
+        if structure.digest() in seen:
+            if tries > 20 * most:  # a network of very few structures
+                break
+            continue
+        seen.add(structure.digest())
+        before = seconds
+        measured.append((structure, widths.astype(float), take(structure)))
+        if len(measured) <= REPEATED:
+            repeats_s += seconds - before
+        if progress is not None:
+            progress(min(max(seconds / budget_s, len(measured) / most), 1.0))
+        late = seconds + repeats_s > budget_s
+        if (late and len(measured) >= least) or (seconds > 2 * budget_s and len(measured) >= max(least // 2, 10)):
+            break
+        if len(measured) >= most:
+            break
+        if len(measured) % CHECK_EVERY == 0 and len(measured) >= 2 * CHECK_EVERY:
+            model = fit()
+            if model.mape is not None and model.mape <= good_enough:
+                break
+    differences = [abs(take(s)["ratio"] / value["ratio"] - 1) for s, _, value in measured[:REPEATED]]
+    return fit(float(np.mean(differences)))

@@ -1,0 +1,193 @@
+"""The loop's logic on engines whose latency is written down; measurements are counted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from passdeploy.budget import OVERSHOOT, parse_budget
+from passdeploy.latency.loop import close_loop
+from passdeploy.structure import Structure
+
+UNITS = 256
+
+
+def keep(k):
+    return Structure({"g": tuple(i < k for i in range(UNITS))})
+
+
+@dataclass(frozen=True)
+class Timing:
+    speedup: float
+    low: float
+    thin_ms: float | None
+    dense_ms: float | None
+
+
+class World:
+    """The k-th structure is predicted at k / 256 of 10 ms; `truth(k)` is its real latency, `noise(n)` a factor."""
+
+    def __init__(self, truth, noise=lambda n: 1.0, least=8, grid=1):
+        self.truth, self.noise, self.least, self.grid = truth, noise, least, grid
+        self.measured = []
+
+    def allocate(self, ms):
+        k = min(int(ms / 10 * UNITS), UNITS) // self.grid * self.grid
+        return (keep(k), 10 * k / UNITS) if k >= self.least else None
+
+    def fastest(self):
+        return keep(self.least), 10 * self.least / UNITS
+
+    def measure(self, structure):
+        k = sum(structure.masks["g"])
+        thin = self.truth(k) * self.noise(len(self.measured))
+        self.measured.append(k)
+        dense = self.truth(UNITS)
+        return Timing(dense / thin, 0.99 * dense / thin, thin, dense)
+
+    def run(self, asked, **kwargs):
+        found = close_loop(self.allocate, self.fastest, self.measure, parse_budget(asked), 10.0, **kwargs)
+        assert len(self.measured) == found.measurements <= kwargs.get("most", 12)
+        return found
+
+    def speed(self, found):
+        return self.truth(UNITS) / self.truth(sum(found.chosen.structure.masks["g"]))
+
+
+def linear(k):
+    return 10 * k / UNITS
+
+
+def test_a_perfect_model_needs_one_structure_and_a_second_opinion():
+    world = World(linear)
+    found = world.run("2x")
+    assert found.feasible and not found.plateau
+    assert 2.0 <= world.speed(found) <= 2.12 and found.measurements == 2 and len(found.candidates) == 1
+
+
+@pytest.mark.parametrize("asked", ["1.25x", "1.5x", "2x", "3x", "4x", "6.5ms", "4ms"])
+@pytest.mark.parametrize(
+    "truth",
+    [
+        lambda k: 3.5 + 16 * (k / UNITS) ** 2,  # launch floor, optimistic model
+        lambda k: 10 * (k / UNITS) ** 0.6 - 0.4,
+        lambda k: 3 * 10 * k / UNITS + 0.1,  # the dense engine is three times as slow as the model says
+    ],
+)
+def test_a_wrong_model_is_corrected(asked, truth):
+    world = World(truth)
+    budget = parse_budget(asked)
+    aim = budget.target_ms(truth(UNITS))
+    if aim >= truth(UNITS):  # nothing to prune
+        assert truth(UNITS) <= aim
+        return
+    found = world.run(asked)
+    assert found.feasible
+    ratio = aim / truth(sum(found.chosen.structure.masks["g"]))
+    assert 1.0 <= ratio <= OVERSHOOT + 0.01 and found.measurements <= 8
+
+
+def test_a_staircase_without_a_tread_in_the_window_takes_the_one_just_inside():
+    # treads of 32 units: 2x needs 0.5; treads at 0.45 and 0.57 of the dense latency
+    def truth(k):
+        return 10 * (0.21 + 0.12 * (math.ceil(k / 32) - 1)) / 1.05
+
+    world = World(truth)
+    found = world.run("2x")
+    assert found.feasible and found.plateau
+    inside = [world.truth(UNITS) / truth(k) for k in range(8, UNITS) if world.truth(UNITS) / truth(k) >= 2]
+    assert world.speed(found) == pytest.approx(min(inside)) and found.measurements <= 10
+
+
+def test_a_coarse_grid_ends_without_measuring_the_same_again_and_again():
+    world = World(linear, grid=64)
+    found = world.run("1.5x")
+    assert found.feasible and world.speed(found) == pytest.approx(2.0) and found.plateau
+    assert len(set(world.measured)) == 2 and found.measurements <= 5
+
+
+def test_infeasible_gives_the_fastest_reachable():
+    world = World(lambda k: 6 + 4 * k / UNITS)
+    found = world.run("2x")
+    assert not found.feasible and not found.exhausted
+    assert sum(found.chosen.structure.masks["g"]) == world.least and found.measurements <= 8
+
+
+def test_a_pessimistic_model_does_not_make_it_infeasible():
+    world = World(lambda k: 10 * (k / UNITS) ** 2, least=100)
+    found = world.run("4x")  # the model's fastest is 2.56x, which in truth is 6.5x
+    assert found.feasible and 4.0 <= world.speed(found) <= 4.3
+
+
+def test_noise_never_chooses_what_is_clearly_outside():
+    outside = over = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        world = World(lambda k: 2 + 9 * (k / UNITS) ** 1.3, lambda n, rng=rng: rng.lognormal(0, 0.01))
+        found = world.run("2x")
+        assert found.feasible
+        outside += world.speed(found) < 0.985 * 2
+        over += world.speed(found) > 1.10 * 2
+    assert outside == 0 and over <= 2
+
+
+def test_an_outlier_is_not_believed():
+    for bad in range(6):
+        for factor in (0.7, 1.5):
+            world = World(linear, lambda n, bad=bad, factor=factor: factor if n == bad else 1.0)
+            found = world.run("2x")
+            assert found.feasible, (bad, factor)
+            assert 1.99 <= world.speed(found) <= 2.2, (bad, factor, world.measured)
+
+
+def test_drift_of_the_machine_does_not_matter_for_a_ratio():
+    world = World(linear)
+    plain = world.measure
+
+    def drifting(structure):
+        timing = plain(structure)
+        slow = 1 + 0.2 * len(world.measured)
+        return Timing(timing.speedup, timing.low, timing.thin_ms * slow, timing.dense_ms * slow)
+
+    found = close_loop(world.allocate, world.fastest, drifting, parse_budget("3x"), 10.0)
+    assert found.feasible and 3.0 <= world.speed(found) <= 3.2 and found.measurements == 2
+
+
+def test_a_wide_interval_is_not_good_enough():
+    world = World(linear)
+    plain = world.measure
+
+    def unsure(structure):
+        timing = plain(structure)
+        return Timing(timing.speedup, 0.9 * timing.speedup, timing.thin_ms, timing.dense_ms)
+
+    found = close_loop(world.allocate, world.fastest, unsure, parse_budget("2x"), 10.0)
+    assert found.feasible and found.chosen.timing.low >= 0.98 * 2
+
+
+def test_too_few_samples_for_the_percentile_is_never_inside():
+    world = World(linear)
+    found = close_loop(
+        world.allocate, world.fastest, lambda s: Timing(9.0, 9.0, None, None), parse_budget("5ms", "p99"), 10.0
+    )
+    assert not found.feasible
+
+
+def test_same_measurements_same_decisions():
+    def once():
+        rng = np.random.default_rng(3)
+        world = World(lambda k: 2 + 9 * (k / UNITS) ** 1.3, lambda n: rng.lognormal(0, 0.05))
+        found = world.run("2.5x")
+        return world.measured, found.chosen.structure.digest()
+
+    assert once() == once()
+
+
+def test_the_limit_on_measurements_is_kept():
+    for most in (1, 2, 3, 5):
+        rng = np.random.default_rng(most)
+        world = World(lambda k: 2 + 9 * (k / UNITS) ** 1.3, lambda n, rng=rng: rng.lognormal(0, 0.3))
+        world.run("2x", most=most)
