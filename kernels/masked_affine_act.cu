@@ -46,6 +46,21 @@ struct MaskedAffineActParams {
 
 constexpr int kUnroll = 2;  // packets of one tensor in flight per thread
 
+// One of two in registers, for a loop that is not unrolled (its body holds every activation, so twice is a lot of code).
+template <class V>
+__device__ __forceinline__ V pick(const V (&values)[kUnroll], int k) {
+  return k == 0 ? values[0] : values[1];
+}
+template <class T>
+__device__ __forceinline__ Raw<T> pick(const Raw<T> (&values)[kUnroll], int k) {
+  Raw<T> one;
+  one.words.x = k == 0 ? values[0].words.x : values[1].words.x;
+  one.words.y = k == 0 ? values[0].words.y : values[1].words.y;
+  one.words.z = k == 0 ? values[0].words.z : values[1].words.z;
+  one.words.w = k == 0 ? values[0].words.w : values[1].words.w;
+  return one;
+}
+
 struct Channel {
   float factor, shift;
   bool kept;
@@ -95,19 +110,19 @@ __device__ void forward_nchw(const MaskedAffineActParams& p) {
     if (any) raw[k] = load_packet(x, first, 0u, p.elements, x_aligned);
     if (residual != nullptr) added[k] = load_packet(residual, first, 0u, p.elements, residual_aligned);
   }
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < kUnroll; ++k) {
     const u32 first = (first_packet + k * blockDim.x) * size;
     if (first >= p.elements) continue;
     float z[size], r[size];
-    unpack(raw[k], z);
-    unpack(added[k], r);
-    Channel c = channel_of(p, start_channel[k]);
-    if (left[k] >= size) {
+    unpack(pick(raw, k), z);
+    unpack(pick(added, k), r);
+    u32 channel = pick(start_channel, k), end = pick(left, k);  // end: where in the packet the plane ends
+    Channel c = channel_of(p, channel);
+    if (end >= size) {
 #pragma unroll
       for (u32 j = 0; j < size; ++j) z[j] = affine(c, z[j], r[j]);
     } else {
-      u32 channel = start_channel[k], end = left[k];
 #pragma unroll
       for (u32 j = 0; j < size; ++j) {
         if (j == end && first + j < p.elements) {
@@ -182,14 +197,14 @@ __device__ void forward_nhwc(const MaskedAffineActParams& p) {
       if (at.kept != 0) raw[k] = load_packet(x, first, 0u, p.elements, x_aligned);
       if (residual != nullptr) added[k] = load_packet(residual, first, 0u, p.elements, residual_aligned);
     }
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < kUnroll; ++k) {
       const u32 this_row = row + k * at.row_step;
       const u32 first = at.first_element(p, this_row);
       if (this_row >= at.rows || first >= p.elements) continue;
       float z[size], r[size];
-      unpack(raw[k], z);
-      unpack(added[k], r);
+      unpack(pick(raw, k), z);
+      unpack(pick(added, k), r);
 #pragma unroll
       for (u32 j = 0; j < size; ++j) z[j] = affine(at(j), z[j], r[j]);
       activate(z, p.activation);

@@ -28,7 +28,7 @@ struct PromptedInputParams {
   u32 resampled;    // whether the inner image differs from the source in size
   u32 staged;       // whether source rows go through shared memory (only when resampled)
   float step_y, step_x;  // source pixels per inner pixel
-  u32 reserved;
+  u32 channels_last;     // layout of the output
 };
 
 constexpr int kPixels = 8;  // per thread
@@ -151,7 +151,7 @@ __device__ __forceinline__ void copy_pixels(const unsigned char* from, u32 insid
   }
 }
 
-template <class T, bool channels_last>
+template <class T>
 __device__ void prompted_input(const PromptedInputParams& p) {
   const u32 tile_row = threadIdx.x / p.tile_groups;  // one division per thread
   const u32 group = blockIdx.z * p.tile_groups + (threadIdx.x - tile_row * p.tile_groups);
@@ -227,7 +227,7 @@ __device__ void prompted_input(const PromptedInputParams& p) {
         for (u32 c = 0; c < 3; ++c) value[c][j] = pixel[c];
       }
     }
-    if (channels_last) {
+    if (p.channels_last) {
       float run[3 * kPixels];
 #pragma unroll
       for (u32 j = 0; j < kPixels; ++j) {
@@ -255,12 +255,9 @@ __device__ void prompted_input(const PromptedInputParams& p) {
 
 using namespace passdeploy;
 
-#define FOR_TYPE(NAME, T)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(256) prompted_input_nchw_##NAME(const PromptedInputParams p) {        \
-    prompted_input<T, false>(p);                                                                                     \
-  }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(256) prompted_input_nhwc_##NAME(const PromptedInputParams p) {        \
-    prompted_input<T, true>(p);                                                                                      \
+#define FOR_TYPE(NAME, T)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(256) prompted_input_##NAME(const PromptedInputParams p) {        \
+    prompted_input<T>(p);                                                                                       \
   }
 
 FOR_TYPE(f32, float)

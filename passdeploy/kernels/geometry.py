@@ -62,7 +62,7 @@ class PromptedInputParams(ctypes.Structure):
                 "tile_groups", "resampled", "staged",
             )
         ]
-        + [("step_y", ctypes.c_float), ("step_x", ctypes.c_float), ("reserved", ctypes.c_uint32)]
+        + [("step_y", ctypes.c_float), ("step_x", ctypes.c_float), ("channels_last", ctypes.c_uint32)]
     )  # fmt: skip
 
 
@@ -230,7 +230,9 @@ def prompted_input(
         staged=staged,
         step_y=step[0],
         step_x=step[1],
+        channels_last=channels_last,
     )
     threads = 32 * _ceil(tile_rows * tile_groups, 32)
-    name = f"prompted_input_{'nhwc' if channels_last else 'nchw'}_{kind}"
-    return Launch(name, (row_tiles, slices, column_tiles), threads, staged_bytes if staged else 0, params)
+    return Launch(
+        f"prompted_input_{kind}", (row_tiles, slices, column_tiles), threads, staged_bytes if staged else 0, params
+    )

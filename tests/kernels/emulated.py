@@ -1,4 +1,4 @@
-"""Runs kernels/*.cu on the CPU: builds them with g++ behind a shim, once per content, and launches them like a GPU would."""
+"""Runs kernels/*.cu on the CPU: built with g++ behind a shim, once per content, and launched as a GPU would."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def build_library(source: Path, params: str) -> Path:
         built = Path(scratch) / out.name
         command = [
             "g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas",
-            "-Wno-unused-function", "-U_FORTIFY_SOURCE", "-fsanitize=undefined", "-static-libubsan", "-ffp-contract=off",
-            "-fno-strict-aliasing", "-I", str(folder), "-I", str(HERE), f'-DKERNEL_FILE="{source}"',
-            f"-DPARAMS={params}", str(HERE / "emulator.cpp"), "-o", str(built),
+            "-Wno-unused-function", "-U_FORTIFY_SOURCE", "-fsanitize=undefined", "-static-libubsan",
+            "-ffp-contract=off", "-fno-strict-aliasing", "-I", str(folder), "-I", str(HERE),
+            f'-DKERNEL_FILE="{source}"', f"-DPARAMS={params}", str(HERE / "emulator.cpp"), "-o", str(built),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -72,7 +72,9 @@ def test_forward_matches_the_reference(shape: tuple[int, ...], dtype: torch.dtyp
 @pytest.mark.parametrize(("shape", "dtype", "last"), ALL)
 def test_backward_matches_the_reference(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
     t = case(shape, dtype, last)
-    for activation, residual in zip(ACTIVATIONS, itertools.cycle([True, False]), strict=False):
+    # A block per channel: where there are many, two activations will do.
+    activations = ACTIVATIONS[1:3] if shape[1] > 100 else ACTIVATIONS
+    for activation, residual in zip(activations, itertools.cycle([True, False]), strict=False):
         got = run_backward(Emulated(), t, activation, residual)
         expected = reference.backward(
             t["grad_y"], t["x"], t["mask"], t["scale"], t["shift"], t["residual"] if residual else None, activation
