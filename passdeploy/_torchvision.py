@@ -7,7 +7,6 @@ schemas are declared first, only when they are absent.
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 
 import torch
@@ -23,9 +22,9 @@ _SCHEMAS = (
     "int sampling_ratio) -> (Tensor, Tensor)",
     "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width) "
     "-> (Tensor, Tensor)",
-    "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, "
-    "SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) "
-    "-> Tensor",
+    "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, "
+    "SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, "
+    "SymInt offset_groups, bool use_mask) -> Tensor",
 )
 _library: torch.library.Library | None = None  # kept alive: the declarations go with it
 
@@ -33,7 +32,7 @@ _library: torch.library.Library | None = None  # kept alive: the declarations go
 def torchvision() -> ModuleType:
     """Imports torchvision, declaring the operators its C++ library would have brought when that can't load."""
     global _library
-    import importlib
+    import importlib.util
 
     if importlib.util.find_spec("torchvision") is None:
         from passdeploy.errors import Unavailable

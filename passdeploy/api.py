@@ -37,7 +37,9 @@ def configure(file: Path | None, flags: dict[str, Any]) -> tuple[RunConfig, str 
     merged = merge(values, flags)
     if not merged.get("model") and not merged.get("data"):
         merged = merge(merged, DEMO)
-        note = f"No model, data or configuration file given: the embedded demo is used ({DEMO['model']}, {DEMO['data']})."
+        note = (
+            f"No model, data or configuration file given: the embedded demo is used ({DEMO['model']}, {DEMO['data']})."
+        )
     for key in ("model", "data"):
         if not merged.get(key):
             other = "data" if key == "model" else "model"
@@ -104,7 +106,9 @@ def run_stage(name: str, out: Path, *, model: str | None = None, quiet: bool = F
 
     path = out / "config.yaml"
     if not path.is_file():
-        raise BadInput(f"--out {out}: is not a run directory (no config.yaml); start one with passdeploy run --out {out}")
+        raise BadInput(
+            f"--out {out}: is not a run directory (no config.yaml); start one with passdeploy run --out {out}"
+        )
     values = load_file(path)
     if model is not None:
         values["model"] = model
@@ -153,7 +157,9 @@ def load(out: str | Path, *, model: str | nn.Module | Callable[..., nn.Module] |
             folder = out if (out / "config.yaml").is_file() else out.parent
             named = str(load_file(folder / "config.yaml").get("model"))
             if ":" in named or named.startswith("<"):
-                raise BadInput(f"{out}: its model is the user's own ({named}); give its factory: load(dir, model=build)")
+                raise BadInput(
+                    f"{out}: its model is the user's own ({named}); give its factory: load(dir, model=build)"
+                )
             chosen = named
         state = read_state(out / "model.safetensors")
         classes = [tensor for tensor in state.values() if tensor.ndim == 2]

@@ -64,7 +64,7 @@ def _shares(run: Run) -> tuple[np.ndarray, np.ndarray]:
     rows = np.repeat(full[None], len(groups), 0)
     for g, group in enumerate(groups):
         rows[g, g] = 0 if group.kind == "depth" else 1
-    predictor, _ = stage_model(run)
+    predictor = stage_model(run)
     by_latency = 1 - predictor.predict_many(rows) / predictor.predict_many(full[None])[0]
     return np.clip(by_macs, 0, 1), np.clip(by_latency, 0, 1)
 
@@ -87,7 +87,7 @@ def _groups(run: Run, structure: Structure) -> list[s.GroupInfo]:
 
 def _reasons(run: Run, structure: Structure, latency_speedup: float | None, macs_speedup: float) -> list[s.Reason]:
     """Why fewer MACs did not turn into the same speed-up, from what the latency model says of the parts."""
-    predictor, step = stage_model(run)
+    predictor = stage_model(run)
     widths = _widths(run, structure)
     full = np.array([group.units for group in run.subject.groups.groups], dtype=float)
     pruned_ms = float(predictor.predict_many(widths[None].astype(float))[0])
@@ -122,11 +122,11 @@ def _reasons(run: Run, structure: Structure, latency_speedup: float | None, macs
                 share=float(np.clip(float(macs(fixed)) / float(macs(run.subject.operators, widths)), 0, 1)),
             )
         )
-    padded = _padding(run.subject.operators, widths, step)
+    padded = _padding(run.subject.operators, widths, predictor.step)
     reasons.append(
         s.Reason(
-            text=f"Padding: the target works in steps of {step} channels; this is the share of its multiplications "
-            "that fill up narrower widths.",
+            text=f"Padding: the target works in steps of {predictor.step} channels; this is the share of its "
+            "multiplications that fill up narrower widths.",
             share=padded,
         )
     )
@@ -174,7 +174,7 @@ def _prompt(run: Run, budget: BudgetRun, finetune: dict[str, Any]) -> s.PromptIn
     with torch.no_grad():
         shown = ((stage(example) - stage.shift) / stage.scale)[0].clamp(0, 1)
     return s.PromptInfo(
-        kind=stage.kind,
+        kind=stage.kind,  # type: ignore[arg-type]
         width=stage.width,
         size=stage.size,
         png=prompt_picture(values.numpy()),
@@ -197,7 +197,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         path = space.folder(stage) / name
         return read_json(path) if space.record(stage) is not None and path.exists() else None
 
-    predictor, _ = stage_model(run)
+    predictor = stage_model(run)
     finetune, proof, bench = (
         optional("finetune", "finetune.json"),
         optional("compile", "proof.json"),
@@ -221,9 +221,9 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         assert bench is not None
         status = judge(budget.budget, bench)
     floor = run.config.min_accuracy
-    if floor is not None and status in ("within_budget", "unverified") and finetune is not None:
-        if finetune["accuracy"]["validation"] < floor:
-            status = "accuracy_below_floor"
+    passed = status in ("within_budget", "unverified") and finetune is not None
+    if passed and floor is not None and finetune["accuracy"]["validation"] < floor:  # type: ignore[index]
+        status = "accuracy_below_floor"
     pruned = None
     macs_speedup = None
     if reached:
@@ -246,13 +246,13 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     data = run.subject.data
     config_json = run.config.to_json()
     return s.Report(
-        status=status,
+        status=status,  # type: ignore[arg-type]
         target=s.TargetInfo(**vars(run.target)),
         budget=s.BudgetInfo(
             asked=budget.budget.asked,
             latency_ms=target_ms,
             percentile=budget.budget.percentile,
-            scope=budget.budget.scope,
+            scope=budget.budget.scope,  # type: ignore[arg-type]
             min_accuracy=floor,
         ),
         method=run.config.method,
@@ -270,7 +270,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
             macs=macs_speedup,
             realisation=ratio / macs_speedup if ratio and macs_speedup else None,
         ),
-        predictor=s.PredictorInfo(**predictor.facts()),
+        predictor=s.PredictorInfo(**predictor.summary()),
         equivalence=s.Equivalence(
             masked_vs_thin=fit["masked_vs_thin"],
             thin_vs_onnx=proof["thin_vs_onnx"] if proof else None,
@@ -282,7 +282,9 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         timing_s=timing,
         environment=s.Environment(**environment()),
         groups=_groups(run, structure),
-        distribution=s.Distribution.of(bench["dense"]["samples"], bench["thin"]["samples"]) if measured and bench else None,
+        distribution=s.Distribution.of(bench["dense"]["samples"], bench["thin"]["samples"])
+        if measured and bench
+        else None,
         prompt=_prompt(run, budget, finetune) if finetune else None,
         curves=_curves(search, finetune),
         health=[s.HealthCheck(**check) for check in search["health"]] or None,
@@ -310,14 +312,18 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
 
 
 def _predicted(run: Run, structure: Structure, reached: bool) -> s.Predicted:
-    predictor, _ = stage_model(run)
+    predictor = stage_model(run)
     pruned = float(predictor.predict_many(_widths(run, structure)[None].astype(float))[0])
     return s.Predicted(
-        dense_ms=predictor.dense_ms, pruned_ms=pruned if reached else None, speedup=predictor.dense_ms / pruned if reached else None
+        dense_ms=predictor.dense_ms,
+        pruned_ms=pruned if reached else None,
+        speedup=predictor.dense_ms / pruned if reached else None,
     )
 
 
-def _points(dense: dict[str, Any], finetune: dict[str, Any] | None, bench: dict[str, Any] | None) -> list[s.AccuracyPoint]:
+def _points(
+    dense: dict[str, Any], finetune: dict[str, Any] | None, bench: dict[str, Any] | None
+) -> list[s.AccuracyPoint]:
     assert finetune is not None
     timed = bench is not None and bench["measured"]
     dense_ms, thin_ms = (bench[name]["p50"] if timed and bench else None for name in ("dense", "thin"))
@@ -326,7 +332,11 @@ def _points(dense: dict[str, Any], finetune: dict[str, Any] | None, bench: dict[
             label="dense", kind="dense", accuracy=dense["accuracy"]["test"], latency_ms=dense_ms, macs=dense["macs"]
         ),
         s.AccuracyPoint(
-            label="pruned", kind="pruned", accuracy=finetune["accuracy"]["test"], latency_ms=thin_ms, macs=finetune["macs"]
+            label="pruned",
+            kind="pruned",
+            accuracy=finetune["accuracy"]["test"],
+            latency_ms=thin_ms,
+            macs=finetune["macs"],
         ),
     ]
     if finetune["accuracy_before"] is not None:

@@ -71,7 +71,9 @@ def run(
     epochs: Annotated[float | None, typer.Option(help="Passes of fine-tuning.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same run.")] = None,
     profile: Annotated[str | None, typer.Option(help="Latency profile measured elsewhere.")] = None,
-    require_measured: Annotated[bool, typer.Option("--require-measured", help="Exit 1 if nothing was measured.")] = False,
+    require_measured: Annotated[
+        bool, typer.Option("--require-measured", help="Exit 1 if nothing was measured.")
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file (default: ./passdeploy.yaml).")] = None,
     out: Out = Path("runs/latest"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in --out.")] = False,
@@ -145,7 +147,9 @@ def _stage_command(name: str, what: str) -> None:
     ) -> None:
         _staged(name, out, model, json_)
 
-    command.__doc__ = f"{what}\n\nExample: `passdeploy {name} --out runs/demo` (needs `config.yaml` there, as `run` writes it)"
+    command.__doc__ = (
+        f"{what}\n\nExample: `passdeploy {name} --out runs/demo` (needs `config.yaml` there, as `run` writes it)"
+    )
     app.command(name)(command)
 
 
@@ -244,24 +248,27 @@ def fail(error: PassdeployError, as_json: bool) -> NoReturn:
     line = " ".join(str(error).split())
     if as_json:
         _print_json({"error": line, "kind": type(error).__name__})
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] ", end="")
+    Console(stderr=True, highlight=False).print("[bold red]error:[/] ", end="")
     Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
     raise SystemExit(error.exit_code)
 
 
 def main() -> None:
     """Entry point: errors become one line and an exit status."""
-    import click
+    try:
+        from typer._click import ClickException
+    except ImportError:  # typer before it brought its own
+        from click import ClickException  # type: ignore[assignment]
 
     debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
     try:
-        app(standalone_mode=False)
-    except click.exceptions.Exit as error:
+        code = app(standalone_mode=False)
+    except typer.Exit as error:
         raise SystemExit(error.exit_code) from None
-    except click.ClickException as error:
+    except ClickException as error:
         error.show()
         raise SystemExit(2) from None
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         Console(stderr=True).print("interrupted: the same command continues where it stopped")
         raise SystemExit(130) from None
     except PassdeployError as error:
@@ -270,4 +277,4 @@ def main() -> None:
         fail(error, as_json)
     except MemoryError:
         fail(PassdeployError("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
-    raise SystemExit(0)
+    raise SystemExit(code if isinstance(code, int) else 0)

@@ -52,8 +52,8 @@ class SearchConfig(Section):
         depth: Whether whole residual blocks are units.
         recurrence: Whether the LSTM's state is carried from group to group.
         statistics: Whether the hypernetwork sees weight statistics.
-        allocator: ``latency`` (greedy on predicted latency), ``global`` (one threshold, as in the paper) or ``uniform``.
-        latency_weight: Weight of the expected-latency term.
+        allocator: ``latency`` (greedy on predicted latency), ``global`` (one threshold, as in the paper) or
+        ``uniform``. latency_weight: Weight of the expected-latency term.
         ramp: Share of the steps over which the budget tightens.
         resolve_every: Steps between two solutions of the allocation.
         hyper_every: Steps between two updates of the hypernetwork.

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 STAGES = {
-    "dense": "train the dense network",
-    "profile": "measure structures on the target",
+    "dense": "the dense network and its accuracy",
+    "profile": "latency model of the target",
     "search": "search with PASS",
     "fit": "close the loop on the budget",
     "finetune": "fine-tune the thin network",
     "compile": "compile and prove",
-    "bench": "measure the engine that ships",
+    "bench": "time the engine that ships",
     "report": "report",
     "ship": "bundle",
 }

@@ -60,6 +60,7 @@ def export_model(model: nn.Module, input_shape: Sequence[int], batch: int = 1) -
     example = torch.rand(batch, *input_shape, generator=torch.Generator().manual_seed(0))
     try:
         with _quiet(), torch.no_grad():
+            _resolve_adaptive_pools(clone, example)
             program = torch.onnx.export(
                 clone, (example,), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
             )
@@ -99,6 +100,55 @@ def run_onnx(data: bytes, images: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     outputs: np.ndarray = session.run(None, {INPUT: images})[0]
     return outputs
+
+
+class _Resample(nn.Module):
+    """Adaptive average pooling between fixed sizes that don't divide: two small matrix products.
+
+    The exporter writes such a pooling as a tangle of gathers whose constants contain the channel count.
+    """
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("rows", _pooling_matrix(source[0], target[0]))
+        self.register_buffer("columns", _pooling_matrix(source[1], target[1]).T.contiguous())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (N, C, *source) to (N, C, *target)."""
+        return torch.matmul(torch.matmul(self.rows, x), self.columns)
+
+
+def _pooling_matrix(source: int, target: int) -> torch.Tensor:
+    """(target, source): row i averages the inputs floor(i * source / target) .. ceil((i + 1) * source / target) - 1."""
+    matrix = torch.zeros(target, source)
+    for i in range(target):
+        start, end = i * source // target, -(-(i + 1) * source // target)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix
+
+
+def _resolve_adaptive_pools(model: nn.Module, example: torch.Tensor) -> None:
+    """Replaces adaptive average pools by what they are at this input size, in place."""
+    sizes: dict[nn.Module, set[tuple[tuple[int, int], tuple[int, int]]]] = {}
+
+    def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        source, target = inputs[0].shape[-2:], output.shape[-2:]
+        sizes.setdefault(module, set()).add(((source[0], source[1]), (target[0], target[1])))
+
+    pools = [m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d)]
+    hooks = [pool.register_forward_hook(record) for pool in pools]
+    model(example)
+    for hook in hooks:
+        hook.remove()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child not in sizes or len(sizes[child]) != 1:
+                continue
+            ((source, target),) = sizes[child]
+            if source == target:
+                setattr(parent, name, nn.Identity())
+            elif source[0] % target[0] or source[1] % target[1]:
+                setattr(parent, name, _Resample(source, target))
 
 
 class _Uncut(Exception):
@@ -223,6 +273,7 @@ class OnnxSlicer:
         if fold_zeros(proto, {self._gate_values[branch["gate"]] for branch in arch["branches"]}):
             fold_rectifiers(proto)
         used = remove_unused(proto)
+        self._set_conv_groups(proto, arch)
         for name, array in self._arrays.items():
             if name not in used:
                 continue
@@ -232,6 +283,19 @@ class OnnxSlicer:
             proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         data: bytes = proto.SerializeToString()
         return data
+
+    def _set_conv_groups(self, proto: Any, arch: Mapping[str, Any]) -> None:
+        for node in proto.graph.node:
+            if node.op_type not in ("Conv", "ConvTranspose") or node.input[1] not in self._owner:
+                continue
+            name = self._owner[node.input[1]][0]
+            module, entry = self._modules[name], arch["modules"].get(name, {})
+            if getattr(module, "groups", 1) == 1 or "out" not in entry:
+                continue
+            assert isinstance(module, nn.modules.conv._ConvNd)
+            for attribute in node.attribute:
+                if attribute.name == "group":
+                    attribute.i = len(entry["out"]["kept"]) * module.groups // module.out_channels
 
     def _verify(self) -> None:
         structure = random_structure(self.groups, seed=7)

@@ -1,7 +1,7 @@
 """Measures structures on the target: cut from the dense ONNX file, compiled, and timed against the dense engine.
 
-Which structures are measured and why is up to the profile and the closed loop; here lies how. Latency does not depend on
-the values of the weights, so the thin graphs are cut from the dense one and nothing is trained.
+Which structures are measured and why is up to the profile and the closed loop; here lies how. Latency does not depend
+on the values of the weights, so the thin graphs are cut from the dense one and nothing is trained.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from passdeploy.engines.base import Arrays, CompileInput, Engine, Runner, get_ba
 from passdeploy.export import INPUT, OnnxSlicer
 from passdeploy.groups import Groups
 from passdeploy.latency.measure import Comparison, Settings, interleave
+from passdeploy.latency.profile import sample
 from passdeploy.structure import Structure
 from passdeploy.targets import Target
 
@@ -91,6 +92,13 @@ class Meter:
             self._dense = self._timed(self.groups.dense())
         with self._timed(structure) as thin:
             return interleave({"dense": self._dense, "thin": thin}, settings)
+
+    def sample(self, structure: Structure) -> dict[str, float]:
+        """A short comparison, for fitting the latency model."""
+        if self._dense is None:
+            self._dense = self._timed(self.groups.dense())
+        with self._timed(structure) as thin:
+            return sample(self._dense, thin)
 
     def close(self) -> None:
         """Unloads the dense engine."""

@@ -33,8 +33,8 @@ from passdeploy.workspace import Workspace, copy_file, json_digest, read_json, s
 
 # Keys that change what is printed or required, not what is computed.
 NOT_INPUTS = ("require_measured",)
-SHARED_STAGES = ("dense", "profile", "search")
-BUDGET_STAGES = ("fit", "finetune", "compile", "bench", "report", "ship")
+SHARED_STAGES: tuple[str, ...] = ("dense", "profile", "search")
+BUDGET_STAGES: tuple[str, ...] = ("fit", "finetune", "compile", "bench", "report", "ship")
 
 
 def version() -> str:
@@ -102,7 +102,9 @@ class Run:
         if config.profile_file is not None and not Path(config.profile_file).is_file():
             raise BadInput(f"--profile {config.profile_file}: no such file; passdeploy profile --save FILE writes one")
         if config.require_measured and not self.measured and config.profile_file is None:
-            self.ui.say(f"--require-measured: target {self.target.name} is not attached, so this run will end with exit 1.")
+            self.ui.say(
+                f"--require-measured: target {self.target.name} is not attached, so this run will end with exit 1."
+            )
         self.space = Workspace(out)
         if fresh:
             self.space.clear()
@@ -144,8 +146,8 @@ class Run:
             different = differing_keys(theirs, mine)
             if different:
                 raise BadInput(
-                    f"--out {self.space.root}: holds a run of another configuration (differs in: {', '.join(different)}); "
-                    "give another --out, or --fresh to delete it"
+                    f"--out {self.space.root}: holds a run of another configuration (differs in: "
+                    f"{', '.join(different)}); give another --out, or --fresh to delete it"
                 )
             return
         if any(child.name != ".partial" for child in self.space.root.iterdir()):
@@ -154,7 +156,8 @@ class Run:
 
     # --- inputs of the stages -----------------------------------------------------------------------------------
 
-    def _target_facts(self) -> dict[str, Any]:
+    def target_facts(self) -> dict[str, Any]:
+        """The target and the version of its backend."""
         backend = get_backend(self.target.backend)
         return {**vars(self.target), "backend_version": backend.version()}
 
@@ -164,21 +167,23 @@ class Run:
         common: dict[str, Any] = {"passdeploy": version()}
         if stage == "dense":
             train = (
-                {k: config[k] for k in ("dense", "epochs", "train_batch", "seed")} if self.subject.weights is None else {}
+                {k: config[k] for k in ("dense", "epochs", "train_batch", "seed")}
+                if self.subject.weights is None
+                else {}
             )
             return common | {"network": self.subject.digest, "data": self.subject.data.digest(), **train}
         if stage == "profile":
             profile = None if config["profile_file"] is None else sha256(Path(config["profile_file"]))
             return common | {
                 "dense": shared("dense"),
-                "target": self._target_facts(),
+                "target": self.target_facts(),
                 "profile": config["profile"],
                 "scope": config["scope"],
                 "seed": config["seed"],
                 "file": profile,
             }
         if stage == "search":
-            keys = ("search", "prompt", "train_batch", "seed", "method", "latency", "percentile")
+            keys: tuple[str, ...] = ("search", "prompt", "train_batch", "seed", "method", "latency", "percentile")
             return common | {"profile": shared("profile"), "dense": shared("dense"), **{k: config[k] for k in keys}}
         assert run is not None
         digest = run.space.digest
@@ -189,7 +194,7 @@ class Run:
             keys = ("finetune", "epochs", "train_batch", "seed", "min_accuracy")
             return common | {"fit": digest("fit"), **{k: config[k] for k in keys}}
         if stage == "compile":
-            return common | {"finetune": digest("finetune"), "target": self._target_facts()}
+            return common | {"finetune": digest("finetune"), "target": self.target_facts()}
         if stage == "bench":
             return common | asked | {"compile": digest("compile"), "scope": config["scope"]}
         before = BUDGET_STAGES[: BUDGET_STAGES.index(stage)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,14 +16,13 @@ from torch import Tensor, nn
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, export_onnx, run_onnx
-from passdeploy.groups import Masker, as_masks, macs, params
+from passdeploy.groups import Masker, as_masks, macs
 from passdeploy.latency.log import MeasurementLog
-from passdeploy.latency.loop import close_loop
+from passdeploy.latency.loop import close_loop, meets
 from passdeploy.latency.measure import BENCH
-from passdeploy.latency.model import Predictor, load_predictor
+from passdeploy.latency.model import LatencyModel
 from passdeploy.latency.profile import profile
 from passdeploy.latency.roofline import Roofline
-from passdeploy.latency.steps import find_step
 from passdeploy.meter import Meter, compare_engines, open_runner
 from passdeploy.reporting import write_reports
 from passdeploy.search.allocator import ALLOCATORS, width_grids
@@ -42,6 +42,10 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1
 TOP1_AGREEMENT = 0.99
 MOST_FITS = 12
 """Structures that the closed loop measures at most."""
+
+
+ROOFLINE = "passdeploy.roofline/1"
+Predictor: TypeAlias = "LatencyModel | Roofline"
 
 
 def plain(run: Run, network: nn.Module) -> Prompted:
@@ -90,46 +94,52 @@ def meter(run: Run) -> Meter:
     return Meter(slicer(run), run.subject.groups, run.target, run.validation_images, run.config.scope)
 
 
-def stage_model(run: Run) -> tuple[Predictor, int]:
-    """The latency model of a finished profile stage, and the step in which the target's latency moves."""
+def stage_model(run: Run) -> Predictor:
+    """The latency model of a finished profile stage."""
     facts = read_json(run.space.folder("profile") / "profile.json")
-    return load_predictor(facts["model"], run.subject.operators, run.subject.groups, run.target), int(facts["step"])
+    if facts["schema"] == ROOFLINE:
+        return roofline(run)
+    kind = "measured" if run.config.profile_file is None else "profile"
+    return LatencyModel.from_json(facts, run.subject.operators, list(run.subject.groups.units.values()), kind)
+
+
+def roofline(run: Run) -> Roofline:
+    """The analytic model of a target that nothing can be measured on."""
+    return Roofline(run.subject.operators, list(run.subject.groups.units.values()), run.target)
 
 
 def run_profile(run: Run, folder: Path) -> None:
     """Fits the latency model: on measured engines, from a file, or, where nothing can be measured, the roofline."""
     config, subject = run.config, run.subject
-    log = MeasurementLog(folder / "measurements.jsonl")
-    if run.measured and config.profile_file is None:
+    units = list(subject.groups.units.values())
+    if config.profile_file is not None:
+        model = LatencyModel.load(Path(config.profile_file), subject.operators, units)
+        write_json(folder / "profile.json", model.to_json())
+    elif run.measured:
         with meter(run) as timed:
             if timed.slicer.reason:
                 run.ui.say(f"Structures are exported one by one ({timed.slicer.reason}).")
-            step = find_step(run.target, log, run.ui.step)
-            model = profile(
-                timed.compare,
-                subject.groups,
+            measured = profile(
+                timed.sample,
                 subject.operators,
-                run.target,
-                log,
-                seconds=config.profile.seconds,
-                most=config.profile.structures,
-                step=step,
+                subject.groups,
+                budget_s=config.profile.seconds,
                 seed=config.seed,
-                progress=run.ui.step,
-            ).to_json()
-    elif config.profile_file is not None:
-        facts = read_json(Path(config.profile_file))
-        model, step = facts["model"], int(facts["step"])
-        load_predictor(model, subject.operators, subject.groups, run.target)
+                log=MeasurementLog(folder / "measurements.jsonl"),
+                target_key=run.target.name,
+                most=config.profile.structures,
+                bytes_per_weight={"fp32": 4, "int8": 1, "fp8": 1}.get(run.target.precision, 2),
+                provenance={**run.target_facts(), "model": subject.name},
+                progress=lambda share: run.ui.step(round(100 * share), 100),
+            )
+        write_json(folder / "profile.json", measured.to_json())
     else:
-        roofline = Roofline(subject.operators, subject.groups, run.target)
-        model, step = roofline.to_json(), roofline.step
-    write_json(folder / "profile.json", {"schema": "passdeploy.profile/1", "model": model, "step": step})
+        write_json(folder / "profile.json", {"schema": ROOFLINE, "target": run.target.name})
 
 
 def run_search(run: Run, folder: Path) -> None:
     """Scores every unit: PASS or a baseline."""
-    predictor, step = stage_model(run)
+    predictor = stage_model(run)
     dense_ms = predictor.dense_ms
     ratios = tuple(min(1.0, budget.target_ratio(dense_ms)) for budget in run.budgets)
     context = SearchContext(
@@ -138,7 +148,7 @@ def run_search(run: Run, folder: Path) -> None:
         groups=run.subject.groups,
         operators=run.subject.operators,
         predictor=predictor,
-        step=step,
+        step=predictor.step,
         ratios=ratios,
         config=run.config,
         checkpoint=Checkpoint(folder / "search.ckpt"),
@@ -171,26 +181,72 @@ class _Timed:
     dense_ms: float | None
 
 
+Allocated = tuple[Structure, float]
+
+
+def _fit_measured(
+    run: Run,
+    budget: BudgetRun,
+    folder: Path,
+    facts: dict[str, Any],
+    allocate: Callable[[float], Allocated | None],
+    fastest: Callable[[], Allocated],
+    dense_ms: float,
+) -> tuple[Structure, str, dict[str, Any]]:
+    """The closed loop on measured engines: the structure, the status, and what it reaches."""
+    asked, groups = budget.budget, run.subject.groups
+    log = MeasurementLog(folder / "measurements.jsonl")
+    with meter(run) as timed:
+
+        def measure(structure: Structure) -> _Timed:
+            def take() -> dict[str, Any]:
+                comparison = timed.compare(structure, BENCH)
+                ratio, engines = comparison.ratio("thin"), comparison.measurements
+                at = {name: engines[name].at(float(asked.percentile[1:])) for name in engines}
+                return {"speedup": ratio.value, "low": ratio.low, "thin_ms": at["thin"], "dense_ms": at["dense"]}
+
+            value = log.measure("fit", structure.digest(), run.target.name, take).value
+            run.ui.step(len(log.records), MOST_FITS, f"{value['speedup']:.3f}x")
+            return _Timed(**value)
+
+        if asked.speedup == 1:
+            return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
+        if asked.latency_ms is not None:
+            # In time, only a measurement tells whether there is anything to do, and how far away the budget is.
+            dense = measure(groups.dense())
+            dense_ms = dense.dense_ms or dense_ms
+            if meets(asked, dense):
+                return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
+        found = close_loop(allocate, fastest, measure, asked, dense_ms, MOST_FITS)
+    chosen = found.chosen
+    facts["candidates"] = [
+        {
+            "asked_ms": candidate.asked_ms,
+            "predicted_ratio": candidate.predicted_ms / dense_ms,
+            "measured_ratio": 1 / candidate.timing.speedup,
+            "chosen": candidate is chosen,
+        }
+        for candidate in found.candidates
+    ]
+    if found.plateau:
+        facts["messages"].append(
+            "Latency is a staircase: no structure was found between the chosen one and the budget, "
+            "so it is faster than asked."
+        )
+    reached = {"latency_ms": chosen.timing.thin_ms, "speedup": chosen.timing.speedup, "measured": True}
+    return chosen.structure, "within_budget" if found.feasible else "infeasible", reached
+
+
 def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     """Re-allocates from the same scores until the measured engine is just inside the budget, and proves the masks."""
     result = SearchResult.load(run.space.folder("search"))
-    predictor, step = stage_model(run)
+    predictor = stage_model(run)
     groups, asked = run.subject.groups, budget.budget
-    grids = width_grids(groups, step, run.config.search.keep_at_least)
+    grids = width_grids(groups, predictor.step, run.config.search.keep_at_least)
     allocator = ALLOCATORS[result.allocator](groups, predictor, grids)
     importance = result.importance_arrays(budget.index)
     facts: dict[str, Any] = {"messages": [], "candidates": [], "reachable": None, "masked_vs_thin": None}
-    log = MeasurementLog(folder / "measurements.jsonl")
     dense_ms = predictor.dense_ms
-    if asked.target_ratio(dense_ms) >= 1:
-        claim = "is" if run.measured else "is predicted to be"
-        facts["messages"].append(
-            f"The dense engine {claim} already inside the budget ({dense_ms:.4g} ms for {asked.asked}): "
-            "it is shipped as it is."
-        )
-        write_json(folder / "structure.json", groups.dense().to_json())
-        write_json(folder / "fit.json", facts | {"status": "dense_inside"})
-        return
 
     def allocate(target_ms: float) -> tuple[Structure, float] | None:
         found = allocator.solve(importance, target_ms)
@@ -201,51 +257,34 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         return allocator.structure(importance, widths), float(allocator.predict(widths[None])[0])
 
     if run.measured:
-        with meter(run) as timed:
-
-            def measure(structure: Structure) -> _Timed:
-                def take() -> dict[str, Any]:
-                    comparison = timed.compare(structure, BENCH)
-                    ratio = comparison.ratio("thin")
-                    times = {name: m.at(int(asked.percentile[1:])) for name, m in comparison.measurements.items()}
-                    return {"speedup": ratio.value, "low": ratio.low, "thin_ms": times["thin"], "dense_ms": times["dense"]}
-
-                record = log.measure("fit", structure.digest(), run.target.name, take)
-                run.ui.step(len(log.records), MOST_FITS, f"{record.value['speedup']:.3f}x")
-                return _Timed(**{**record.value, "low": record.value["low"] or 0.0})
-
-            found = close_loop(allocate, fastest, measure, asked, dense_ms, MOST_FITS)
-        structure, feasible = found.chosen.structure, found.feasible
-        reached = {"latency_ms": found.chosen.timing.thin_ms, "speedup": found.chosen.timing.speedup, "measured": True}
-        facts["candidates"] = [
-            {
-                "asked_ms": c.asked_ms,
-                "predicted_ratio": c.predicted_ms / dense_ms,
-                "measured_ratio": 1 / c.timing.speedup,
-                "chosen": c is found.chosen,
-            }
-            for c in found.candidates
-        ]
+        structure, status, reached = _fit_measured(run, budget, folder, facts, allocate, fastest, dense_ms)
+    elif asked.target_ratio(dense_ms) >= 1:
+        structure, status = groups.dense(), "dense_inside"
+        reached = {"latency_ms": dense_ms, "speedup": 1.0, "measured": False}
     else:
         allocated = allocate(asked.target_ms(dense_ms))
-        feasible = allocated is not None
+        status = "within_budget" if allocated is not None else "infeasible"
         structure, predicted = allocated or fastest()
         reached = {"latency_ms": predicted, "speedup": dense_ms / predicted, "measured": False}
-    if not feasible:
+    if status == "infeasible":
         how = "measured" if run.measured else "predicted"
         facts["reachable"] = reached
         facts["messages"].append(
             f"No structure reaches {asked.asked}: the fastest is {how} at {reached['latency_ms']:.4g} ms "
             f"({reached['speedup']:.2f}x)."
         )
+    if status == "dense_inside":
+        facts["messages"].append(
+            f"The dense engine is already inside the budget of {asked.asked}: it is shipped as it is."
+        )
     state = run.subject.with_state(result.network)
     facts["masked_vs_thin"] = prove_masked(run, Prompted(_stage(run, result.stage), state), structure)
     write_json(folder / "structure.json", groups.canonical(structure).to_json())
-    write_json(folder / "fit.json", facts | {"status": "fitted" if feasible else "infeasible"})
+    write_json(folder / "fit.json", facts | {"status": status})
 
 
-def _fit_structure(fit: Path) -> Structure:
-    return Structure.load(fit / "structure.json")
+def _fit_structure(folder: Path) -> Structure:
+    return Structure.load(folder / "structure.json")
 
 
 @torch.no_grad()
@@ -262,8 +301,8 @@ def prove_masked(run: Run, model: Prompted, structure: Structure) -> float:
 def run_finetune(run: Run, budget: BudgetRun, folder: Path) -> None:
     """Rebuilds the network thin, re-estimates its batch norms and trains weights and prompt."""
     subject, config = run.subject, run.config
-    fit = budget.space.folder("fit")
-    facts, structure = read_json(fit / "fit.json"), _fit_structure(fit)
+    fitted = budget.space.folder("fit")
+    facts, structure = read_json(fitted / "fit.json"), _fit_structure(fitted)
     result = SearchResult.load(run.space.folder("search"))
     arch = architecture(subject.groups, structure)
     write_json(folder / "architecture.json", arch)
@@ -289,7 +328,10 @@ def run_finetune(run: Run, budget: BudgetRun, folder: Path) -> None:
         curve = vars(train(model, subject.data, settings, teacher=teacher, checkpoint=checkpoint, progress=run.ui.step))
     model = model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     save_weights(model.network, folder / "model.safetensors")
-    accuracy = {"validation": evaluate(model, subject.data.val), "test": evaluate(model, subject.data.test)}
+    if untouched:
+        accuracy = read_json(run.space.folder("dense") / "dense.json")["accuracy"]
+    else:
+        accuracy = {"validation": evaluate(model, subject.data.val), "test": evaluate(model, subject.data.test)}
     without = None
     if model.stage.prompt is not None:
         save_file({"prompt": model.stage.prompt.detach().contiguous()}, folder / "prompt.safetensors")
@@ -343,7 +385,11 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
         run.ui.step(done, 2, f"exporting and compiling {name}")
         path = export_onnx(network, folder / f"{name}.onnx", shape, target.batch)
         example = torch.from_numpy(images[: target.batch])
-        program = torch.export.export(network, (example,)) if "inductor" in target.backend or "torch" in target.backend else None
+        program = (
+            torch.export.export(network, (example,))
+            if "inductor" in target.backend or "torch" in target.backend
+            else None
+        )
         engines[name] = backend.compile(CompileInput(onnx=path, exported_program=program, samples=images), target)
     backend.save(engines["model"], folder / "engine")
     backend.save(engines["dense"], folder / "dense-engine")
@@ -399,18 +445,10 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
 
     record = log.measure("bench", _fit_structure(budget.space.folder("fit")).digest(), run.target.name, take)
     write_json(folder / "bench.json", {"measured": True, **record.value})
-    everything = MeasurementLog(None)
-    everything.extend(all_records(run, budget) + log.records)
-    everything.write_csv(folder / "measurements.csv")
-
-
-def all_records(run: Run, budget: BudgetRun) -> tuple[Any, ...]:
-    """Logged measurements of the stages before bench."""
-    records: tuple[Any, ...] = ()
-    for path in (run.space.folder("profile"), budget.space.folder("fit")):
-        if (path / "measurements.jsonl").exists():
-            records += MeasurementLog(path / "measurements.jsonl").records
-    return records
+    logs = [run.space.folder("profile"), budget.space.folder("fit"), folder]
+    everything = folder / "everything.tmp"
+    everything.write_text("".join(p.read_text() for p in (f / "measurements.jsonl" for f in logs) if p.exists()))
+    MeasurementLog(everything).write_csv(folder / "measurements.csv")
 
 
 def run_report(run: Run, budget: BudgetRun, folder: Path) -> None:

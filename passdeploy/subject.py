@@ -158,5 +158,3 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
         reasons = "; ".join(f"{module}: {why}" for module, why in list(subject.groups.frozen.items())[:3])
         raise BadInput(f"--model {name}: nothing in it can be pruned ({reasons})")
     return subject
-
-

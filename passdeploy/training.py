@@ -7,7 +7,6 @@ never interrupted, bit for bit on one machine.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -164,7 +163,7 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         torch.save(state, temporary)
-        os.replace(temporary, self.path)
+        temporary.replace(self.path)
         self._last = time.monotonic()
 
 

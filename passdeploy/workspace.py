@@ -1,8 +1,8 @@
 """The run directory: stages that are functions of recorded inputs, written atomically, skipped when nothing changed.
 
 A stage writes into ``.partial/<stage>`` and is moved to ``<stage>`` when it is complete; ``stage.json`` in it records
-the inputs it was computed from and the digest of each file. That record is all there is to resuming: a stage whose inputs
-and files are as recorded is not run again, and a partial folder with the same inputs is continued.
+the inputs it was computed from and the digest of each file. That record is all there is to resuming: a stage whose
+inputs and files are as recorded is not run again, and a partial folder with the same inputs is continued.
 """
 
 from __future__ import annotations

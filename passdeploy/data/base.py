@@ -116,7 +116,7 @@ class ImageData:
         return (3, *self.preprocess.size)
 
     def digest(self) -> str:
-        """SHA-256 over names, sizes, labels and a sample of the pixels: tells one data set from another in a run's inputs."""
+        """SHA-256 over names, sizes, labels and a sample of the pixels: tells one data set from another."""
         h = hashlib.sha256(repr((self.name, self.classes, self.preprocess)).encode())
         for split in (self.train, self.val, self.test):
             h.update(split.labels.numpy().tobytes())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import lzma
 import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,9 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _from_jpeg(path: Path) -> tuple[Tensor, Tensor, Tensor]:
-    archive = np.load(io.BytesIO(lzma.open(path).read()))
+    archive = np.load(io.BytesIO(lzma.decompress(path.read_bytes())))
     jpeg, offset = archive["jpeg"].tobytes(), archive["offset"]
-    pixels = np.stack(
-        [np.asarray(Image.open(io.BytesIO(jpeg[a:b]))) for a, b in zip(offset[:-1], offset[1:], strict=True)]
-    )
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(jpeg[a:b]))) for a, b in pairwise(offset)])
     train = torch.from_numpy(archive["is_train"].astype(bool))
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(archive["label"]).long(), train
 

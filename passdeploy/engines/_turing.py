@@ -1,7 +1,7 @@
 """TensorRT-RTX has no float32 matrix product for Turing (compute capability 7.5), but float32 convolutions.
 
-A product with constant weights is a 1x1 convolution, so classifiers can be built all the same. Products of two
-activations (attention) stay as they are: in float32, such a network can't be compiled for Turing.
+A product with constant weights is a 1x1 convolution. A product of two activations (attention) is an element-wise
+product and a sum, which the compiler fuses into one kernel: no tensor cores, but Turing has none for float32 anyway.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 
-def products_to_convolutions(data: bytes) -> bytes:
-    """Replaces every Gemm and MatMul with constant weights in a serialised ONNX model by a 1x1 convolution."""
+def without_products(data: bytes) -> bytes:
+    """Replaces the matrix products of a serialised ONNX model by what computes the same without one."""
     import onnx
     from onnx import shape_inference
 
@@ -25,11 +25,13 @@ def products_to_convolutions(data: bytes) -> bytes:
     }
     nodes: list[Any] = []
     for node in graph.node:
-        found = _product(node, constants)
-        if found is None or shapes.get(node.input[0], [-1, -1]).count(-1) > 1 or node.output[0] not in shapes:
+        found, ranks = _product(node, constants), [len(shapes.get(name, [])) for name in node.input[:2]]
+        if found is not None and shapes.get(node.output[0], [-1, -1]).count(-1) <= 1:
+            nodes += _convolution(node, *found, shapes[node.output[0]], graph)
+        elif found is None and node.op_type == "MatMul" and min(ranks) >= 2:
+            nodes += _sum_of_products(node, graph)
+        else:
             nodes.append(node)
-            continue
-        nodes += _convolution(node, *found, shapes[node.output[0]], graph)
     del graph.node[:]
     graph.node.extend(nodes)
     result: bytes = model.SerializeToString()
@@ -76,4 +78,21 @@ def _convolution(node: Any, weight: np.ndarray, bias: np.ndarray | None, shape: 
         helper.make_node("Reshape", [node.input[0], name["flat"]], [name["in"]], name=name["in"]),
         helper.make_node("Conv", [name["in"], *parameters], [name["out"]], name=node.name or name["out"]),
         helper.make_node("Reshape", [name["out"], name["shape"]], [node.output[0]], name=name["shape"]),
+    ]
+
+
+def _sum_of_products(node: Any, graph: Any) -> list[Any]:
+    """(..., M, K, 1) * (..., 1, K, N), summed over K."""
+    from onnx import helper, numpy_helper
+
+    made = {"last": [-1], "third": [-3], "axis": [-2]}
+    name = {key: f"{node.output[0]}__{key}" for key in (*made, "left", "right", "products")}
+    graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), name[k]) for k, v in made.items())
+    return [
+        helper.make_node("Unsqueeze", [node.input[0], name["last"]], [name["left"]], name=name["left"]),
+        helper.make_node("Unsqueeze", [node.input[1], name["third"]], [name["right"]], name=name["right"]),
+        helper.make_node("Mul", [name["left"], name["right"]], [name["products"]], name=name["products"]),
+        helper.make_node(
+            "ReduceSum", [name["products"], name["axis"]], [node.output[0]], name=node.name or name["axis"], keepdims=0
+        ),
     ]

@@ -1,8 +1,8 @@
 """What every backend offers: compile a graph to an engine, save and load it, run and time it.
 
 A backend is one file in this package with a subclass of `Backend` decorated by `register`. Heavy libraries are imported
-inside methods, so that a backend whose parts are missing never raises at import: `available` says what is missing and how
-to get it.
+inside methods, so that a backend whose parts are missing never raises at import: `available` says what is missing and
+how to get it.
 """
 
 from __future__ import annotations

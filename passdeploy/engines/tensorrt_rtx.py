@@ -44,9 +44,9 @@ class TensorRtRtx(TrtBackend):
     def graph_for(self, source: CompileInput, target: Target) -> bytes:
         data = super().graph_for(source, target)
         if target.precision == "fp32" and (7, 5) in capabilities(target):
-            from passdeploy.engines._turing import products_to_convolutions
+            from passdeploy.engines._turing import without_products
 
-            return products_to_convolutions(data)
+            return without_products(data)
         return data
 
     def job(self, target: Target) -> dict[str, Any]:

@@ -94,6 +94,15 @@ class Features:
             for i in range(max((len(g) for g in self.gates), default=0))
         ]
         self._gated = bool(gate_names)
+        # Everything that is linear in the widths as one product: input and output channels, the inputs of each output,
+        # and the (first) gate.
+        first = self._gate_columns[0] if self._gated else np.full(count, groups)
+        gate = np.eye(groups + 1)[:groups, first]
+        self._kept_inputs = self.image | self.grouped
+        self._linear = np.concatenate([self.in_units, self.out_units, self.in_units * ~self.grouped, gate], axis=1)
+        self._free = np.concatenate(
+            [self.in_free, self.out_free, np.where(self.grouped, 1.0, self.in_free), (first == groups).astype(float)]
+        )
 
     def channels(self, w: Any, xp: Any = np) -> tuple[Any, Any, Any]:
         """Input channels, output channels and whether an operator runs, each [n, operators], for widths [n, groups]."""
@@ -148,36 +157,40 @@ class Features:
 
     def cost(self, w: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         """Sum of all terms times their coefficients [operators, terms], for widths [n, groups]; quick."""
-        cin, cout, runs = self.channels(w)
-        s, c = self.step, coefficients.T
+        c = coefficients.T
         used = np.abs(c).sum(axis=1) > 0
-        up_out = np.ceil(cout / s) * s
-        work = runs * self.work
-        inputs = np.where(self.grouped, 1.0, cin)
+        count, s = len(self.names), float(self.step)
+        flat = w @ self._linear + self._free
+        cin, cout, inputs = flat[:, :count], flat[:, count : 2 * count], flat[:, 2 * count : 3 * count]
+        runs = flat[:, 3 * count :]
+        for columns in self._gate_columns[1:]:  # nested blocks; rare
+            runs = runs * np.concatenate([w, np.ones((len(w), 1))], axis=1)[:, columns]
+        runs_in = runs * inputs
         total: np.ndarray = runs @ c[9]
+        up_out = np.ceil(cout * (1 / s)) * s
         if used[[0, 3, 8]].any():
-            both = runs * (inputs * cout)
+            both = runs_in * cout
             total += both @ (c[0] * self.work + c[8] * self.weight_bytes)
             if used[3]:
-                odd = ((cin % ODD > 0) & ~self.image) | (cout % ODD > 0)
+                odd = (np.fmod(cin, ODD) * ~self.image + np.fmod(cout, ODD)) > 0
                 total += (both * odd) @ (c[3] * self.work)
         if used[1]:
-            total += (work * inputs * up_out) @ c[1]
+            total += (runs_in * up_out) @ (c[1] * self.work)
         if used[2]:
-            few = np.where(self.image | (cin < s), cin, np.ceil(cin / s) * s)
-            total += (work * np.where(self.grouped, 1.0, few) * up_out) @ c[2]
+            few = np.where(self._kept_inputs | (cin < s), inputs, np.ceil(cin * (1 / s)) * s)
+            total += (runs * few * up_out) @ (c[2] * self.work)
         if used[4]:
             total += (runs * cin) @ (c[4] * self.in_area)
         if used[5]:
             total += (runs * up_out) @ (c[5] * self.out_area)
-        if used[[6, 10]].any():
-            off = runs * ((cin % s > 0) & ~self.image)
+        if used[6] or used[10]:
+            off = runs * ((np.fmod(cin, s) > 0) & ~self.image)
             total += (off * cin) @ (c[6] * self.in_area) + off @ c[10]
-        if used[[7, 10]].any():
-            off = runs * (cout % s > 0)
+        if used[7] or used[10]:
+            off = runs * (up_out != cout)
             total += (off * cout) @ (c[7] * self.out_area) + off @ c[10]
         if used[11]:
-            total += ((1 - runs) * cout) @ (c[11] * self.out_area * self._removable)
+            total += (cout - runs * cout) @ (c[11] * self.out_area * self._removable)
         return total
 
     def weights(self, w: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""The search: prompt, statistics, hypernetwork, allocators, methods."""

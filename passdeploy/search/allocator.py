@@ -1,9 +1,9 @@
 """From scores to a structure: which units to keep so that the predicted latency is inside the budget.
 
 Scores are importances in units of loss: what removing the unit costs. Within a group the highest are kept; how many per
-group is what an allocator decides. `LatencyAllocator` (ours) spends the budget where loss per saved millisecond is lowest,
-whole blocks included; `GlobalAllocator` (the paper's rule) uses one threshold over all scores; `UniformAllocator` keeps the
-same share everywhere.
+group is what an allocator decides. `LatencyAllocator` (ours) spends the budget where loss per saved millisecond is
+lowest, whole blocks included; `GlobalAllocator` (the paper's rule) uses one threshold over all scores;
+`UniformAllocator` keeps the same share everywhere.
 """
 
 from __future__ import annotations
@@ -154,8 +154,7 @@ class LatencyAllocator(Allocator):
         for g, grid in enumerate(self.grids):
             if not alive[g]:
                 continue
-            for level in grid[grid < widths[g]][::-1][:reach]:
-                moves.append((g, level))
+            moves += [(g, int(level)) for level in grid[grid < widths[g]][::-1][:reach]]
         return self._apply(widths, moves)
 
     def _higher(self, widths: np.ndarray) -> np.ndarray:

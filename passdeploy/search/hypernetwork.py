@@ -1,15 +1,17 @@
 """PASS's prompt-conditioned recurrent hypernetwork (arXiv 2407.17412, section 3).
 
-A small CNN encodes the visual prompt into the initial state of an LSTM. The LSTM walks the channel groups in topological
-order; at each it sees the group's weight statistics and the previous group's mask, and a head turns its state and each
-unit's own statistics into that unit's score. Head and pooling are shared over units and groups (ours), so one hypernetwork
-fits any network and can be transferred. It is conditioned on the budget (ours), so that one search serves several.
+A small CNN encodes the visual prompt into the initial state of an LSTM. The LSTM walks the channel groups in
+topological order; at each it sees the group's weight statistics and the previous group's mask, and a head turns its
+state and each unit's own statistics into that unit's score. Head and pooling are shared over units and groups (ours),
+so one hypernetwork fits any network and can be transferred. It is conditioned on the budget (ours), so that one search
+serves several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ class PromptEncoder(nn.Module):
         super().__init__()
         widths = (3, 16, 32, features)
         layers: list[nn.Module] = []
-        for cin, cout in zip(widths, widths[1:], strict=False):
+        for cin, cout in pairwise(widths):
             layers += [nn.Conv2d(cin, cout, 3, 2, 1), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
@@ -77,10 +79,11 @@ class HyperNetwork(nn.Module):
         inputs = len(GROUP_FEATURES) + 3 * len(UNIT_FEATURES) + POOL + 1
         self.embed = nn.Linear(inputs, hidden)
         self.cell = nn.LSTMCell(hidden, hidden)
-        self.head = nn.Sequential(nn.Linear(hidden + len(UNIT_FEATURES), hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        last = nn.Linear(hidden, 1)
+        self.head = nn.Sequential(nn.Linear(hidden + len(UNIT_FEATURES), hidden), nn.ReLU(), last)
         # The search starts at the prior and can only move away from it as the loss asks.
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def _units(self, statistics: Statistics, group: int) -> Tensor:
         features = statistics.unit[group]

@@ -1,7 +1,7 @@
 """What every way of choosing a structure shares: its inputs, its result, and the registry.
 
-A method scores the units; how many of them stay is decided by its allocator on the latency model, and by the closed loop
-on measured engines. PASS and each baseline are one file that calls `register_method`.
+A method scores the units; how many of them stay is decided by its allocator on the latency model, and by the closed
+loop on measured engines. PASS and each baseline are one file that calls `register_method`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class SearchResult:
         return {name: values.double().numpy() for name, values in self.importance[budget].items()}
 
     def save(self, folder: Path) -> None:
-        """Writes `scores.safetensors`, `network.safetensors`, `stage.safetensors`, `hypernetwork.safetensors`, `search.json`."""
+        """Writes `scores`, `network`, `stage` and `hypernetwork.safetensors`, and `search.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         scores = {f"{i}/{name}": v.contiguous() for i, entry in enumerate(self.importance) for name, v in entry.items()}
         for name, tensors in (

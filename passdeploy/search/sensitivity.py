@@ -1,14 +1,15 @@
 """Measured sensitivity: what removing units and blocks costs, in units of loss. The prior that PASS starts from.
 
-Per channel group the least important units by weight magnitude are masked, a quarter, a half and three quarters of them;
-per residual block the whole branch. The cost is the KL divergence from the dense network's outputs on training images, with
-batch statistics (what re-estimation would give). A unit's importance is its share of the slope of its group's curve, so
-that summed importances of removed units are losses, and width can be traded against depth.
+Per channel group the least important units by weight magnitude are masked, a quarter, a half and three quarters of
+them; per residual block the whole branch. The cost is the KL divergence from the dense network's outputs on training
+images, with batch statistics (what re-estimation would give). A unit's importance is its share of the slope of its
+group's curve, so that summed importances of removed units are losses, and width can be traded against depth.
 """
 
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def spread(magnitude: Tensor, losses: list[float]) -> Tensor:
     ranked = magnitude.argsort()
     importance = torch.zeros(units, dtype=torch.float64)
     bounds = [round(units * k / (len(curve) - 1)) for k in range(len(curve))]
-    for segment, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for segment, (start, end) in enumerate(pairwise(bounds)):
         chosen = ranked[start:end]
         if len(chosen):
             weights = magnitude[chosen].double() + 1e-9
@@ -98,8 +99,8 @@ def measure(context: SearchContext, magnitude: dict[str, Tensor]) -> dict[str, T
         got = F.log_softmax(outputs({**ones, name: mask.to(device)}), 1)
         return float(F.kl_div(got, reference, log_target=True, reduction="batchmean").clamp(0, 20).nan_to_num(20.0))
 
-    importance, done = {}, 0
-    for group in groups:
+    importance = {}
+    for done, group in enumerate(groups):
         if group.kind == "depth":
             importance[group.name] = torch.tensor([max(LEAST, loss(group.name, torch.zeros(1)))], dtype=torch.float64)
         else:
@@ -110,6 +111,5 @@ def measure(context: SearchContext, magnitude: dict[str, Tensor]) -> dict[str, T
                 mask[ranked[: round(group.units * share)]] = 0
                 losses.append(loss(group.name, mask))
             importance[group.name] = spread(magnitude[group.name], losses)
-        done += 1
-        context.progress(done, len(groups), "measuring sensitivities")
+        context.progress(done + 1, len(groups), "measuring sensitivities")
     return importance

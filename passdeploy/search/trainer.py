@@ -1,8 +1,8 @@
 """PASS: the prompt, the hypernetwork and (ours) the weights are trained jointly under the latency budget.
 
-Each step trains the masked network. The masks are those of the allocation that the current scores give under the current
-budget, which tightens over the search and is solved again every few steps; gradients reach the scores, and through them
-the LSTM and the prompt, straight through the binarisation.
+Each step trains the masked network. The masks are those of the allocation that the current scores give under the
+current budget, which tightens over the search and is solved again every few steps; gradients reach the scores, and
+through them the LSTM and the prompt, straight through the binarisation.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def cuts_of(
 ) -> Cuts:
     """Thresholds at which the allocator would have decided otherwise.
 
-    In a group that is partly kept: half way between its lowest kept and highest removed score. In a group kept or removed
-    as a whole: where its loss per millisecond would meet the allocation's price.
+    In a group that is partly kept: half way between its lowest kept and highest removed score. In a group kept or
+    removed as a whole: where its loss per millisecond would meet the allocation's price.
 
     Args:
         allocation: The current one.

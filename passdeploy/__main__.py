@@ -1,0 +1,5 @@
+"""``python -m passdeploy``: the command line."""
+
+from passdeploy.cli import main
+
+main()
