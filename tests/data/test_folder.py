@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from passdeploy import data as datasets
@@ -239,6 +241,19 @@ def test_centre_crop() -> None:
     assert out.shape == (80, 80, 3)
     assert out.min() == 255
     assert np.asarray(fit(Image.fromarray(pixels), (90, 200), 50)).shape == (90, 200, 3)  # never short of the crop
+
+
+@settings(deadline=None)
+@given(
+    source=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    resize=st.none() | st.integers(1, 60),
+)
+def test_whatever_its_size_an_image_fits(source: tuple[int, int], size: tuple[int, int], resize: int | None) -> None:
+    pixels = np.asarray(fit(picture((50, 60, 70), source), size, resize))
+    assert pixels.shape == (*size, 3)
+    assert pixels[..., 0].min() >= 50  # nothing from outside the picture
+    assert pixels[..., 0].max() <= 80
 
 
 @pytest.mark.parametrize("size", [(0, 5), (-3, 3), (5000, 5000)])
