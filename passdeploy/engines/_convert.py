@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from passdeploy.engines._common import one_line
-from passdeploy.engines._graph import input_stage, name_nodes
+from passdeploy.engines._graph import drop_unused, input_stage, name_nodes
 from passdeploy.errors import BadInput
 
 KEEP = {
@@ -111,10 +111,7 @@ class _Converter:
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
         del self.graph.value_info[:]  # float32 everywhere: no longer true
-        used = {name for node in self.graph.node for name in node.input} | outputs
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        drop_unused(self.graph)
         return self.model
 
 

@@ -40,3 +40,20 @@ def name_nodes(graph: Any) -> None:
                 name += "_"
             node.name = name
             taken.add(name)
+
+
+def drop_unused(graph: Any) -> None:
+    """Removes constants that nothing reads any more, in place (subgraphs count as readers)."""
+    used = {value.name for value in graph.output} | _read(graph)
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _read(graph: Any) -> set[str]:
+    names = {name for node in graph.node for name in node.input}
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                names |= _read(inner)
+    return names

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from passdeploy.engines._graph import drop_unused
+
 
 def without_products(data: bytes) -> bytes:
     """Replaces the matrix products of a serialised ONNX model by what computes the same without one."""
@@ -34,6 +36,7 @@ def without_products(data: bytes) -> bytes:
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+    drop_unused(graph)
     result: bytes = model.SerializeToString()
     return result
 

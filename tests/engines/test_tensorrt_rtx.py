@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from passdeploy.engines._trt import Options, capabilities
-from passdeploy.engines.base import Engine, get_backend, require
+from passdeploy.engines.base import CompileInput, Engine, get_backend, require
 from passdeploy.engines.files import load_engine
 from passdeploy.engines.tensorrt_rtx import KNOWN, TensorRtRtx
 from passdeploy.errors import BadInput, Unavailable
+from passdeploy.export import export_onnx
 from passdeploy.targets import attached_gpus
 from tests.engines.conftest import A100, Case, difference
 
@@ -52,6 +54,37 @@ def test_the_graph_for_turing_computes_the_same(case: Case) -> None:
     session = ort.InferenceSession(turing, providers=["CPUExecutionProvider"])
     logits = np.concatenate([session.run(None, {"images": image[None]})[0] for image in case.images])
     assert difference(case.logits, logits) <= 1e-5
+
+
+class Attention(torch.nn.Module):
+    """Two heads over the pixels of a shrunken image: products of activations, and of constants, in three ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = torch.nn.Conv2d(3, 8, 4, stride=4)
+        self.qkv, self.out = torch.nn.Linear(8, 24), torch.nn.Linear(8, 5, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).reshape(1, 16, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).reshape(1, 16, 8).mean(1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_attention_builds_for_turing_too(tmp_path: Path, precision: str) -> None:
+    import onnxruntime as ort
+
+    torch.manual_seed(0)
+    model, images = Attention().eval(), torch.rand(4, 3, 16, 16)
+    path = export_onnx(model, tmp_path / "model.onnx", (3, 16, 16))
+    source = CompileInput(path, samples=images.numpy())
+    turing = replace(A100, precision=precision, compute_capability="8.0" if precision == "bf16" else "7.5")
+    assert RTX.compile(source, turing).data
+    if precision == "fp32":
+        session = ort.InferenceSession(RTX.graph_for(source, turing), providers=["CPUExecutionProvider"])
+        with torch.no_grad():
+            assert difference(model(images[:1]).numpy(), session.run(None, {"images": images[:1].numpy()})[0]) <= 1e-5
 
 
 @pytest.mark.parametrize(
