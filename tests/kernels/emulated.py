@@ -73,7 +73,7 @@ def guarded(tensor: Tensor, offset: int = 0, fill: int | None = None) -> Tensor:
         fill: A byte to fill it with instead of copying.
     """
     size = tensor.numel() * tensor.element_size()
-    raw = torch.full((size + 2 * GUARD + 32,), 0xA5, dtype=torch.uint8)
+    raw = torch.full((size + 2 * GUARD + 32,), 0xA5, dtype=torch.uint8, device=tensor.device)
     start = GUARD + (-(raw.data_ptr() + GUARD)) % 16 + offset
     inner = raw[start : start + size]
     copy = torch.as_strided(inner.view(tensor.dtype), tensor.size(), tensor.stride())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -54,6 +55,13 @@ def members(data: bytes) -> list[tuple[str, int]]:
         found.append((kind, int.from_bytes(data[at + 28 : at + 32], "little")))
         at += int.from_bytes(data[at + 4 : at + 8], "little") + int.from_bytes(data[at + 8 : at + 16], "little")
     return found
+
+
+@needs_nvrtc
+@pytest.mark.skipif(build.nvcc_path() is not None, reason="nvcc is here, and does it for the fatbin")
+@pytest.mark.parametrize(("source", "architecture"), itertools.product(build.SOURCES, build.ARCHITECTURES))
+def test_every_architecture_compiles(source: str, architecture: int) -> None:
+    assert build.compile_nvrtc(source, architecture)[:4] == ELF
 
 
 @needs_nvcc
