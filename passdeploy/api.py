@@ -124,6 +124,28 @@ def run_stage(name: str, out: Path, *, model: str | None = None, quiet: bool = F
     return [budget.space.folder(name) for budget in running.runs]
 
 
+def save_profile(config: RunConfig, out: Path, save: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Measures the latency model of a target and writes it as a portable file.
+
+    Returns:
+        The model's summary: number of structures, errors, repeatability.
+
+    Raises:
+        BadInput: The target can't be measured here.
+    """
+    from passdeploy.console import Ui
+    from passdeploy.pipeline import Run
+    from passdeploy.stages import stage_model
+    from passdeploy.workspace import copy_file
+
+    running = Run(config, out, Ui(quiet))
+    if not running.measured:
+        raise BadInput(f"--target {config.target}: is not attached, so nothing can be measured; run this where it is")
+    running.shared("profile")
+    copy_file(running.space.folder("profile") / "profile.json", save)
+    return stage_model(running).summary()
+
+
 def load(out: str | Path, *, model: str | nn.Module | Callable[..., nn.Module] | None = None) -> nn.Module:
     """Loads the fine-tuned thin network of a run, without its input stage.
 

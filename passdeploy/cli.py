@@ -158,10 +158,167 @@ for _name, _what in (
     ("fit", "Closes the loop: allocates, measures, and repeats until the engine is just inside the budget."),
     ("finetune", "Rebuilds the network thin and trains its weights and prompt."),
     ("compile", "Exports and compiles the thin network, and proves that it computes the same function."),
-    ("report", "Writes report.json, report.md and report.html."),
-    ("ship", "Writes the sealed bundle."),
 ):
     _stage_command(_name, _what)
+
+
+@app.command()
+def profile(
+    save: Annotated[Path, typer.Option("--save", help="Where the latency profile is written.")],
+    model: Annotated[str | None, MODEL] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights: safetensors, or a tensor-only .pth.")] = None,
+    data: Annotated[str | None, typer.Option(help="Name, image folder, or module:function.")] = None,
+    target: Annotated[str | None, typer.Option(help="cpu, a100, h100, l4, ... (passdeploy targets).")] = None,
+    backend: Annotated[str | None, typer.Option(help="onnxruntime, openvino, tensorrt_rtx, ...")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 (CPU), fp16 (GPU), bf16, int8, fp8.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per inference.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of one inference.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file (default: ./passdeploy.yaml).")] = None,
+    out: Out = Path("runs/profile"),
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measures structures on the target and writes the latency model as a portable file.
+
+    Example: `passdeploy profile --model resnet20 --data fashion-mnist --target cpu --save cpu.profile.json`, and on the
+    machine that searches: `passdeploy run ... --profile cpu.profile.json`
+    """
+    from passdeploy.api import save_profile
+
+    flags = _values(
+        model=model,
+        weights=weights,
+        data=data,
+        target=target,
+        backend=backend,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+    )
+    facts = save_profile(_configuration(config, flags, console=not json_), out, save, quiet=json_)
+    if json_:
+        _print_json(facts)
+    else:
+        out_console.print(
+            f"{save}: {facts['n']} structures, mean error {facts['mape']:.1%}, largest {facts['max_ape']:.1%} "
+            f"(cross-validated; a measurement repeats within {facts['repeatability']:.1%})",
+            markup=False,
+        )
+
+
+@app.command()
+def bench(
+    engines: Annotated[list[str], typer.Argument(help="Engines, ONNX files, run directories or bundles.")],
+    target: Annotated[str, typer.Option(help="Where they run.")] = "cpu",
+    backend: Annotated[str | None, typer.Option(help="Compiles the ONNX files.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads, for ONNX files.")] = 1,
+    fail_if_slower: Annotated[str | None, typer.Option(help="Exit 1 if slower than the first by more: 5%.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Stored report.json: judge the ratio of the two given.")] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Times engines side by side, interleaved; the first is the reference.
+
+    Example: `passdeploy bench runs/demo/dense.onnx runs/demo --fail-if-slower 5%`
+
+    Exit status with --fail-if-slower: 0 not slower, 1 slower, 3 inconclusive.
+    """
+    from passdeploy import benching
+    from passdeploy.summary import bench_table
+
+    margin = benching.parse_margin(fail_if_slower or "5%")
+    comparison = benching.compare(engines, target, backend, threads)
+    code, said = 0, None
+    if against is not None:
+        code, said = benching.against_report(comparison, against, margin)
+    elif fail_if_slower is not None:
+        code = benching.outcome(comparison, margin)
+    if json_:
+        _print_json(benching.to_json(comparison) | {"outcome": code, "message": said})
+    else:
+        out_console.print(bench_table(comparison))
+        if said:
+            out_console.print(said, markup=False)
+    raise typer.Exit(code if fail_if_slower is not None or against is not None else 0)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories or report.json files.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory whose report is written again.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="json, markdown, html, junit, github-action-benchmark.")
+    ] = "markdown",
+    model: Annotated[str | None, MODEL] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Prints the report of one run, or of several side by side, in a format for people or for CI.
+
+    Fills $GITHUB_STEP_SUMMARY where it is set. With --out alone it writes the report stage of that run again.
+
+    Example: `passdeploy report runs/demo --format junit > report.xml`
+    """
+    if not runs:
+        if out is None:
+            raise typer.BadParameter("give run directories, or --out DIR")
+        _staged("report", out, model, json_)
+        return
+    from passdeploy.reporting import load_report
+    from passdeploy.reporting.exporters import export, write_step_summary
+
+    loaded = [load_report(path) for path in runs]
+    write_step_summary(loaded)
+    sys.stdout.write(export(loaded, "json" if json_ else form).rstrip("\n") + "\n")
+
+
+@app.command()
+def ship(
+    source: Annotated[Path | None, typer.Argument(help="Bundle, or a run directory that has one.")] = None,
+    server: Annotated[str | None, typer.Option(help="triton, mlserver or kserve.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Model repository (with --server), or run directory.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model; default: the bundle's.")] = None,
+    kind: Annotated[str, typer.Option(help="auto, python, onnxruntime or tensorrt.")] = "auto",
+    instances: Annotated[int, typer.Option(help="Of the model, per device (Triton).")] = 1,
+    key: Annotated[Path | None, typer.Option(help="Public key: the bundle must be signed with its other half.")] = None,
+    storage_uri: Annotated[str | None, typer.Option(help="Where KServe will find the repository.")] = None,
+    model: Annotated[str | None, MODEL] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Writes the sealed bundle of a run, or puts a bundle into an inference server's model repository.
+
+    Example: `passdeploy ship runs/demo --server triton --out models`
+    """
+    if server is None:
+        if source is None and out is None:
+            raise typer.BadParameter("give a run directory, or a bundle with --server")
+        _staged("ship", source or out, model, json_)  # type: ignore[arg-type]
+        return
+    from passdeploy.shipping.repository import write_repository
+
+    if source is None:
+        raise typer.BadParameter("give the bundle or run directory that --server serves")
+    written = write_repository(
+        out or Path("models"),
+        source,
+        server,
+        name=name,
+        kind=kind,
+        instances=instances,
+        key=key,
+        storage_uri=storage_uri,
+    )
+    if json_:
+        _print_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(written).items()})
+    else:
+        out_console.print(
+            f"{written.folder}: model {written.model} ({written.kind}); serve it with\n  {written.start}", markup=False
+        )
+        if written.note:
+            out_console.print(written.note, markup=False)
 
 
 @app.command()

@@ -11,12 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from passdeploy.groups import macs
+from passdeploy.reporting.format import milliseconds
 from passdeploy.reporting.schema import Report
 from passdeploy.reporting.verdict import numbers, verdict
 from passdeploy.subject import Subject, load_subject
 
 if TYPE_CHECKING:
     from passdeploy.config import RunConfig
+    from passdeploy.latency.measure import Comparison
     from passdeploy.shipping.verify import Verification
 
 
@@ -89,6 +91,29 @@ def groups_table(subject: Subject) -> RenderableType:
         table.add_row(group.name, units, f"{share:.1%}", Text(", ".join(names), style="dim"))
     frozen = [Text(f"whole: {name} ({why})", style="dim") for name, why in subject.groups.frozen.items()]
     return Group(table, *frozen)
+
+
+def bench_table(comparison: Comparison) -> RenderableType:
+    """One row per engine; ratios are to the first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("engine", overflow="fold")
+    for heading in ("p50", "p90", "p99", "calls", "times as fast", "95 % interval", "verdict"):
+        table.add_column(heading, justify="right")
+    for name, m in comparison.measurements.items():
+        row = [name, milliseconds(m.p50), milliseconds(m.p90), milliseconds(m.p99), str(m.n)]
+        if name == comparison.reference:
+            row += ["reference", "", ""]
+        else:
+            ratio = comparison.ratio(name)
+            row += [f"{ratio.value:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}", comparison.verdict(name)]
+        table.add_row(*row)
+    noisy = [name for name, m in comparison.measurements.items() if m.noisy]
+    notes = (
+        [Text(f"The machine was disturbed while {', '.join(noisy)} ran: measure again.", style="yellow")]
+        if noisy
+        else []
+    )
+    return Group(table, *notes)
 
 
 def verification(result: Verification) -> RenderableType:

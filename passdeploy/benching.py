@@ -1,0 +1,168 @@
+"""`passdeploy bench`: engines, ONNX files, run directories and bundles, timed side by side."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from passdeploy.engines.base import CompileInput, Engine, get_backend
+from passdeploy.engines.files import load_engine
+from passdeploy.errors import BadInput
+from passdeploy.export import INPUT
+from passdeploy.latency.measure import BENCH, Comparison, Settings, Timed, interleave
+from passdeploy.meter import open_runner
+from passdeploy.targets import Target, resolve
+
+NOT_SLOWER, SLOWER, INCONCLUSIVE = 0, 1, 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that can be timed.
+
+    Attributes:
+        label: As given.
+        engine: Compiled; None for a bundle, which its own runner loads.
+        bundle: Folder of the bundle.
+    """
+
+    label: str
+    engine: Engine | None = None
+    bundle: Path | None = None
+
+
+def _input_shape(path: Path) -> list[int]:
+    import onnx
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+        return [d.dim_value or 1 for d in graph.input[0].type.tensor_type.shape.dim]
+    except Exception as error:
+        raise BadInput(f"{path}: cannot be read as ONNX ({str(error).splitlines()[0]})") from None
+
+
+def _target(name: str, backend: str | None, precision: str | None, batch: int, threads: int) -> Target:
+    target = resolve(name, backend=backend, precision=precision, batch=batch, threads=threads)
+    reason = get_backend(target.backend).runnable(target)
+    if reason is not None or not target.attached:
+        raise BadInput(f"--target {name}: nothing can be timed here ({reason or 'it is not attached'})")
+    return target
+
+
+def open_source(given: str, target: str, backend: str | None, threads: int) -> Source:
+    """Finds out what `given` is.
+
+    Raises:
+        BadInput: It is none of: an engine (or its folder), an ONNX file, a run directory, a bundle.
+    """
+    path = Path(given)
+    if (path / "SHA256SUMS").is_file():
+        return Source(given, bundle=path)
+    for engine in (path, path / "engine"):
+        if (engine / "engine.json").is_file():
+            return Source(given, load_engine(engine))
+    if path.is_file() and path.suffix == ".onnx" and not (path.parent / "engine.json").is_file():
+        made = _target(target, backend, None, _input_shape(path)[0], threads)
+        return Source(given, get_backend(made.backend).compile(CompileInput(onnx=path), made))
+    if path.is_file():
+        return Source(given, load_engine(path))
+    raise BadInput(f"bench {given}: is no engine, ONNX file, run directory or bundle; check the path")
+
+
+def compare(
+    given: list[str], target: str = "cpu", backend: str | None = None, threads: int = 1, settings: Settings = BENCH
+) -> Comparison:
+    """Times everything given, interleaved in one process; the first is the reference.
+
+    Engines that were compiled for other thread counts keep theirs. Inputs are random images of the engine's shape.
+
+    Raises:
+        BadInput: Something can't be timed here.
+    """
+    labels = [label if given.count(label) == 1 else f"{label} #{i + 1}" for i, label in enumerate(given)]
+    runners: dict[str, Timed] = {}
+    rng = np.random.default_rng(0)
+    with ExitStack() as stack:
+        for label, name in zip(labels, given, strict=True):
+            source = open_source(name, target, backend, threads)
+            if source.engine is None:
+                from passdeploy.shipping.runner import load
+
+                assert source.bundle is not None
+                model = stack.enter_context(load(source.bundle))
+                model.bind(rng.random((model.engine.batch, *model.contents.input_shape), dtype=np.float32))
+                runners[label] = model
+                continue
+            meta = source.engine.meta
+            shape = [max(1, size) for size in meta["inputs"][INPUT]]
+            kept = int(meta.get("threads", threads))
+            fitting = _target(target, source.engine.backend, str(meta["precision"]), shape[0], kept)
+            images = rng.random(shape, dtype=np.float32)
+            runners[label] = stack.enter_context(open_runner(source.engine, fitting, images))
+        return interleave(runners, settings)
+
+
+def parse_margin(text: str) -> float:
+    """``5%`` -> 0.05. Raises `BadInput`."""
+    try:
+        value = float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        value = -1.0
+    if not text.strip().endswith("%") or not 0 <= value < 10:
+        raise BadInput(f"--fail-if-slower {text!r}: give a percentage, such as 5%")
+    return value
+
+
+def outcome(comparison: Comparison, margin: float) -> int:
+    """0 nothing is slower than the first by more than `margin`, 1 something is, 3 can't tell."""
+    verdicts = [comparison.not_slower(name, margin) for name in comparison.measurements if name != comparison.reference]
+    if any(verdict is False for verdict in verdicts):
+        return SLOWER
+    return INCONCLUSIVE if any(verdict is None for verdict in verdicts) else NOT_SLOWER
+
+
+def against_report(comparison: Comparison, path: Path, margin: float) -> tuple[int, str]:
+    """Judges a comparison of (dense, thin) against the speed-up in a stored report.
+
+    The ratio to the dense engine is compared, not milliseconds: a stored report may come from a faster machine.
+
+    Returns:
+        Outcome as for `outcome`, and a sentence.
+
+    Raises:
+        BadInput: The report has no measured speed-up, or not two things were measured.
+    """
+    from passdeploy.reporting import load_report
+
+    report = load_report(path)
+    if report.speedup.latency is None or report.speedup.latency_ci95 is None:
+        raise BadInput(f"{path}: has no measured speed-up to compare with")
+    if len(comparison.measurements) != 2:
+        raise BadInput("--against: give two engines, the dense one first; their ratio is what is compared")
+    thin = next(name for name in comparison.measurements if name != comparison.reference)
+    now = comparison.ratio(thin, 0.99)
+    low, high = report.speedup.latency_ci95
+    said = f"{now.value:.3f}x now ({now.low:.3f} to {now.high:.3f}), {report.speedup.latency:.3f}x in the report"
+    if now.high * (1 + margin) < low:
+        return SLOWER, f"slower than the report: {said}"
+    if now.low * (1 + margin) >= high:
+        return NOT_SLOWER, f"not slower than the report: {said}"
+    if now.value * (1 + margin) >= report.speedup.latency and now.low * (1 + margin) >= low:
+        return NOT_SLOWER, f"not slower than the report: {said}"
+    return INCONCLUSIVE, f"inconclusive: {said}"
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """Measurements, and ratios to the first."""
+    rows = {}
+    for name, measurement in comparison.measurements.items():
+        rows[name] = measurement.to_json() | {
+            "times_as_fast": None if name == comparison.reference else comparison.ratio(name).to_json(),
+            "verdict": None if name == comparison.reference else comparison.verdict(name),
+        }
+    return json.loads(json.dumps({"reference": comparison.reference, "engines": rows}))  # type: ignore[no-any-return]
