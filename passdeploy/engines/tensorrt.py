@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,13 @@ def default_timing_cache(version: str, device: str) -> Path:
     return root / f"tensorrt-{kind}.timing"
 
 
+def libraries() -> bool:
+    """Whether the bindings and the libraries are here; PyPI alone has only the bindings."""
+    if missing("tensorrt", "tensorrt"):
+        return False
+    return missing("tensorrt_libs", "tensorrt") is None or ctypes.util.find_library("nvinfer") is not None
+
+
 @register
 class TensorRt(TrtBackend):
     """Full TensorRT through Polygraphy."""
@@ -35,7 +43,7 @@ class TensorRt(TrtBackend):
     environment: ClassVar[dict[str, str]] = {"POLYGRAPHY_USE_TENSORRT_RTX": "0"}
 
     def available(self, target: Target) -> str | None:
-        if target.compute_capability is not None and missing("tensorrt", "tensorrt"):
+        if target.compute_capability is not None and not libraries():
             return (
                 "TensorRT's libraries are not installed; pip install tensorrt "
                 "--extra-index-url https://pypi.nvidia.com, or use the image that Dockerfile.gpu builds"
