@@ -91,12 +91,16 @@ def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int], batch:
 
 
 def run_onnx(data: bytes, images: np.ndarray) -> np.ndarray:
-    """Outputs of an ONNX file's bytes in ONNX Runtime on one CPU thread."""
+    """Outputs of an ONNX file's bytes in ONNX Runtime on one CPU thread, operator by operator as the file has them.
+
+    Without graph optimisations, so that an engine is compared with the file and not with itself.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     outputs: np.ndarray = session.run(None, {INPUT: images})[0]
     return outputs

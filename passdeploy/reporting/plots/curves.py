@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 270.0, 170.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 8.0, 28.0, 26.0
 _TITLES = {
     "loss": "loss",
-    "accuracy": "validation accuracy, %",
+    "accuracy": "training accuracy, %",
     "latency_ratio": "predicted latency / dense",
     "kept_blocks": "residual blocks kept",
     "kept_share": "units kept, %",
@@ -40,7 +40,7 @@ def _panel(name: str, points: Sequence[tuple[float, float]], curve: Curve, goal:
     low, high = padded(values, 0.08, 1.0 if name in _STEPS else 0.0)
     if min(values) >= 0:
         low = max(low, 0.0)
-    x = Scale(curve.step[0], max(curve.step[-1], curve.step[0] + 1e-9), LEFT, WIDTH - RIGHT)
+    x = Scale(curve.step[0], max(curve.step[-1], curve.step[0] + 1.0), LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
     title = _TITLES.get(name, name.replace("_", " "))
     parts = [*y_axis(y, LEFT, WIDTH - RIGHT, 3), *x_axis(x, HEIGHT - BOTTOM, HEIGHT - BOTTOM, "", 3)]
