@@ -1,0 +1,96 @@
+"""Re-measures a finished run outside passdeploy: plain ONNX Runtime on `dense.onnx` and `model.onnx`.
+
+    python benchmarks/remeasure.py runs/demo
+
+One thread, spinning off, interleaved blocks of 20 ms, 40 pairs; the median ratio of five fresh processes. Nothing of
+passdeploy is imported by the processes that measure. Appends the row to `benchmarks/results/<device>/demo.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+MEASURE = """
+import json, statistics, sys, time
+import numpy as np, onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+sessions = [ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in sys.argv[1:3]]
+shape = sessions[0].get_inputs()[0].shape
+images = np.random.default_rng(0).random(shape, dtype=np.float32)
+def block(session, seconds):
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 5:
+        start = time.perf_counter()
+        session.run(None, {"images": images})
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+for session in sessions:
+    block(session, 0.5)
+pairs = [(block(sessions[0], 0.02), block(sessions[1], 0.02)) for _ in range(40)]
+print(json.dumps({"ratio": statistics.median(a / b for a, b in pairs),
+                  "dense_ms": 1e3 * statistics.median(a for a, _ in pairs),
+                  "model_ms": 1e3 * statistics.median(b for _, b in pairs)}))
+"""
+
+
+def measure(dense: Path, model: Path, processes: int = 5) -> dict[str, object]:
+    """The median of several fresh processes."""
+    environment = dict(os.environ, OMP_WAIT_POLICY="passive", OMP_NUM_THREADS="1")
+    rows = []
+    for _ in range(processes):
+        command = [sys.executable, "-c", MEASURE, str(dense), str(model)]
+        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, env=environment).stdout))
+    return {
+        "ratio": statistics.median(row["ratio"] for row in rows),
+        "ratios": [round(row["ratio"], 4) for row in rows],
+        "dense_ms": statistics.median(row["dense_ms"] for row in rows),
+        "model_ms": statistics.median(row["model_ms"] for row in rows),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--device", help="name of the results folder; default: from the report")
+    args = parser.parse_args()
+    report = json.loads((args.run / "report.json").read_text())
+    outside = measure(args.run / "dense.onnx", args.run / "model.onnx")
+    device = args.device or report["target"]["device"].split("(")[0].strip().lower().replace(" ", "-")
+    row = {
+        "measured": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
+        "device": f"{report['target']['device']}, {os.cpu_count()} cores, {platform.machine()}",
+        "model": report["provenance"]["model"],
+        "data": report["provenance"]["data"],
+        "asked": report["budget"]["asked"],
+        "status": report["status"],
+        "speedup_report": report["speedup"],
+        "speedup_outside": outside,
+        "accuracy_test": {"dense": report["dense"]["accuracy"], "pruned": report["pruned"]["accuracy"]},
+        "macs": {"dense": report["dense"]["macs"], "pruned": report["pruned"]["macs"]},
+        "equivalence": report["equivalence"],
+        "predictor": report["predictor"],
+        "timing_s": report["timing_s"],
+        "versions": report["environment"]["versions"],
+    }
+    path = RESULTS / device / "demo.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([*rows, row], indent=1) + "\n")
+    print(json.dumps({"outside": outside, "report": report["speedup"], "status": report["status"]}, indent=1))
+    print(f"appended to {path}")
+
+
+if __name__ == "__main__":
+    main()
