@@ -43,7 +43,7 @@ TOP1_AGREEMENT = 0.99
 MARGIN = 1.01
 """The loop accepts what is this much inside the budget, so that the engine that ships is inside it too."""
 LOADS = 3
-"""Where an engine's buffers happen to lie moves its latency by up to 2 %: the load in the middle of these is reported."""
+"""Where buffers happen to lie moves an engine's latency by up to 2 %: the load in the middle of these is reported."""
 MOST_FITS = 12
 """Structures that the closed loop measures at most."""
 
