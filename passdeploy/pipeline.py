@@ -24,6 +24,7 @@ from passdeploy.console import Ui
 from passdeploy.data.base import ImageData
 from passdeploy.engines.base import get_backend
 from passdeploy.errors import BadInput
+from passdeploy.export import OnnxSlicer
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
 from passdeploy.search.method import get_method
@@ -126,6 +127,11 @@ class Run:
         return load_subject(self.config, self._model, self._data)
 
     @cached_property
+    def slicer(self) -> OnnxSlicer:
+        """Thin ONNX files of the dense network, for measuring; made once, since each takes two exports."""
+        return stages.slicer(self)
+
+    @cached_property
     def validation_images(self) -> np.ndarray:
         """Real images (n, 3, H, W) for proofs, calibration, timing and samples."""
         count = max(64, self.target.batch)
@@ -150,7 +156,8 @@ class Run:
                     f"{', '.join(different)}); give another --out, or --fresh to delete it"
                 )
             return
-        if any(child.name != ".partial" for child in self.space.root.iterdir()):
+        # Hidden files are ours: what a kill before the first file was complete has left.
+        if any(not child.name.startswith(".") for child in self.space.root.iterdir()):
             raise BadInput(f"--out {self.space.root}: not empty and not a run directory; give another folder")
         write_atomic(path, yaml.safe_dump(self.config.to_json(), sort_keys=False))
 
@@ -264,25 +271,29 @@ class Run:
             "architecture.json": folder("finetune") / "architecture.json",
             "model.onnx": folder("compile") / "model.onnx",
             "measurements.csv": folder("bench") / "measurements.csv",
+            "prompt.safetensors": folder("finetune") / "prompt.safetensors",
             "report.json": folder("report") / "report.json",
             "report.md": folder("report") / "report.md",
             "report.html": folder("report") / "report.html",
         }
-        if (folder("finetune") / "prompt.safetensors").exists():
-            files["prompt.safetensors"] = folder("finetune") / "prompt.safetensors"
+        skipped = self._skipped(run)
         for name, source in files.items():
-            if source.exists():
+            if source.parent.name not in skipped and source.exists():
                 copy_file(source, root / name)
+            else:
+                (root / name).unlink(missing_ok=True)  # of an earlier state: what is not good any more is not offered
         dense = folder("compile") / "dense.onnx"
         if dense.exists():
             copy_file(dense, self.space.root / "dense.onnx")
         for name, source in (("engine", folder("compile") / "engine"), ("bundle", folder("ship") / "bundle")):
-            if source.exists():
-                temporary = root / f".{name}.tmp"
-                shutil.rmtree(temporary, ignore_errors=True)
+            temporary = root / f".{name}.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            if source.parent.name not in skipped and source.exists():
                 shutil.copytree(source, temporary)
                 shutil.rmtree(root / name, ignore_errors=True)
                 temporary.rename(root / name)
+            else:
+                shutil.rmtree(root / name, ignore_errors=True)
 
     def dense_state(self) -> dict[str, torch.Tensor]:
         """Weights of the dense network that the run starts from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from passdeploy.budget import Budget
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, export_onnx, run_onnx
 from passdeploy.groups import Masker, as_masks, macs
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.loop import close_loop, meets
-from passdeploy.latency.measure import BENCH
+from passdeploy.latency.measure import BENCH, Settings
 from passdeploy.latency.model import LatencyModel
 from passdeploy.latency.profile import profile
 from passdeploy.latency.roofline import Roofline
@@ -95,7 +97,7 @@ def slicer(run: Run) -> OnnxSlicer:
 
 def meter(run: Run) -> Meter:
     """Times structures of the dense network on the target."""
-    return Meter(slicer(run), run.subject.groups, run.target, run.validation_images, run.config.scope)
+    return Meter(run.slicer, run.subject.groups, run.target, run.validation_images, run.config.scope)
 
 
 def stage_model(run: Run) -> Predictor:
@@ -185,6 +187,11 @@ class _Timed:
     dense_ms: float | None
 
 
+def bench_settings(budget: Budget) -> Settings:
+    """Long enough to say something about the budget's percentile."""
+    return dataclasses.replace(BENCH, percentiles=(50.0, float(budget.percentile[1:])))
+
+
 Allocated = tuple[Structure, float]
 
 
@@ -204,7 +211,7 @@ def _fit_measured(
 
         def measure(structure: Structure) -> _Timed:
             def take() -> dict[str, Any]:
-                comparison = timed.compare(structure, BENCH)
+                comparison = timed.compare(structure, bench_settings(asked))
                 ratio, engines = comparison.ratio("thin"), comparison.measurements
                 at = {name: engines[name].at(float(asked.percentile[1:])) for name in engines}
                 return {"speedup": ratio.value, "low": ratio.low, "thin_ms": at["thin"], "dense_ms": at["dense"]}
@@ -445,7 +452,7 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
         loads = []
         for done in range(LOADS):
             run.ui.step(done, LOADS)
-            loads.append(compare_engines(engines, run.target, images, run.config.scope, BENCH))
+            loads.append(compare_engines(engines, run.target, images, run.config.scope, bench_settings(budget.budget)))
         loads.sort(key=lambda comparison: comparison.ratio("thin").value)
         comparison = loads[LOADS // 2]
         return {

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from passdeploy.errors import BadInput, PassdeployError
 
 RECORD = "stage.json"
@@ -76,6 +78,24 @@ def copy_file(source: Path, target: Path) -> None:
     write_atomic(target, source.read_bytes())
 
 
+def _is_scratch(path: Path) -> bool:
+    return path.name.startswith(".") or path.suffix in SCRATCH_SUFFIXES
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The record of a stage's folder; None when there is none or the files are not as recorded."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        outputs: Mapping[str, str] = record["outputs"]
+    except (OSError, ValueError, KeyError):
+        return None
+    intact = all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in outputs.items())
+    return record if intact else None
+
+
 class Workspace:
     """A run directory, or the folder of one budget in it.
 
@@ -118,17 +138,7 @@ class Workspace:
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage recorded; None when it is not there or its files are not as recorded."""
-        path = self.folder(stage) / RECORD
-        if not path.exists():
-            return None
-        try:
-            record: dict[str, Any] = json.loads(path.read_text())
-            outputs: Mapping[str, str] = record["outputs"]
-        except (OSError, ValueError, KeyError):
-            return None
-        folder = self.folder(stage)
-        intact = all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in outputs.items())
-        return record if intact else None
+        return _finished(self.folder(stage))
 
     def digest(self, stage: str) -> str:
         """Digest over a finished stage's files: what later stages record as their input."""
@@ -158,6 +168,9 @@ class Workspace:
         if done is not None and done["inputs"] == inputs:
             return False
         partial = self.root / ".partial" / stage
+        if (done := _finished(partial)) is not None and done["inputs"] == inputs:
+            self._adopt(stage, partial)  # killed while it was moved into place
+            return False
         started = partial / ".inputs.json"
         if partial.exists() and (not started.exists() or json.loads(started.read_text()) != inputs):
             shutil.rmtree(partial)
@@ -168,28 +181,34 @@ class Workspace:
         start = time.monotonic()
         try:
             body(partial)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise PassdeployError(
-                f"{partial}: writing failed ({error.strerror or error}); free some space, then run again: "
-                "what was finished is kept"
+                f"{partial}: writing failed ({getattr(error, 'strerror', None) or error}); free some space, then run "
+                "again: what was finished is kept"
             ) from error
         finally:
+            seconds = before + time.monotonic() - start
             if partial.exists():
-                clock.write_text(str(before + time.monotonic() - start))
-        seconds = float(clock.read_text())
-        for path in sorted(partial.rglob("*")):
-            if path.is_file() and (path.name.startswith(".") or path.suffix in SCRATCH_SUFFIXES):
-                path.unlink()
-        outputs = {
-            path.relative_to(partial).as_posix(): sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()
-        }
+                with contextlib.suppress(PassdeployError):  # a full disk has been reported already
+                    write_atomic(clock, str(seconds))
+        files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        kept = [path for path in files if not _is_scratch(path)]
+        outputs = {path.relative_to(partial).as_posix(): sha256(path) for path in kept}
+        # First the record, then the cleaning up: whoever is killed in between is finished, not at the beginning.
         write_json(partial / RECORD, {"inputs": inputs, "outputs": outputs, "seconds": round(seconds, 3)})
+        self._adopt(stage, partial)
+        return True
+
+    def _adopt(self, stage: str, partial: Path) -> None:
+        """Cleans a complete stage and moves it into place."""
+        for path in sorted(partial.rglob("*")):
+            if path.is_file() and _is_scratch(path):
+                path.unlink()
         folder = self.folder(stage)
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)
         self._update_manifest()
-        return True
 
     def _update_manifest(self) -> None:
         stages = {}
