@@ -36,12 +36,14 @@ class Verification:
         root: SHA-256 of SHA256SUMS; None when the digests did not hold.
         status: The bundle's, or the one that `measure` turned it into.
         latency_ms: Measured here; None without `measure`.
+        speedup: Over the dense graph, measured here, when the budget asks for one.
     """
 
     checks: tuple[Check, ...]
     root: str | None = None
     status: str | None = None
     latency_ms: dict[str, Any] | None = None
+    speedup: dict[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -66,6 +68,7 @@ class Verification:
             "root": self.root,
             "status": self.status,
             "latency_ms": self.latency_ms,
+            "speedup": self.speedup,
             "checks": [vars(check) for check in self.checks],
         }
 
@@ -135,9 +138,12 @@ def verify(
         return f"outputs of {count} sample images reproduced (relative difference {difference:.1e})"
 
     def latency() -> str:
+        from passdeploy.shipping.measuring import measure_arrived
+
         assert found.model is not None and found.manifest is not None
-        found.latency, found.status = _measure(found.model, found.manifest)
-        return f"p50 {found.latency['p50']:.3f} ms on this machine: {found.status}"
+        arrival = measure_arrived(found.model.contents, found.model.engine, found.manifest)
+        found.latency, found.speedup, found.status = arrival.latency_ms, arrival.speedup, arrival.status
+        return arrival.message
 
     try:
         held = log.attempt("digests", digests) and _signature(log, found.sealed, key)
@@ -150,7 +156,7 @@ def verify(
         if found.model is not None:
             found.model.close()
     root = found.sealed.root if found.sealed is not None else None
-    return Verification(tuple(log.checks), root, found.status, found.latency)
+    return Verification(tuple(log.checks), root, found.status, found.latency, found.speedup)
 
 
 @dataclass
@@ -160,6 +166,7 @@ class _Found:
     model: Model | None = None
     status: str | None = None
     latency: dict[str, Any] | None = None
+    speedup: dict[str, Any] | None = None
 
 
 def _signature(log: _Log, sealed: Sealed | None, key: str | Path | None) -> bool:
@@ -178,26 +185,3 @@ def _signature(log: _Log, sealed: Sealed | None, key: str | Path | None) -> bool
     else:
         log.skipped("signature", "not signed: corruption would have been detected, tampering would not")
     return True
-
-
-def _measure(model: Model, manifest: m.BundleManifest) -> tuple[dict[str, Any], str]:
-    """Latency here, and what it makes of the status."""
-    import numpy as np
-
-    from passdeploy.latency.measure import measure
-
-    images, _ = model.contents.samples()
-    model.bind(np.resize(images, (model.engine.batch, *images.shape[1:])))
-    measurement = measure(model)
-    latency = measurement.to_json()
-    budget = manifest.budget
-    if (
-        budget is None
-        or budget.latency_ms is None
-        or manifest.status not in ("unverified", "within_budget", "over_budget")
-    ):
-        return latency, manifest.status
-    value = measurement.at(float(budget.percentile.lstrip("p")))
-    if value is None:
-        return latency, manifest.status
-    return latency, "within_budget" if value <= budget.latency_ms else "over_budget"

@@ -31,13 +31,13 @@ class Pre:
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
 
 
-def write_onnx(path: Path, seed: int = 0, batch: int = 1) -> Path:
+def write_onnx(path: Path, seed: int = 0, batch: int = 1, width: int = 8) -> Path:
     """conv 3x3 -> relu -> global average -> linear, random weights."""
     rng = np.random.default_rng(seed)
     weights = {
-        "w": rng.normal(size=(8, 3, 3, 3)).astype(np.float32),
-        "b": rng.normal(size=8).astype(np.float32),
-        "fc": rng.normal(size=(8, len(CLASSES))).astype(np.float32),
+        "w": rng.normal(size=(width, 3, 3, 3)).astype(np.float32),
+        "b": rng.normal(size=width).astype(np.float32),
+        "fc": rng.normal(size=(width, len(CLASSES))).astype(np.float32),
     }
     graph = helper.make_graph(
         [

@@ -15,7 +15,7 @@ from passdeploy.shipping.hardware import Gpu, Machine, misfit
 from passdeploy.shipping.runner import load
 from passdeploy.shipping.sums import Refused
 from passdeploy.shipping.verify import verify
-from tests.shipping.conftest import cpu_target, make_source, report
+from tests.shipping.conftest import cpu_target, make_source, report, write_onnx
 
 A100 = Machine("x86_64", frozenset({"avx2"}), (Gpu("NVIDIA A100", "8.0"),), "13.0")
 L4 = Machine("x86_64", frozenset({"avx2"}), (Gpu("NVIDIA L4", "8.9"),), "13.0")
@@ -183,7 +183,7 @@ def test_no_such_folder_is_bad_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("limit", "status", "code"), [(1e4, "within_budget", 0), (1e-6, "over_budget", 1)])
 def test_measuring_turns_unverified_into_an_answer(tmp_path: Path, limit: float, status: str, code: int) -> None:
-    budget = {"asked": f"{limit}ms", "latency_ms": limit, "percentile": "p50", "scope": "engine"}
+    budget = {"asked": f"{limit:f}ms", "latency_ms": limit, "percentile": "p50", "scope": "engine"}
     source = make_source(tmp_path / "run", report=report(status="unverified", budget=budget))
     bundle = write_bundle(tmp_path / "bundle", source)
     assert verify(bundle).status == "unverified"
@@ -192,3 +192,39 @@ def test_measuring_turns_unverified_into_an_answer(tmp_path: Path, limit: float,
     assert (result.status, result.exit_code) == (status, code)
     assert result.latency_ms
     assert result.latency_ms["n"] > 0
+
+
+def _speedup_bundle(folder: Path, asked: str, dense: bool) -> Path:
+    budget = {"asked": asked, "latency_ms": 1.0, "percentile": "p50", "scope": "engine"}
+    changes: dict[str, object] = {"report": report(status="unverified", budget=budget)}
+    if dense:
+        changes["dense_onnx"] = write_onnx(folder / "dense.onnx", width=256)
+    return write_bundle(folder / "bundle", make_source(folder / "run", **changes))
+
+
+@pytest.mark.parametrize(("asked", "status"), [("1.2x", "within_budget"), ("1000x", "over_budget")])
+def test_a_speedup_is_judged_beside_the_dense_graph(tmp_path: Path, asked: str, status: str) -> None:
+    """The dense graph is 32 times as wide: no noise hides that."""
+    result = verify(_speedup_bundle(tmp_path, asked, dense=True), measure=True)
+    assert result.status == status, result.checks[-1].message
+    assert result.speedup
+    assert result.speedup["value"] > 1.2
+    assert "times as fast as the dense graph" in result.checks[-1].message
+
+
+def test_a_speedup_without_a_dense_graph_stays_open(tmp_path: Path) -> None:
+    result = verify(_speedup_bundle(tmp_path, "2x", dense=False), measure=True)
+    assert (result.status, result.exit_code) == ("unverified", 0)
+    assert "no dense graph" in result.checks[-1].message
+
+
+def test_end_to_end_is_measured_with_its_transfers(tmp_path: Path) -> None:
+    budget = {"asked": "1s", "latency_ms": 1000.0, "percentile": "p50", "scope": "end_to_end"}
+    source = make_source(tmp_path / "run", report=report(status="unverified", budget=budget))
+    assert verify(write_bundle(tmp_path / "bundle", source), measure=True).status == "within_budget"
+
+
+def test_a_status_about_something_else_is_not_measured_away(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "run", report=report(status="accuracy_below_floor"))
+    result = verify(write_bundle(tmp_path / "bundle", source), measure=True)
+    assert result.status == "accuracy_below_floor"

@@ -1,0 +1,162 @@
+"""`passdeploy verify BUNDLE --measure`: the latency on the machine on which a bundle has arrived, and what it means."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from passdeploy.budget import Budget, parse_budget
+from passdeploy.errors import BadInput, Unavailable
+from passdeploy.shipping.contents import Contents, EngineInfo
+from passdeploy.shipping.manifest import BundleManifest
+from passdeploy.shipping.sums import Refused
+
+if TYPE_CHECKING:
+    from passdeploy.engines.base import Arrays, Runner
+    from passdeploy.latency.measure import Comparison
+    from passdeploy.targets import Target
+
+SLACK = 0.98
+"""The lower end of a speed-up's 95 % interval must reach this share of what was asked."""
+
+_MEASURED = ("unverified", "within_budget", "over_budget")
+"""Statuses that a measurement can change; the others are about something else than latency."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What was measured on arrival.
+
+    Attributes:
+        latency_ms: As in a report.
+        speedup: Over the bundle's dense graph, interleaved, with its 95 % interval; None where it was not needed.
+        status: What that makes of the bundle.
+        message: In one line.
+    """
+
+    latency_ms: dict[str, Any]
+    speedup: dict[str, Any] | None
+    status: str
+    message: str
+
+
+class _EndToEnd:
+    """Times whole runs, transfers included."""
+
+    def __init__(self, runner: Runner, inputs: Arrays) -> None:
+        self._runner, self._inputs = runner, inputs
+
+    def call(self) -> None:
+        self._runner.run(self._inputs)
+
+
+def target_of(engine: EngineInfo, manifest: BundleManifest) -> Target:
+    """The target of an engine that fits this machine, as attached."""
+    from passdeploy.shipping.hardware import this_machine
+    from passdeploy.targets import Target
+
+    entry = next(e for e in manifest.engines if e.id == engine.id)
+    capability = None
+    if entry.requires.compute_capabilities:
+        gpus = this_machine().gpus
+        capability = gpus[0].compute_capability if gpus else entry.requires.compute_capabilities[0]
+    return Target(
+        name=entry.target,
+        device=entry.device,
+        compute_capability=capability,
+        backend=entry.backend,
+        precision=entry.precision,
+        batch=entry.batch,
+        threads=entry.threads,
+        attached=True,
+    )
+
+
+def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleManifest) -> Arrival:
+    """Measures an engine here, beside the dense graph when the budget is a speed-up.
+
+    Args:
+        contents: The bundle.
+        engine: One that fits this machine.
+        manifest: The bundle's.
+
+    Raises:
+        Refused: The backend can't run the engine here.
+    """
+    from passdeploy.engines.base import CompileInput, Engine, get_backend
+    from passdeploy.latency.measure import BENCH, interleave
+
+    target = target_of(engine, manifest)
+    images, _ = contents.samples()
+    inputs = {manifest.input.name: np.resize(images, (engine.batch, *images.shape[1:]))}
+    budget = _budget(manifest)
+    scope = manifest.budget.scope if manifest.budget else "engine"
+    try:
+        backend = get_backend(engine.backend)
+        if reason := backend.runnable(target):
+            raise Refused(f"engine {engine.id}: cannot be measured here: {reason}")
+        engines: dict[str, Engine] = {}
+        dense = manifest.parts.dense_onnx
+        if budget is not None and budget.speedup is not None and dense is not None:
+            with tempfile.TemporaryDirectory(prefix="passdeploy-verify-") as folder:
+                path = Path(folder, "dense.onnx")
+                path.write_bytes(contents.sealed.read(dense.file))
+                engines["dense"] = backend.compile(CompileInput(path, samples=images), target)
+        data, suffix = contents.sealed.read(engine.file), PurePosixPath(engine.file).suffix
+        engines["engine"] = Engine(engine.backend, data, suffix, engine.meta)
+        with ExitStack() as stack:
+            timed: dict[str, Any] = {}
+            for name, made in engines.items():
+                runner = stack.enter_context(backend.runner(made, target))
+                runner.bind(inputs)
+                timed[name] = runner if scope == "engine" else _EndToEnd(runner, inputs)
+            comparison = interleave(timed, BENCH)
+    except (BadInput, Unavailable) as error:
+        raise Refused(f"engine {engine.id}: cannot be measured here: {error}") from None
+    return judge(comparison, budget, manifest)
+
+
+def _budget(manifest: BundleManifest) -> Budget | None:
+    asked = manifest.budget
+    return None if asked is None else parse_budget(asked.asked, asked.percentile, asked.scope)
+
+
+def judge(comparison: Comparison, budget: Budget | None, manifest: BundleManifest) -> Arrival:
+    """What a measurement says about the budget.
+
+    Args:
+        comparison: Of ``engine``, alone or beside ``dense`` as the reference.
+        budget: None: nothing was asked.
+        manifest: For the status so far.
+    """
+    measurement = comparison.measurements["engine"]
+    latency = measurement.to_json()
+    told = f"p50 {measurement.p50:.3f} ms" if measurement.p50 is not None else f"mean {measurement.mean:.3f} ms"
+    if budget is None or manifest.status not in _MEASURED:
+        return Arrival(latency, None, manifest.status, f"{told} on this machine; status stays {manifest.status}")
+    if budget.latency_ms is not None:
+        value = measurement.at(float(budget.percentile[1:]))
+        if value is None:
+            return Arrival(latency, None, manifest.status, f"{told}: too few samples for {budget.percentile}")
+        met = value <= budget.latency_ms
+        line = f"{budget.percentile} {value:.3f} ms on this machine, {budget.asked} asked"
+        return Arrival(latency, None, _status(met), f"{line}: {_status(met)}")
+    if "dense" not in comparison.measurements:
+        line = (
+            f"{told} on this machine; {budget.asked} can't be judged: the bundle holds no dense graph to compare with"
+        )
+        return Arrival(latency, None, manifest.status, line)
+    assert budget.speedup is not None
+    ratio = comparison.ratio("engine")
+    met = ratio.value >= budget.speedup and ratio.low >= SLACK * budget.speedup
+    line = f"{told} on this machine, {ratio.value:.2f} times as fast as the dense graph, {budget.asked} asked"
+    return Arrival(latency, ratio.to_json(), _status(met), f"{line}: {_status(met)}")
+
+
+def _status(met: bool) -> str:
+    return "within_budget" if met else "over_budget"
