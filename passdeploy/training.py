@@ -6,6 +6,7 @@ never interrupted, bit for bit on one machine.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from passdeploy.data.base import Augmentation, ImageData, Split, batches
+from passdeploy.workspace import write_atomic
 
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, one line about the state)."""
@@ -25,7 +27,10 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How weights are trained: SGD with Nesterov momentum, linear warm-up, then a cosine to zero."""
+    """How weights are trained: SGD with Nesterov momentum, linear warm-up, then a cosine to zero.
+
+    `epochs` of the data are at least `min_steps` steps; `extra_steps` come on top.
+    """
 
     epochs: float = 3
     batch: int = 128
@@ -38,6 +43,7 @@ class TrainSettings:
     temperature: float = 2.0
     seed: int = 0
     min_steps: int = 1
+    extra_steps: int = 0
 
 
 @dataclass
@@ -115,6 +121,7 @@ def training_batches(
             shuffled = epoch
         indices = order[within * batch : (within + 1) * batch]
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
+        torch.manual_seed((seed * 1_000_003 + step) * 2)  # what layers draw (dropout) is a function of the step, too
         yield step, augment(data.train.images(indices), data.augmentation, generator), data.train.labels[indices]
 
 
@@ -160,10 +167,9 @@ class Checkpoint:
     def save(self, state: dict[str, Any]) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.path)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.path, buffer.getvalue())
         self._last = time.monotonic()
 
 
@@ -201,6 +207,7 @@ def train(
     if teacher is not None:
         teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     total = max(settings.min_steps, round(settings.epochs * steps_per_epoch(data.train, settings.batch)))
+    total += settings.extra_steps
     optimiser = torch.optim.SGD(
         parameter_groups(model, settings.weight_decay), lr=0.0, momentum=settings.momentum, nesterov=True
     )

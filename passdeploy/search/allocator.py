@@ -46,18 +46,19 @@ class Allocation:
     price: float
 
 
-def width_grids(groups: Groups, step: int, keep_at_least: float) -> list[np.ndarray]:
+def width_grids(groups: Groups, step: int, keep_at_least: float, depth: bool = True) -> list[np.ndarray]:
     """Widths that each group may take, ascending; the full width is always among them.
 
     Args:
         groups: Of the network.
         step: Channels in which the target's latency moves (measured).
         keep_at_least: Share of the units below which no channel group falls.
+        depth: Whether whole blocks may go.
     """
     grids = []
     for group in groups.groups:
         if group.kind == "depth":
-            grids.append(np.array([0, 1]))
+            grids.append(np.array([0, 1] if depth else [1]))
             continue
         channels = max(member.per_unit for member in group.members)
         units_per_step = max(1, step // channels)

@@ -60,7 +60,8 @@ class HyperNetwork(nn.Module):
         recurrence: False: each group starts from the prompt's state (ablation).
         statistics: False: units are told apart by their index only (ablation).
         temperature: Of the sigmoid behind the straight-through masks.
-        reach: The learnt correction of a log importance stays within plus and minus this; 0: no bound.
+        reach: The learnt correction of a log importance stays within plus and minus this; 0: no bound,
+            and no prior to start from.
     """
 
     def __init__(
@@ -81,9 +82,10 @@ class HyperNetwork(nn.Module):
         self.cell = nn.LSTMCell(hidden, hidden)
         last = nn.Linear(hidden, 1)
         self.head = nn.Sequential(nn.Linear(hidden + len(UNIT_FEATURES), hidden), nn.ReLU(), last)
-        # The search starts at the prior and can only move away from it as the loss asks.
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        if reach:
+            # The search starts at the prior and can only move away from it as the loss asks.
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def _units(self, statistics: Statistics, group: int) -> Tensor:
         features = statistics.unit[group]

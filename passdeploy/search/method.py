@@ -22,7 +22,7 @@ from passdeploy.data.base import ImageData
 from passdeploy.errors import BadInput, nearest
 from passdeploy.groups import Groups, Operator
 from passdeploy.search.allocator import ALLOCATORS, Allocator, Importance, Predictor, width_grids
-from passdeploy.training import Checkpoint
+from passdeploy.training import Checkpoint, steps_per_epoch
 from passdeploy.workspace import read_json, write_json
 
 
@@ -56,7 +56,8 @@ class SearchContext:
 
     def allocator(self, kind: str) -> Allocator:
         """The allocator of that name over this network and latency model."""
-        grids = width_grids(self.groups, self.step, self.config.search.keep_at_least)
+        search = self.config.search
+        grids = width_grids(self.groups, self.step, search.keep_at_least, search.depth)
         return ALLOCATORS[kind](self.groups, self.predictor, grids)
 
 
@@ -70,6 +71,9 @@ class SearchResult:
         network: State of the network that surgery starts from: the dense one's, or co-adapted.
         stage: State of the input stage (the prompt); empty without one.
         extra: Other tensors worth keeping (the hypernetwork).
+        depth: Whether whole blocks may go.
+        unspent_steps: Steps of the search that the method did without: fine-tuning gets them, so that every method
+            costs the same.
         curves: For the report.
         health: Checks on the search, ``{"name", "ok", "message"}`` each.
     """
@@ -79,6 +83,8 @@ class SearchResult:
     network: dict[str, Tensor]
     stage: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
+    depth: bool = True
+    unspent_steps: int = 0
     curves: dict[str, list[float]] = field(default_factory=dict)
     health: list[dict[str, Any]] = field(default_factory=list)
 
@@ -103,6 +109,8 @@ class SearchResult:
             folder / "search.json",
             {
                 "allocator": self.allocator,
+                "depth": self.depth,
+                "unspent_steps": self.unspent_steps,
                 "budgets": len(self.importance),
                 "groups": list(self.importance[0]),
                 "curves": self.curves,
@@ -121,6 +129,8 @@ class SearchResult:
             network=load_file(folder / "network.safetensors"),
             stage=load_file(folder / "stage.safetensors"),
             extra=load_file(folder / "hypernetwork.safetensors"),
+            depth=facts["depth"],
+            unspent_steps=facts["unspent_steps"],
             curves=facts["curves"],
             health=facts["health"],
         )
@@ -158,9 +168,24 @@ def get_method(name: str) -> Method:
     return known[name]
 
 
-def constant_result(context: SearchContext, importance: dict[str, Tensor], allocator: str) -> SearchResult:
-    """The result of a method that scores once: the same importance for each budget, weights untouched."""
-    return SearchResult([importance] * len(context.ratios), allocator, dict(context.network.state_dict()))
+def search_steps(context: SearchContext) -> int:
+    """Training steps that a search may take."""
+    settings = context.config.search
+    per_epoch = steps_per_epoch(context.data.train, context.config.train_batch)
+    return max(settings.min_steps, round(settings.epochs * per_epoch))
+
+
+def constant_result(
+    context: SearchContext, importance: dict[str, Tensor], allocator: str, depth: bool = False
+) -> SearchResult:
+    """The result of a method that scores once: the same importance for each budget, weights and steps untouched."""
+    return SearchResult(
+        [{name: values.double().clamp_min(1e-12) for name, values in importance.items()}] * len(context.ratios),
+        allocator,
+        dict(context.network.state_dict()),
+        depth=depth,
+        unspent_steps=search_steps(context),
+    )
 
 
 def training_images(data: ImageData, count: int, seed: int) -> tuple[Tensor, Tensor]:

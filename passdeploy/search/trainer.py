@@ -19,7 +19,7 @@ from passdeploy.config import SearchConfig
 from passdeploy.groups import Groups, Masker
 from passdeploy.search.allocator import Allocation, Allocator, Importance
 from passdeploy.search.hypernetwork import Cuts, HyperNetwork
-from passdeploy.search.method import SearchContext, SearchResult, register_method
+from passdeploy.search.method import SearchContext, SearchResult, register_method, search_steps
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.search.sensitivity import measure
 from passdeploy.search.statistics import Statistics, collect
@@ -28,7 +28,6 @@ from passdeploy.training import (
     autocast_dtype,
     learning_rate,
     parameter_groups,
-    steps_per_epoch,
     task_loss,
     training_batches,
     training_device,
@@ -137,14 +136,6 @@ class _Search:
         return Cuts(base, tuple(torch.ones_like(p) for p in self.prior))
 
 
-def _without_depth(importance: dict[str, Tensor], groups: Groups, depth: bool) -> dict[str, Tensor]:
-    """Blocks are made too important to go when depth units are off."""
-    return {
-        group.name: importance[group.name] * (1.0 if depth or group.kind == "channel" else 1e9)
-        for group in groups.groups
-    }
-
-
 def prepare(context: SearchContext) -> _Search:
     """Measures the prior, collects statistics and builds the hypernetwork."""
     settings, config = context.config.search, context.config
@@ -165,7 +156,6 @@ def prepare(context: SearchContext) -> _Search:
         importance = measure(context, magnitude)
     else:
         importance = {name: torch.ones(units, dtype=torch.float64) for name, units in context.groups.units.items()}
-    importance = _without_depth(importance, context.groups, settings.depth)
     log_prior = {name: values.log().float() for name, values in importance.items()}
     statistics = collect(network, context.groups, log_prior, share)
     hyper = HyperNetwork(
@@ -206,7 +196,7 @@ def search_pass(context: SearchContext) -> SearchResult:
     if not settings.co_adapt:
         _freeze_weights(model.network)
     train = _train_settings(settings, context)
-    total = max(settings.min_steps, round(settings.epochs * steps_per_epoch(context.data.train, train.batch)))
+    total = search_steps(context)
     weights = torch.optim.SGD(parameter_groups(model.network, train.weight_decay), lr=0.0, momentum=0.9, nesterov=True)
     slow = [{"params": list(hyper.parameters()), "lr": settings.hyper_lr}]
     if model.stage.prompt is not None:
@@ -287,6 +277,7 @@ def search_pass(context: SearchContext) -> SearchResult:
         network={name: value.detach().cpu() for name, value in model.network.state_dict().items()},
         stage={name: value.detach().cpu() for name, value in model.stage.state_dict().items()},
         extra=dict(hyper.state_dict()),
+        depth=settings.depth,
         curves=curves,
         health=health(curves, search, cuts),
     )

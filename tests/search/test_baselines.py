@@ -1,0 +1,178 @@
+"""Every method behind one interface: it scores all units, its allocator meets the budget, and it costs the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from passdeploy.config import make_config
+from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
+from passdeploy.errors import BadInput
+from passdeploy.groups import find_groups, operators
+from passdeploy.latency.roofline import Roofline
+from passdeploy.models.cifar_resnet import CifarResNet
+from passdeploy.search.baselines.knapsack import BUCKETS, KnapsackAllocator, _multiple_choice
+from passdeploy.search.baselines.scratch import reinitialised
+from passdeploy.search.method import SearchContext, get_method, methods, search_steps
+from passdeploy.structure import Structure
+from passdeploy.targets import Target
+
+TARGET = Target("cpu", "a CPU", None, "onnxruntime", "fp32", 1, 1, attached=False)
+SIZE = (16, 16)
+WIDTH_ONLY = ("random", "uniform", "l1", "bn-scale", "taylor", "groupnorm", "halp", "scratch")
+SEARCHING = ("pass", "pass-paper", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics")
+RATIO = 0.75
+
+
+def images() -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(96) % 3
+    pixels = torch.randint(0, 120, (96, 3, *SIZE), generator=generator) + 60 * labels[:, None, None, None]
+    split = ArraySplit(pixels.to(torch.uint8), labels)
+    return ImageData("made-up", ("a", "b", "c"), Preprocess(SIZE), Augmentation(flip=False), split, split, split)
+
+
+@pytest.fixture(scope="module")
+def context() -> SearchContext:
+    torch.manual_seed(0)
+    network = CifarResNet((2, 1, 1), 3, (8, 16, 16)).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.3, 1.5)
+    example = torch.zeros(2, 3, *SIZE)
+    groups = find_groups(network, example)
+    ops = operators(network, example[:1], groups)
+    search = {"epochs": 0.01, "min_steps": 4, "resolve_every": 2}
+    config = make_config({"model": "m", "data": "d", "train_batch": 16, "search": search})
+    predictor = Roofline(ops, list(groups.units.values()), TARGET)
+    return SearchContext(network, images(), groups, ops, predictor, 4, (RATIO,), config)
+
+
+def test_all_baselines_of_the_design_are_registered() -> None:
+    assert {*WIDTH_ONLY, *SEARCHING, "mdp"} <= set(methods())
+
+
+def test_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(BadInput, match=r"did you mean.*taylor"):
+        get_method("tailor")
+
+
+@pytest.mark.parametrize("name", [*WIDTH_ONLY, *SEARCHING, "mdp"])
+def test_scores_meet_the_budget_through_their_allocator(context: SearchContext, name: str) -> None:
+    before = {key: value.clone() for key, value in context.network.state_dict().items()}
+    result = get_method(name)(context)
+    for key, value in context.network.state_dict().items():
+        assert torch.equal(value, before[key]), f"{name} changed the network it was given"
+    (importance,) = result.importance
+    for group in context.groups.groups:
+        values = importance[group.name]
+        assert values.shape == (group.units,)
+        assert torch.isfinite(values).all() and (values > 0).all()
+    settings = context.config.search.model_copy(update={"depth": result.depth})
+    allowed = SearchContext(**{**vars(context), "config": context.config.model_copy(update={"search": settings})})
+    allocator = allowed.allocator(result.allocator)
+    found = allocator.solve(result.importance_arrays(0), RATIO * allocator.dense_ms)
+    assert found is not None
+    assert found.predicted_ms <= RATIO * allocator.dense_ms
+    assert isinstance(found.structure, Structure)
+    assert found.structure.widths() != context.groups.units
+    blocks = [sum(found.structure.masks[g.name]) for g in context.groups.groups if g.kind == "depth"]
+    if name in (*WIDTH_ONLY, "pass-paper"):
+        assert all(blocks), "a method that prunes width only removed a block"
+        assert all(allocator.fastest()[allocator.depth])
+
+
+@pytest.mark.parametrize("name", [*WIDTH_ONLY, "mdp"])
+def test_what_a_search_would_cost_is_left_for_fine_tuning(context: SearchContext, name: str) -> None:
+    assert get_method(name)(context).unspent_steps == search_steps(context) == 4
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_a_search_leaves_nothing(context: SearchContext, name: str) -> None:
+    assert get_method(name)(context).unspent_steps == 0
+
+
+@pytest.mark.parametrize("name", ["random", "scratch", "pass-paper", "pass"])
+def test_same_seed_same_result(context: SearchContext, name: str) -> None:
+    a, b = get_method(name)(context), get_method(name)(context)
+    for group in context.groups.names:
+        assert torch.equal(a.importance[0][group], b.importance[0][group])
+    assert all(torch.equal(a.network[key], b.network[key]) for key in a.network)
+    other = context.config.model_copy(update={"seed": 1})
+    c = get_method(name)(SearchContext(**{**vars(context), "config": other}))
+    assert any(not torch.equal(a.importance[0][group], c.importance[0][group]) for group in context.groups.names) or (
+        any(not torch.equal(a.network[key], c.network[key]) for key in a.network)
+    )
+
+
+def test_paper_leaves_the_weights_alone_and_pass_does_not(context: SearchContext) -> None:
+    weights = dict(context.network.named_parameters())
+    frozen, adapted = get_method("pass-paper")(context).network, get_method("pass")(context).network
+    assert all(torch.equal(frozen[name], value) for name, value in weights.items())
+    assert any(not torch.equal(adapted[name], value) for name, value in weights.items())
+
+
+def test_paper_starts_from_scores_that_differ(context: SearchContext) -> None:
+    scores = get_method("pass-paper")(context).importance[0]
+    assert all(len(values.unique()) > 1 for values in scores.values() if len(values) > 1)
+
+
+def test_without_prompt_nothing_is_added_to_the_image(context: SearchContext) -> None:
+    assert get_method("pass-no-prompt")(context).stage == {}
+    assert set(get_method("pass")(context).stage) == {"prompt"}
+
+
+def test_scratch_starts_from_fresh_weights(context: SearchContext) -> None:
+    fresh = reinitialised(context.network, 0)
+    for name, module in fresh.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert torch.equal(module.weight, torch.ones_like(module.weight)) and (module.running_mean == 0).all()
+        if isinstance(module, torch.nn.Conv2d):
+            assert not torch.equal(module.weight, context.network.get_submodule(name).weight)
+
+
+def _enumerate(losses: list[np.ndarray], weights: list[np.ndarray]) -> float:
+    import itertools
+
+    best = np.inf
+    for choice in itertools.product(*[range(len(loss)) for loss in losses]):
+        if sum(np.ceil(w[i] - 1e-9) for w, i in zip(weights, choice, strict=True)) <= BUCKETS:
+            best = min(best, sum(loss[i] for loss, i in zip(losses, choice, strict=True)))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_knapsack_finds_the_optimum(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(2, 5, size=5)
+    losses = [rng.random(n) for n in sizes]
+    weights = [np.concatenate([[0.0], rng.random(n - 1) * BUCKETS]) for n in sizes]
+    chosen = _multiple_choice(losses, weights)
+    assert sum(np.ceil(w[i] - 1e-9) for w, i in zip(weights, chosen, strict=True)) <= BUCKETS
+    assert sum(loss[i] for loss, i in zip(losses, chosen, strict=True)) == pytest.approx(_enumerate(losses, weights))
+
+
+def test_knapsack_trades_width_against_depth(context: SearchContext) -> None:
+    """Blocks whose channels matter little go; where they matter most they stay."""
+    allocator = context.allocator("knapsack")
+    assert isinstance(allocator, KnapsackAllocator)
+    groups = context.groups
+    for cheap in (True, False):
+        importance = {}
+        for group in groups.groups:
+            inner = any(group.name in groups.inner(depth) for depth in groups.groups if depth.kind == "depth")
+            low = group.kind == "depth" or inner
+            importance[group.name] = np.full(group.units, 1e-6 if low == cheap else 10.0)
+        found = allocator.solve(importance, 0.75 * allocator.dense_ms)
+        assert found is not None
+        gone = [
+            group.name for group in groups.groups if group.kind == "depth" and not found.structure.masks[group.name][0]
+        ]
+        assert bool(gone) == cheap
+
+
+def test_knapsack_says_when_nothing_is_that_fast(context: SearchContext) -> None:
+    allocator = context.allocator("knapsack")
+    importance = {name: np.ones(units) for name, units in context.groups.units.items()}
+    assert allocator.solve(importance, 1e-9) is None
