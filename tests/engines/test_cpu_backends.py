@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,3 +180,12 @@ def test_the_first_available_backend_is_taken_else_all_reasons_told() -> None:
     with pytest.raises(Unavailable) as error:
         first_available(("tensorrt", "torch_tensorrt"), CPU)
     assert "tensorrt: " in str(error.value) and "torch_tensorrt: " in str(error.value)
+
+
+def test_listing_backends_imports_no_heavy_library() -> None:
+    program = (
+        "import sys; from passdeploy.engines.base import backends; assert len(backends()) >= 6; "
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt_rtx', 'polygraphy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

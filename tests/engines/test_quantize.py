@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,7 +9,7 @@ import pytest
 
 from passdeploy.engines._convert import to_half
 from passdeploy.engines._graph import input_stage
-from passdeploy.engines._quantize import Recipe, for_cpu, for_tensorrt, quantize
+from passdeploy.engines._quantize import for_cpu, for_tensorrt, quantize
 from passdeploy.engines.base import CompileInput
 from passdeploy.errors import BadInput
 from tests.engines.conftest import SIZE, Case
@@ -76,10 +75,9 @@ def accuracy(data: bytes, images: np.ndarray, labels: np.ndarray, fused: bool) -
     return float((np.concatenate(logits).argmax(1) == labels).mean())
 
 
-@pytest.mark.skipif(not installed(), reason="Fashion-MNIST is not installed")
-@pytest.mark.parametrize("name", RECIPES)
-def test_int8_keeps_the_demo_models_accuracy(tmp_path: Path, name: str) -> None:
-    """Within one point of float32 (thousands of test images), on ONNX Runtime and as the graph for TensorRT says."""
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[CompileInput, np.ndarray, np.ndarray]:
+    """The dense demo model with calibration images from the validation split, test images and labels."""
     import torch
 
     from passdeploy.data import load
@@ -93,14 +91,25 @@ def test_int8_keeps_the_demo_models_accuracy(tmp_path: Path, name: str) -> None:
     network = build("resnet20", len(data.classes))
     load_weights(network, weights)
     model = Prompted(InputStage(data.preprocess), network).eval()
-    path = export_onnx(model, tmp_path / "model.onnx", (3, *data.preprocess.size), 50)
-    calibration = data.val.images(torch.arange(200)).numpy()
-    images, labels = data.test.images(torch.arange(4000)).numpy(), data.test.labels[:4000].numpy()
-    recipe: Recipe = RECIPES[name]
-    int8 = quantize(CompileInput(path, samples=calibration), recipe)
+    path = export_onnx(model, tmp_path_factory.mktemp("demo") / "model.onnx", (3, *data.preprocess.size), 50)
+    calibration = data.val.images(torch.arange(100)).numpy()
+    return (
+        CompileInput(path, samples=calibration),
+        data.test.images(torch.arange(2000)).numpy(),
+        data.test.labels[:2000].numpy(),
+    )
+
+
+@pytest.mark.skipif(not installed(), reason="Fashion-MNIST is not installed")
+@pytest.mark.parametrize("name", RECIPES)
+def test_int8_keeps_the_demo_models_accuracy(demo: tuple[CompileInput, np.ndarray, np.ndarray], name: str) -> None:
+    """Within one point of float32 on ONNX Runtime, and as the graph for TensorRT says."""
+    source, images, labels = demo
+    if name == "tensorrt":  # unfused, so slow
+        images, labels = images[:1000], labels[:1000]
+    int8 = quantize(source, RECIPES[name])
     if name == "tensorrt":
         int8 = to_half(int8, "fp16")  # as the backend does: what is not quantised runs in fp16
-    images, labels = (images[:2000], labels[:2000]) if name == "tensorrt" else (images, labels)
-    full = accuracy(path.read_bytes(), images, labels, fused=True)
+    full = accuracy(source.onnx.read_bytes(), images, labels, fused=True)
     assert full > 0.9
     assert accuracy(int8, images, labels, fused=name == "cpu") >= full - 0.01
