@@ -78,12 +78,13 @@ class TrtRunner(Runner):
     def __init__(self, server: Server, release: Any, data: bytes, shapes: Mapping[str, list[int]], batch: int) -> None:
         self._server, self._release, self._shapes, self._batch = server, release, shapes, batch
         self.enqueue_s: list[float] = []
+        self.graphed = False
         self._key: int | None = None
         with tempfile.NamedTemporaryFile(prefix="passdeploy-engine-") as file:
             file.write(data)
             file.flush()
             try:
-                self._key = server.ask("load", file.name, batch)["key"]
+                self._key = server.ask("load", file.name, batch)
             except BaseException:
                 release()
                 raise
@@ -96,19 +97,25 @@ class TrtRunner(Runner):
         check_inputs(inputs, self._shapes)
         if any(len(array) != self._batch for array in inputs.values()):
             raise BadInput(f"engine: bind takes exactly {self._batch} image(s), the batch it runs with")
-        self._server.ask("bind", self._key, inputs)
+        self.graphed = bool(self._server.ask("bind", self._key, inputs))
 
     def call(self) -> None:
         self.block(0.0, 1)
 
     def block(self, seconds: float, calls: int) -> list[float]:
-        """Device seconds of each of a block of inferences (CUDA events round a CUDA graph's replay).
+        """Device seconds of each of a block of inferences: CUDA events round the replay of a CUDA graph.
 
+        Where the engine can't be captured as a graph (`graphed` is False after `bind`), round plain enqueues.
         The host-side enqueue times of the same calls are left in `enqueue_s`.
         """
         taken = self._server.ask("block", self._key, seconds, calls)
         self.enqueue_s = [host for _, host in taken]
         return [device for device, _ in taken]
+
+    def end_to_end_block(self, seconds: float, calls: int) -> list[float]:
+        """Seconds of each of a block of inferences with their transfers, on the host's clock."""
+        taken: list[float] = self._server.ask("end_to_end_block", self._key, seconds, calls)
+        return taken
 
     def layers(self) -> Any:
         """The engine inspector's description of every layer."""

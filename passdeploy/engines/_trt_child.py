@@ -116,24 +116,28 @@ class _Loaded:
         for name, buffer in {**self.inputs, **self.outputs}.items():
             self.context.set_tensor_address(name, buffer.pointer)
         self.graphed = False
+        self._bound: dict[str, np.ndarray] = {}
         self._launch = self._enqueue
 
     def _enqueue(self) -> None:
         if not self.context.execute_async_v3(int(self.stream.handle)):
             raise BadInput(f"{NAME} could not enqueue the inference")
 
-    def bind(self, inputs: dict[str, np.ndarray]) -> None:
-        """Puts inputs in place and captures the inference as a CUDA graph where the engine allows it."""
+    def bind(self, inputs: dict[str, np.ndarray]) -> bool:
+        """Puts inputs in place and captures the inference as a CUDA graph; returns whether the engine allows that."""
+        self._bound = inputs
         for name, buffer in self.inputs.items():
             buffer.write(inputs[name], self.stream.handle)
         self._enqueue()  # the first enqueue may allocate, which a capture must not see
         self.stream.synchronise()
-        if not self.graphed:
+        capturable = getattr(self.context, "is_stream_capturable", lambda stream: True)  # TensorRT-RTX can tell
+        if not self.graphed and capturable(int(self.stream.handle)):
             try:
                 self._launch = self.stream.capture(self._enqueue)
                 self.graphed = True
             except Exception:  # data-dependent control flow: timed as plain enqueues, and said so
                 self._launch = self._enqueue
+        return self.graphed
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for name, buffer in self.inputs.items():
@@ -147,6 +151,20 @@ class _Loaded:
         begun = time.perf_counter()
         while len(taken) < calls or time.perf_counter() - begun < seconds:
             taken.append(self.stream.timed(self._launch))
+        return taken
+
+    def end_to_end_block(self, seconds: float, calls: int) -> list[float]:
+        """Seconds of inferences with their transfers: images to the device, outputs back to the host."""
+        taken: list[float] = []
+        begun = time.perf_counter()
+        while len(taken) < calls or time.perf_counter() - begun < seconds:
+            start = time.perf_counter()
+            for name, buffer in self.inputs.items():
+                buffer.write(self._bound[name], self.stream.handle)
+            self._launch()
+            for buffer in self.outputs.values():
+                buffer.read(self.stream.handle)
+            taken.append(time.perf_counter() - start)
         return taken
 
     def layers(self) -> Any:
@@ -192,16 +210,17 @@ class _Loaded:
 def _verbs() -> dict[str, Any]:
     loaded: dict[int, _Loaded] = {}
 
-    def load(path: str, batch: int) -> dict[str, Any]:
+    def load(path: str, batch: int) -> int:
         key = max(loaded, default=-1) + 1
         loaded[key] = _Loaded(Path(path).read_bytes(), batch)
-        return {"key": key, "graphed": loaded[key].graphed}
+        return key
 
     return {
         "load": load,
         "bind": lambda key, inputs: loaded[key].bind(inputs),
         "run": lambda key, inputs: loaded[key].run(inputs),
         "block": lambda key, seconds, calls: loaded[key].block(seconds, calls),
+        "end_to_end_block": lambda key, seconds, calls: loaded[key].end_to_end_block(seconds, calls),
         "layers": lambda key: loaded[key].layers(),
         "layer_times": lambda key, calls: loaded[key].layer_times(calls),
         "close": lambda key: loaded.pop(key).close(),
