@@ -121,7 +121,10 @@ class GroupsConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything a run depends on. `None` means: choose the default."""
+    """Everything a run depends on. `None` means: choose the default.
+
+    `axis` ``macs``: budgets such as ``2x`` are in multiply-accumulates, as in papers; nothing is measured on the way.
+    """
 
     model: str | None = None
     weights: str | None = None
@@ -137,6 +140,7 @@ class RunConfig(Section):
     latency: tuple[str, ...] = ("2x",)
     percentile: Literal["p50", "p90", "p99"] = "p50"
     scope: Literal["engine", "end_to_end"] = "engine"
+    axis: Literal["latency", "macs"] = "latency"
     method: str = "pass"
     epochs: Positive | None = None
     train_batch: int = Field(default=128, ge=2)

@@ -186,6 +186,7 @@ class Run:
                 "target": self.target_facts(),
                 "profile": config["profile"],
                 "scope": config["scope"],
+                "axis": config["axis"],
                 "seed": config["seed"],
                 "file": profile,
             }

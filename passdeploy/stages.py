@@ -21,6 +21,8 @@ from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, export_onnx, run_onnx
 from passdeploy.groups import Masker, as_masks, macs
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.loop import close_loop, meets
+from passdeploy.latency.macs import SCHEMA as MACS
+from passdeploy.latency.macs import MacsModel
 from passdeploy.latency.measure import BENCH, Settings
 from passdeploy.latency.model import LatencyModel
 from passdeploy.latency.profile import profile
@@ -51,7 +53,7 @@ MOST_FITS = 12
 
 
 ROOFLINE = "passdeploy.roofline/1"
-Predictor: TypeAlias = "LatencyModel | Roofline"
+Predictor: TypeAlias = "LatencyModel | Roofline | MacsModel"
 
 
 def plain(run: Run, network: nn.Module) -> Prompted:
@@ -105,6 +107,8 @@ def stage_model(run: Run) -> Predictor:
     facts = read_json(run.space.folder("profile") / "profile.json")
     if facts["schema"] == ROOFLINE:
         return roofline(run)
+    if facts["schema"] == MACS:
+        return MacsModel(run.subject.operators, list(run.subject.groups.units.values()))
     kind = "measured" if run.config.profile_file is None else "profile"
     return LatencyModel.from_json(facts, run.subject.operators, list(run.subject.groups.units.values()), kind)
 
@@ -118,7 +122,9 @@ def run_profile(run: Run, folder: Path) -> None:
     """Fits the latency model: on measured engines, from a file, or, where nothing can be measured, the roofline."""
     config, subject = run.config, run.subject
     units = list(subject.groups.units.values())
-    if config.profile_file is not None:
+    if config.axis == "macs":
+        write_json(folder / "profile.json", {"schema": MACS})
+    elif config.profile_file is not None:
         model = LatencyModel.load(Path(config.profile_file), subject.operators, units)
         write_json(folder / "profile.json", model.to_json())
     elif run.measured:
@@ -267,7 +273,8 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         widths = allocator.fastest()
         return allocator.structure(importance, widths), float(allocator.predict(widths[None])[0])
 
-    if run.measured:
+    closed = run.measured and run.config.axis == "latency"
+    if closed:
         structure, status, reached = _fit_measured(run, budget, folder, facts, allocate, fastest, dense_ms)
     elif asked.target_ratio(dense_ms) >= 1:
         structure, status = groups.dense(), "dense_inside"
@@ -278,10 +285,11 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         structure, predicted = allocated or fastest()
         reached = {"latency_ms": predicted, "speedup": dense_ms / predicted, "measured": False}
     if status == "infeasible":
-        how = "measured" if run.measured else "predicted"
+        how = "measured" if closed else "predicted"
+        unit = "ms" if run.config.axis == "latency" else "MACs"
         facts["reachable"] = reached
         facts["messages"].append(
-            f"No structure reaches {asked.asked}: the fastest is {how} at {reached['latency_ms']:.4g} ms "
+            f"No structure reaches {asked.asked}: the fastest is {how} at {reached['latency_ms']:.4g} {unit} "
             f"({reached['speedup']:.2f}x)."
         )
     if status == "dense_inside":
