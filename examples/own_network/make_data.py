@@ -22,9 +22,9 @@ SCALE = 4
 
 def draw(kind: str, random: np.random.Generator) -> Image.Image:
     """One picture: RGB, HEIGHT x WIDTH."""
-    back, front = random.integers(0, 100, 3), random.integers(140, 256, 3)
+    back, front = random.integers(0, 80, 3), random.integers(170, 256, 3)
     image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), tuple(int(v) for v in back))
-    radius = random.uniform(9, 15) * SCALE
+    radius = random.uniform(11, 16) * SCALE
     x, y = random.uniform(radius, WIDTH * SCALE - radius), random.uniform(radius, HEIGHT * SCALE - radius)
     colour = tuple(int(v) for v in front)
     pen = ImageDraw.Draw(image)
@@ -32,11 +32,11 @@ def draw(kind: str, random: np.random.Generator) -> Image.Image:
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
     else:
         corners = 4 if kind == "square" else 3
-        turn = random.uniform(-0.4, 0.4) + (math.pi / 4 if kind == "square" else -math.pi / 2)
+        turn = random.uniform(-0.2, 0.2) + (math.pi / 4 if kind == "square" else -math.pi / 2)
         angles = [turn + 2 * math.pi * i / corners for i in range(corners)]
         pen.polygon([(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles], fill=colour)
     small = np.asarray(image.resize((WIDTH, HEIGHT), Image.Resampling.BOX), np.float64)
-    noisy = small + random.normal(0, 20, small.shape)
+    noisy = small + random.normal(0, 12, small.shape)
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 

@@ -65,5 +65,5 @@ def test_what_can_be_pruned(net: torch.nn.Module) -> None:
 
 def test_it_can_be_learnt(net: torch.nn.Module, shapes: ImageData) -> None:
     model = Prompted(InputStage(shapes.preprocess), net)
-    train(model, shapes, TrainSettings(epochs=4, batch=32, lr=0.1))
+    train(model, shapes, TrainSettings(epochs=4, batch=32, lr=0.03))
     assert evaluate(model, shapes.test) > 0.7
