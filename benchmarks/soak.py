@@ -74,8 +74,9 @@ def main() -> int:
     options = parser.parse_args()
 
     from passdeploy.shipping.repository import write_repository
+    from passdeploy.shipping.servers.process import triton
     from passdeploy.targets import cpu_name
-    from tests.shipping.serving import client, missing, triton
+    from tests.shipping.serving import client, missing
 
     reason = missing()
     if reason is not None:

@@ -43,6 +43,7 @@ class Preprocess(_Model):
     std: tuple[float, float, float] = Field(description="Normalisation inside the graph; for information only.")
     color: Literal["RGB"] = "RGB"
     interpolation: Literal["bilinear"] = "bilinear"
+    antialias: bool = Field(default=True, description="When an image is made smaller; as Pillow does it.")
     scale: tuple[float, float] = Field(default=(0.0, 1.0), description="Range of the pixel values.")
     in_graph: tuple[str, ...] = Field(default=("normalisation", "prompt"), description="Done by the engine itself.")
 

@@ -7,11 +7,14 @@ Without passdeploy: `model_signing verify key B --signature B/model.sig --public
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from passdeploy.errors import BadInput, Unavailable
-from passdeploy.shipping.sums import SUMS, Refused, Sealed
+from passdeploy.shipping.replace import replace_folder
+from passdeploy.shipping.sums import SUMS, Refused, Sealed, open_sealed, write
 
 SIGNATURE = "model.sig"
 _HOW = "pip install 'passdeploy[sign]'"
@@ -54,6 +57,33 @@ def sign(folder: Path, key: Path) -> Path:
                        "-name prime256v1 -genkey -noout") from None  # fmt: skip
     config.set_hashing_config(_hashing(folder)).sign(folder, path)
     return path
+
+
+def sign_bundle(bundle: Path, key: Path) -> Path:
+    """Signs a bundle that is already sealed, again if need be; it is checked first and replaced in one step.
+
+    Args:
+        bundle: Its folder.
+        key: Private key, as for `sign`.
+
+    Raises:
+        BadInput: The key can't be used, or there is no such folder.
+        Refused: The bundle is not what was sealed.
+        Unavailable: model-signing is not installed.
+    """
+    bundle = Path(bundle)
+    open_sealed(bundle)
+    work = Path(tempfile.mkdtemp(dir=bundle.resolve().parent, prefix=f".{bundle.name}."))
+    try:
+        staged = Path(shutil.copytree(bundle, work / bundle.name))
+        for name in (SUMS, SIGNATURE):
+            (staged / name).unlink(missing_ok=True)
+        sign(staged, key)
+        write(staged)
+        replace_folder(staged, bundle)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return bundle
 
 
 def check_signature(sealed: Sealed, key: Path) -> None:

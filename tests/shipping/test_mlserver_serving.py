@@ -16,8 +16,9 @@ import pytest
 
 from passdeploy.shipping.repository import write_repository
 from passdeploy.shipping.runner import load
+from passdeploy.shipping.servers.process import environment, free_ports
 from tests.shipping.conftest import SHAPE
-from tests.shipping.serving import environment, free_ports, missing
+from tests.shipping.serving import missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 

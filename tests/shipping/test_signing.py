@@ -126,6 +126,21 @@ def test_a_signature_of_another_bundle_does_not_pass(signed: Path, sealed_bundle
     assert "the signature does not hold" in reason(sealed_copy, keys[1])
 
 
+def test_a_sealed_bundle_is_signed_later_and_again(bundle: Path, keys: Keys, tmp_path: Path) -> None:
+    from passdeploy.shipping.signing import sign_bundle
+
+    sign_bundle(bundle, keys[0])
+    assert verify(bundle, keys[1]).ok
+    other = make_keys(tmp_path / "other")
+    sign_bundle(bundle, other[0])
+    assert verify(bundle, other[1]).ok
+    assert not verify(bundle, keys[1]).ok
+    (bundle / "README.txt").write_text("changed")
+    with pytest.raises(Refused, match=r"README\.txt"):
+        sign_bundle(bundle, keys[0])
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "other"]
+
+
 def test_keys_that_are_none(signed: Path, source: BundleSource, tmp_path: Path) -> None:
     (tmp_path / "bad.pem").write_text("not a key")
     for path in (tmp_path / "bad.pem", tmp_path / "missing.pem"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.shipping.serving import ROOT, missing
+from passdeploy.shipping.servers.process import ROOT
+from tests.shipping.serving import missing
 
 
 @pytest.mark.soak

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 from passdeploy.shipping.bundle import write_bundle
 from passdeploy.shipping.repository import write_repository
 from passdeploy.shipping.runner import load
+from passdeploy.shipping.servers.process import ROOT, Server, environment, triton
 from tests.shipping.conftest import SHAPE, make_source
-from tests.shipping.serving import ROOT, Server, client, environment, missing, triton
+from tests.shipping.serving import client, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -94,6 +96,22 @@ def test_a_damaged_successor_leaves_the_old_one_serving(
         assert np.allclose(np.load(tmp_path / "out.npy"), model.run(images), rtol=1e-4, atol=1e-5)
     assert server.post("v2/repository/models/steady/unload")[0] == 200
     shutil.rmtree(repository / "steady")
+
+
+def test_two_commands_from_a_bundle_to_a_served_answer(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    write_repository(tmp_path / "models", bundles[0], "triton", name="net")
+    command = [sys.executable, "-m", "passdeploy.shipping.serve", str(tmp_path / "models"), "--once"]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("net: 4 sample images answered (")
+    path = tmp_path / "models/net/1/bundle/model.onnx"
+    path.write_bytes(path.read_bytes() + b"x")
+    refused = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "error: model.onnx: content does not match its digest in SHA256SUMS; get the bundle again\n"
+    )
 
 
 def test_the_configs_are_what_triton_reads(repository: Path, bundles: tuple[Path, Path], tmp_path: Path) -> None:
