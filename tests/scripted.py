@@ -8,7 +8,8 @@ function of the graph and of the turn in a comparison, never of the clock, so th
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from passdeploy.engines.onnxruntime import OnnxRuntime, OrtRunner
 from passdeploy.models.cifar_resnet import CifarResNet
 
 if TYPE_CHECKING:
+    from passdeploy.export import OnnxSlicer
+    from passdeploy.pipeline import Run
+    from passdeploy.reporting.schema import Report
     from passdeploy.targets import Target
 
 STEP = 8
@@ -75,6 +79,8 @@ class _Turns:
 
 
 TURNS = _Turns()
+LOADED: list[str] = []
+"""SHA-256 of every engine that was loaded to be run or measured."""
 
 
 class ScriptedRunner(OrtRunner):
@@ -107,6 +113,7 @@ class Scripted(OnnxRuntime):
         assert isinstance(runner, ScriptedRunner)
         runner.seconds = latency(engine.data)
         TURNS.start()
+        LOADED.append(hashlib.sha256(engine.data).hexdigest())
         return runner
 
 
@@ -159,3 +166,37 @@ SETTINGS = {
     "profile": {"seconds": 1e6, "structures": 30},
 }
 """Configuration of a run that takes seconds."""
+
+
+def start(out: Path, **settings: Any) -> Run:
+    """A run of the tiny network on the stripes, not yet started; `settings` go on top of `SETTINGS`."""
+    from passdeploy.config import make_config, merge
+    from passdeploy.console import Ui
+    from passdeploy.pipeline import Run
+
+    fresh = settings.pop("fresh", False)
+    values = merge({**SETTINGS, "model": "tiny-resnet", "data": "stripes", "latency": "2x"}, settings)
+    return Run(make_config(values), out, Ui(quiet=True), data=data(), fresh=fresh)
+
+
+def run(out: Path, **settings: Any) -> list[Report]:
+    """Runs the tiny network on the stripes; one report per budget."""
+    running = start(out, **settings)
+    running.slicer = slicer(running)  # type: ignore[misc]
+    return running.run()
+
+
+_SLICERS: dict[str, OnnxSlicer] = {}
+
+
+def slicer(running: Run) -> OnnxSlicer:
+    """The run's own, made once for the same weights: the two exports behind it take seconds."""
+    from passdeploy import stages
+    from passdeploy.workspace import json_digest
+
+    running.stage("dense")
+    state = {name: tensor.tolist() for name, tensor in running.dense_state().items()}
+    key = json_digest(state)
+    if key not in _SLICERS:
+        _SLICERS[key] = stages.slicer(running)
+    return _SLICERS[key]

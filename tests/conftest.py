@@ -1,0 +1,50 @@
+"""Runs of the whole pipeline that several test files look at; each is made once, when it is first asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny networks on a busy machine are trained fastest by one thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def finished(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory: three budgets, of which one is met, one is out of reach and one is met by the dense engine."""
+    from tests import scripted
+
+    out = tmp_path_factory.mktemp("runs") / "several"
+    scripted.run(out, latency="2x,50x,5s")
+    return out
+
+
+@pytest.fixture(scope="session")
+def single(one_thread: None, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with the one budget 2x, on the weights that `finished` trained."""
+    from tests import scripted
+
+    out = tmp_path_factory.mktemp("runs") / "single"
+    scripted.run(out, weights=str(finished / "dense" / "dense.safetensors"))
+    return out
+
+
+@pytest.fixture
+def copied(single: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Makes copies of the run directory with the one budget, to be spoilt."""
+
+    def copy() -> Path:
+        return Path(shutil.copytree(single, tmp_path / "copied"))
+
+    return copy

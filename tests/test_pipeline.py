@@ -1,0 +1,352 @@
+"""The whole pipeline, with an engine of scripted latency: what it decides, what it leaves behind, what it keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from passdeploy import stages
+from passdeploy.budget import parse_budget
+from passdeploy.cli import exit_code
+from passdeploy.errors import BadInput
+from passdeploy.latency.measure import interleave
+from passdeploy.reporting import load_report
+from tests import scripted
+from tests.latency.scripted import FakeClock, ScriptedRunner
+
+STAGES = ("dense", "profile", "search", "fit", "finetune", "compile", "bench", "report", "ship")
+FINAL = (
+    "structure.json",
+    "prompt.safetensors",
+    "model.safetensors",
+    "architecture.json",
+    "model.onnx",
+    "engine",
+    "measurements.csv",
+    "report.json",
+    "report.md",
+    "report.html",
+    "bundle",
+)
+"""What the design promises in a run directory besides config.yaml, manifest.json and dense.onnx."""
+
+
+def report(folder: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return data
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def weights(single: Path) -> str:
+    return str(yaml.safe_load((single / "config.yaml").read_text())["weights"])
+
+
+def again(folder: Path, **changes: Any) -> list[Any]:
+    """Continues a copied run; `changes` are written into its configuration first, as if it had been begun so."""
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text()) | changes
+    path.write_text(yaml.safe_dump(config))
+    return scripted.run(folder, weights=config["weights"], **changes)
+
+
+# --- what lies there afterwards ------------------------------------------------------------------------------------
+
+
+def test_all_promised_files(single: Path) -> None:
+    for name in (*FINAL, "config.yaml", "manifest.json", "dense.onnx"):
+        assert (single / name).exists(), name
+    assert set(json.loads((single / "manifest.json").read_text())["stages"]) == set(STAGES)
+    for stage in STAGES:
+        record = json.loads((single / stage / "stage.json").read_text())
+        for name, expected in record["outputs"].items():
+            assert digest(single / stage / name) == expected
+    partial = single / ".partial"
+    assert not partial.exists() or not any(partial.iterdir())
+    assert not list(single.rglob("*.tmp"))
+    assert not list(single.rglob("*.ckpt"))
+
+
+def test_each_budget_has_its_own_folder(finished: Path) -> None:
+    for name in FINAL:
+        assert (finished / "2x" / name).exists(), name
+        assert not (finished / name).exists(), name
+    assert (finished / "dense.onnx").exists()
+    for stage in ("dense", "profile", "search"):
+        assert (finished / stage / "stage.json").exists()
+        assert not (finished / "2x" / stage).exists()
+
+
+def test_reports_validate(finished: Path, single: Path) -> None:
+    schema = json.loads(resources.files("passdeploy.reporting").joinpath("report.schema.json").read_text())
+    for folder in (single, finished / "2x", finished / "50x", finished / "5s"):
+        jsonschema.Draft202012Validator(schema).validate(report(folder))
+
+
+def test_the_engine_shipped_is_the_one_measured(single: Path) -> None:
+    shipped = digest(single / "engine" / "engine.onnx")
+    assert shipped == digest(single / "compile" / "engine" / "engine.onnx")
+    assert [digest(path) for path in (single / "bundle" / "engines").rglob("engine.onnx")] == [shipped]
+    assert report(single)["provenance"]["engine_sha256"] == shipped
+    assert shipped in scripted.LOADED
+
+
+# --- what it decides -----------------------------------------------------------------------------------------------
+
+
+def test_within_budget(single: Path) -> None:
+    got = report(single)
+    assert got["status"] == "within_budget"
+    assert exit_code([load_report(single / "report.json")], require_measured=True) == 0
+    assert got["speedup"]["latency"] >= 2
+    assert got["pruned"]["macs"] < got["dense"]["macs"]
+    # The script's latency of the very files, without noise.
+    ratio = scripted.latency((single / "dense.onnx").read_bytes()) / scripted.latency(
+        (single / "engine" / "engine.onnx").read_bytes()
+    )
+    assert got["speedup"]["latency"] == pytest.approx(ratio, rel=0.01)
+    for step in ("masked_vs_thin", "thin_vs_onnx", "onnx_vs_engine"):
+        assert got["equivalence"][step] <= 1e-4
+    assert got["equivalence"]["top1_agreement"] == 1.0
+    assert got["predictor"]["kind"] == "measured"
+    assert got["predictor"]["mape"] < 0.05
+
+
+def test_the_accuracies_are_those_of_the_files(single: Path) -> None:
+    """Recomputed with ONNX Runtime alone, on pixels in [0, 1]: normalisation and prompt are inside the graph."""
+    import onnxruntime
+
+    test = scripted.data().test
+    images = test.images(torch.arange(len(test)))
+    for name, file in (("dense", "dense.onnx"), ("pruned", "model.onnx")):
+        session = onnxruntime.InferenceSession(single / file, providers=["CPUExecutionProvider"])
+        logits = [session.run(None, {"images": image[None].numpy()})[0] for image in images]
+        right = [int(out.argmax()) == int(label) for out, label in zip(logits, test.labels, strict=True)]
+        assert report(single)[name]["accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-6)
+
+
+def test_infeasible(finished: Path) -> None:
+    folder = finished / "50x"
+    got = report(folder)
+    assert got["status"] == "infeasible"
+    assert exit_code([load_report(folder / "report.json")], require_measured=False) == 1
+    assert got["reachable"]["measured"]
+    assert 1 < got["reachable"]["speedup"] < 50
+    assert any("No structure reaches 50x" in message for message in got["messages"])
+    assert got["pruned"] is None
+    assert not (folder / "bundle").exists()
+    assert not (folder / "engine").exists()
+
+
+def test_a_dense_engine_inside_the_budget_is_shipped_as_it_is(finished: Path) -> None:
+    folder = finished / "5s"
+    got = report(folder)
+    assert got["status"] == "within_budget"
+    assert any("already inside the budget" in message for message in got["messages"])
+    assert got["pruned"]["macs"] == got["dense"]["macs"]
+    assert got["pruned"]["accuracy"] == got["dense"]["accuracy"]
+    assert not (folder / "prompt.safetensors").exists()
+    from safetensors.torch import load_file
+
+    shipped, dense = load_file(folder / "model.safetensors"), load_file(finished / "dense" / "dense.safetensors")
+    assert all(torch.equal(shipped[name], dense[name]) for name in dense)
+
+
+def test_the_worst_of_several_budgets_decides(finished: Path) -> None:
+    reports = [load_report(finished / name / "report.json") for name in ("2x", "5s")]
+    assert exit_code(reports, require_measured=False) == 0
+    reports.append(load_report(finished / "50x" / "report.json"))
+    assert exit_code(reports, require_measured=False) == 1
+
+
+def test_over_budget(copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the loop measured does not hold when the engine that ships is measured."""
+    folder = copied()
+    shutil.rmtree(folder / "bench")
+    real = scripted.latency
+    thin = digest(folder / "engine" / "engine.onnx")
+    monkeypatch.setattr(
+        scripted, "latency", lambda data: real(data) * (1.4 if hashlib.sha256(data).hexdigest() == thin else 1)
+    )
+    (got,) = again(folder)
+    assert got.status == "over_budget"
+    assert exit_code([got], require_measured=False) == 1
+
+
+def test_accuracy_below_the_floor(copied: Callable[[], Path]) -> None:
+    (got,) = again(copied(), min_accuracy=0.999)
+    assert got.status == "accuracy_below_floor"
+    assert exit_code([got], require_measured=False) == 1
+    assert got.speedup.latency is not None
+    assert got.speedup.latency >= 2
+
+
+@pytest.fixture(scope="module")
+def unattached(one_thread: None, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("tensorrt_rtx", reason="pip install passdeploy[rtx]")
+    from passdeploy.targets import DEVICES, attached_device
+
+    if attached_device(DEVICES["a100"]):
+        pytest.skip("this machine has an A100")
+    out = tmp_path_factory.mktemp("runs") / "a100"
+    given = str(finished / "dense" / "dense.safetensors")
+    running = scripted.start(out, weights=given, target="a100", backend="tensorrt_rtx", latency="1.2x,1ns")
+    running.run()
+    return out
+
+
+def test_unverified(unattached: Path) -> None:
+    folder = unattached / "1.2x"
+    got = load_report(folder / "report.json")
+    assert got.status == "unverified"
+    assert not got.target.attached
+    assert got.target.compute_capability == "8.0"
+    assert exit_code([got], require_measured=False) == 0
+    assert exit_code([got], require_measured=True) == 1
+    assert got.speedup.latency is None
+    assert got.dense.latency_ms is None
+    assert got.predictor is not None
+    assert got.predictor.kind == "analytic"
+    assert got.predicted is not None
+    assert got.equivalence.onnx_vs_engine is None
+    assert any("nothing was measured" in message for message in got.messages or [])
+    facts = json.loads((folder / "engine" / "engine.json").read_text())
+    assert facts["backend"] == "tensorrt_rtx"
+    engine = folder / "engine" / facts["file"]
+    assert digest(engine) == facts["sha256"]
+    assert [digest(path) for path in (folder / "bundle" / "engines").rglob(facts["file"])] == [facts["sha256"]]
+
+
+def test_out_of_reach_by_prediction(unattached: Path) -> None:
+    got = load_report(unattached / "1ns" / "report.json")
+    assert got.status == "infeasible"
+    assert got.reachable is not None
+    assert not got.reachable.measured
+    assert any("predicted" in message for message in got.messages or [])
+    assert not (unattached / "1ns" / "bundle").exists()
+
+
+def broken(network: nn.Module) -> nn.Module:
+    """A network that computes something else."""
+    with torch.no_grad():
+        next(m for m in network.modules() if isinstance(m, nn.Linear)).bias += 1  # type: ignore[operator]
+    return network
+
+
+def test_a_surgery_that_changes_the_function_ships_nothing(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied()
+    shutil.rmtree(folder / "fit")
+    real = stages.thin
+    monkeypatch.setattr(stages, "thin", lambda *arguments: broken(real(*arguments)))
+    (got,) = again(folder)
+    assert got.status == "not_equivalent"
+    assert got.equivalence.masked_vs_thin is not None
+    assert got.equivalence.masked_vs_thin > 1e-4
+    assert exit_code([got], require_measured=False) == 1
+    # What the good run had left there is not offered any more.
+    for name in ("bundle", "engine", "model.onnx", "model.safetensors"):
+        assert not (folder / name).exists(), name
+
+
+def test_an_export_that_changes_the_function_ships_nothing(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied()
+    shutil.rmtree(folder / "compile")
+    real = stages.export_onnx
+
+    def export(model: nn.Module, path: Path, *arguments: Any) -> Path:
+        if path.name == "model.onnx":
+            import copy
+
+            model = broken(copy.deepcopy(model))
+        return real(model, path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stages, "export_onnx", export)
+    (got,) = again(folder)
+    assert got.status == "not_equivalent"
+    assert got.equivalence.thin_vs_onnx is not None
+    assert got.equivalence.thin_vs_onnx > 1e-4
+    assert not (folder / "bundle").exists()
+    assert not (folder / "measurements.csv").exists()
+    assert exit_code([got], require_measured=False) == 1
+
+
+def test_every_percentile_gets_the_samples_it_needs() -> None:
+    clock = FakeClock()
+    slow = {"dense": ScriptedRunner(clock, 0.04), "thin": ScriptedRunner(clock, 0.02)}
+    for percentile in ("p50", "p90", "p99"):
+        settings = stages.bench_settings(parse_budget("30ms", percentile))
+        comparison = interleave(slow, settings, clock=clock)
+        value = comparison.measurements["thin"].at(float(percentile[1:]))
+        assert value == pytest.approx(20), percentile
+
+
+# --- what it keeps -------------------------------------------------------------------------------------------------
+
+
+def test_the_same_again_runs_nothing(copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copied()
+    before = {path: digest(path) for path in folder.rglob("*") if path.is_file()}
+    for stage in STAGES:
+        monkeypatch.setattr(stages, f"run_{stage}", lambda *_: pytest.fail("a finished stage was run again"))
+    (got,) = again(folder)
+    assert got.status == "within_budget"
+    # config.yaml was written by the helper, with other line breaks.
+    after = {path: digest(path) for path in folder.rglob("*") if path.is_file()}
+    assert {p: d for p, d in after.items() if p.name != "config.yaml"} == {
+        p: d for p, d in before.items() if p.name != "config.yaml"
+    }
+
+
+def test_a_damaged_file_is_made_again_and_nothing_else(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied()
+    (folder / "ship" / "bundle" / "model.onnx").write_bytes(b"")
+    for stage in STAGES[:-1]:
+        monkeypatch.setattr(stages, f"run_{stage}", lambda *_: pytest.fail("a finished stage was run again"))
+    again(folder)
+    assert digest(folder / "bundle" / "model.onnx") == digest(folder / "model.onnx")
+
+
+def test_another_configuration_is_refused_and_nothing_lost(single: Path) -> None:
+    before = digest(single / "report.json")
+    with pytest.raises(BadInput, match=r"differs in: latency, search\.epochs, seed\)") as refused:
+        scripted.start(single, weights=weights(single), latency="3x", seed=7, search={"epochs": 2.0})
+    assert "--fresh" in str(refused.value)
+    assert digest(single / "report.json") == before
+
+
+def test_what_is_only_required_may_differ(single: Path) -> None:
+    scripted.start(single, weights=weights(single), require_measured=True)
+
+
+def test_fresh_starts_over(copied: Callable[[], Path]) -> None:
+    folder = copied()
+    running = scripted.start(folder, seed=7, fresh=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml"]
+    assert running.config.seed == 7
+
+
+def test_fresh_deletes_no_other_folder(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    for fresh in (False, True):
+        with pytest.raises(BadInput, match="not a run directory"):
+            scripted.start(tmp_path, fresh=fresh)
+    assert (tmp_path / "thesis.tex").read_text() == "years"
