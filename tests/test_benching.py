@@ -1,0 +1,94 @@
+"""`passdeploy bench`: what can be timed, and how a comparison is judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from passdeploy import benching
+from passdeploy.data.base import Preprocess
+from passdeploy.engines.base import CompileInput, get_backend
+from passdeploy.errors import BadInput
+from passdeploy.export import export_onnx
+from passdeploy.latency.measure import Comparison, Settings, interleave
+from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.targets import resolve
+from tests.latency.scripted import FakeClock, ScriptedRunner
+
+SHORT = Settings(pairs=6, block_s=0.002, warmup_s=0.002, percentiles=())
+
+
+def scripted(**seconds: float) -> Comparison:
+    clock = FakeClock()
+    return interleave({name: ScriptedRunner(clock, value) for name, value in seconds.items()}, clock=clock)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("network")
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    model = Prompted(InputStage(Preprocess((16, 12))), layers).eval()
+    return export_onnx(model, folder / "model.onnx", (3, 16, 12))
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(1.0e-3, 0), (1.03e-3, 0), (1.08e-3, 1), (0.5e-3, 0)])
+def test_outcome(seconds: float, code: int) -> None:
+    assert benching.outcome(scripted(reference=1e-3, other=seconds), 0.05) == code
+
+
+def test_any_slower_one_decides() -> None:
+    assert benching.outcome(scripted(reference=1e-3, same=1e-3, slow=1.2e-3), 0.05) == 1
+
+
+@pytest.mark.parametrize("text", ["5", "-1%", "five%", "nan%", ""])
+def test_margin_needs_a_percentage(text: str) -> None:
+    with pytest.raises(BadInput, match="percentage"):
+        benching.parse_margin(text)
+
+
+def test_margin() -> None:
+    assert benching.parse_margin(" 5% ") == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("thin", "code"), [(0.5e-3, 0), (0.45e-3, 0), (0.7e-3, 1)])
+def test_against_a_stored_report(thin: float, code: int, tmp_path: Path) -> None:
+    example = json.loads((Path(__file__).parent / "reporting" / "example.json").read_text())
+    example["speedup"] |= {"latency": 2.0, "latency_ci95": [1.98, 2.02]}
+    (tmp_path / "report.json").write_text(json.dumps(example))
+    judged, said = benching.against_report(scripted(dense=1e-3, thin=thin), tmp_path / "report.json", 0.05)
+    assert judged == code
+    assert "2.000x in the report" in said
+
+
+def test_onnx_and_engine_are_timed_side_by_side(network: Path, tmp_path: Path) -> None:
+    target = resolve("cpu", backend="onnxruntime")
+    backend = get_backend("onnxruntime")
+    backend.save(backend.compile(CompileInput(onnx=network), target), tmp_path / "engine")
+    comparison = benching.compare([str(network), str(tmp_path), str(tmp_path / "engine")], settings=SHORT)
+    data = benching.to_json(comparison)
+    assert data["reference"] == str(network)
+    assert list(data["engines"]) == [str(network), str(tmp_path), str(tmp_path / "engine")]
+    assert all(row["n"] > 0 for row in data["engines"].values())
+
+
+def test_the_same_engine_may_be_given_twice(network: Path) -> None:
+    comparison = benching.compare([str(network), str(network)], settings=SHORT)
+    assert len(comparison.measurements) == 2
+
+
+def test_what_is_no_engine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no engine, ONNX file"):
+        benching.compare([str(tmp_path / "nothing")])
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BadInput, match=r"broken\.onnx"):
+        benching.compare([str(tmp_path / "broken.onnx")])
+
+
+def test_what_is_not_attached_is_not_timed(network: Path) -> None:
+    with pytest.raises(BadInput, match="nothing can be timed here"):
+        benching.compare([str(network)], target="a100", backend="tensorrt_rtx")
