@@ -150,6 +150,7 @@ class _Walk:
         for node in self.nodes:
             self._unite_conv_groups(node)
             self._unite_norm_groups(node)
+            self._unite_chunks(node)
 
     def _joined(self, node: Any) -> bool:
         pruner = self.graph.get_pruner_of_module(node.module)
@@ -202,6 +203,44 @@ class _Walk:
             for channel in range(node.module.num_channels):
                 first = self.atom(node, "out", channel - channel % each)[0]
                 self.sets.unite(first, self.atom(node, "out", channel)[0])
+
+    def _unite_chunks(self, node: Any) -> None:
+        """Equal parts of a split must stay equal: a channel goes with those at its place in the other parts.
+
+        A network computes where it splits from the channels it is given, so parts of different sizes would be cut at the
+        wrong place.
+        """
+        found = _chunks(node)
+        if found is None:
+            return
+        each, whole = found
+        source = node.inputs[0] if type(node.module).__name__ == "_SliceOp" else node
+        known = self.ids[(self.index[id(source)], "out")]
+        for channel in range(whole):
+            if channel in known and channel % each in known:
+                self.sets.unite(known[channel], known[channel % each])
+
+
+def _chunks(node: Any) -> tuple[int, int] | None:
+    """(channels of each part, of all) when a node splits the channels, or takes one part of them; None otherwise."""
+    kind, grad = type(node.module).__name__, node.grad_fn
+    shape = getattr(grad, "_saved_self_sym_sizes", ())
+    if kind not in ("_SplitOp", "_SliceOp") or len(shape) < 2 or not node.inputs:
+        return None
+    whole = int(shape[1])
+    if grad._saved_dim not in (1, 1 - len(shape), (1 - len(shape)) % 2**64):  # unsigned in some versions
+        return None
+    if hasattr(grad, "_saved_split_sizes"):
+        sizes = {int(size) for size in grad._saved_split_sizes}
+        return (sizes.pop(), whole) if len(sizes) == 1 else None
+    if hasattr(grad, "_saved_split_size"):
+        each, start = int(grad._saved_split_size), 0
+    elif getattr(grad, "_saved_step", 0) == 1:
+        start = int(grad._saved_start)
+        each = min(int(grad._saved_end), whole) - start
+    else:
+        return None
+    return (each, whole) if 0 < each < whole and whole % each == 0 and start % each == 0 else None
 
 
 def channel_counts(module: nn.Module) -> tuple[int, int]:
