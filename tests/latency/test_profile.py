@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from passdeploy.errors import BadInput
+from passdeploy.latency.log import MeasurementLog
+from passdeploy.latency.profile import keep_first, profile, sample, varied_widths, widths_of
+from tests.latency.nets import machine_ms, resnet20
+from tests.latency.scripted import FakeClock, ScriptedRunner
+
+GROUPS, OPS = resnet20()
+UNITS = np.array(list(GROUPS.units.values()))
+
+
+class Bench:
+    """Measures on the made-up machine; every measurement takes `seconds`."""
+
+    def __init__(self, noise=0.0, seconds=0.1):
+        self.noise, self.seconds, self.count = noise, seconds, 0
+        self.clock = FakeClock()
+        self.dense = machine_ms(OPS, UNITS, UNITS)
+
+    def __call__(self, structure):
+        rng = np.random.default_rng(self.count)
+        self.count += 1
+        self.clock.now += self.seconds
+        thin = machine_ms(OPS, UNITS, widths_of(structure)) * rng.lognormal(0, self.noise)
+        return {"ratio": thin / self.dense, "dense_ms": self.dense, "thin_ms": thin}
+
+
+def run(bench, path=None, **kwargs):
+    log = MeasurementLog(path, clock=bench.clock)
+    return profile(bench, OPS, GROUPS, log=log, **{"good_enough": 0.0, **kwargs}), log
+
+
+def test_structures_are_varied_legal_and_reproducible():
+    stream = list(islice(varied_widths(GROUPS, 0), 200))
+    widths = np.stack(stream)
+    depth = UNITS == 1
+    assert (widths <= UNITS).all() and (widths[:, ~depth] >= 1).all() and (widths[:, depth] >= 0).all()
+    assert len({tuple(w) for w in stream}) > 195
+    ratios = np.array([machine_ms(OPS, UNITS, w) for w in stream]) / machine_ms(OPS, UNITS, UNITS)
+    assert ratios.min() < 0.2 and ratios.max() > 0.85
+    on_grid = ((widths % 8 == 0) | (widths == UNITS))[:, ~depth].all(axis=1)
+    assert 0.5 < on_grid.mean() < 0.95
+    assert 0.1 < (widths[:, depth] == 0).mean() < 0.4
+    np.testing.assert_array_equal(widths, np.stack(list(islice(varied_widths(GROUPS, 0), 200))))
+    assert (widths[10:] != np.stack(list(islice(varied_widths(GROUPS, 1), 200)))[10:]).any()
+
+
+def test_structures_keep_the_first_units():
+    structure = keep_first(GROUPS, UNITS // 2 + UNITS % 2)
+    np.testing.assert_array_equal(widths_of(structure), UNITS // 2 + UNITS % 2)
+    assert structure.masks["layer1.0.conv1"] == (True,) * 8 + (False,) * 8
+
+
+def test_profile_stops_when_the_time_is_up():
+    bench = Bench()
+    model, log = run(bench, budget_s=8.0)
+    assert 70 <= bench.count <= 82 and abs(sum(r.seconds for r in log.records) - 8.0) < 1.0
+    assert model.mape < 0.01 and model.repeatability == 0.0 and len(model.ratios) == bench.count - 6 + 1
+    assert model.provenance["seed"] == 0 and model.dense_ms == pytest.approx(bench.dense)
+
+
+def test_profile_ends_early_when_it_is_good_enough():
+    bench = Bench()
+    model, _ = run(bench, budget_s=100.0, good_enough=0.02)
+    assert bench.count <= 66 and model.mape <= 0.02
+
+
+def test_slow_measurements_still_give_a_model():
+    bench = Bench(seconds=10.0)
+    model, _ = run(bench, budget_s=30.0)
+    assert 12 <= len(model.ratios) <= 25 and model.mape is not None
+
+
+def test_repeatability_is_measured_not_assumed():
+    model, _ = run(Bench(noise=0.02), budget_s=10.0)
+    assert 0.005 < model.repeatability < 0.06
+
+
+def test_a_killed_profile_continues_and_ends_as_the_undisturbed_one(tmp_path):
+    whole, log = run(Bench(noise=0.01), tmp_path / "whole", budget_s=5.0)
+    lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
+    for kept in (0, 7, 23, len(lines) - 2, len(lines)):
+        (tmp_path / "part").write_bytes(b"".join(lines[:kept]))
+        bench = Bench(noise=0.01)
+        bench.count = kept  # the scripted noise goes on where it was
+        model, again = run(bench, tmp_path / "part", budget_s=5.0)
+        assert again.replayed == kept and bench.count == len(lines)
+        np.testing.assert_array_equal(model.ratios, whole.ratios)
+        assert model.to_json() == whole.to_json()
+    assert len(log.records) == len(lines)
+
+
+def test_sample_sees_through_disturbance():
+    clock = FakeClock()
+    rng = np.random.default_rng(0)
+
+    def busy(base):
+        return lambda i, now: base * (1 if rng.random() < 0.5 else rng.uniform(1, 4))
+
+    import passdeploy.latency.profile as module
+
+    comparison = module.interleave(
+        {"dense": ScriptedRunner(clock, busy(1e-3)), "thin": ScriptedRunner(clock, busy(4e-4))},
+        module.SETTINGS,
+        clock=clock,
+    )
+    assert 1 / comparison.floor_ratio("thin") == pytest.approx(0.4, rel=0.01)
+
+
+def test_sample_of_real_work():
+    data = np.random.default_rng(0).random((64, 64))
+
+    class Work:
+        def __init__(self, times):
+            self.times = times
+
+        def call(self):
+            for _ in range(self.times):
+                (data * data).sum()
+
+    value = sample(Work(40), Work(20))
+    assert set(value) >= {"ratio", "dense_ms", "thin_ms"} and 0.3 < value["ratio"] < 0.8
+
+
+def test_a_network_without_operators_is_refused():
+    with pytest.raises(BadInput, match="no convolution"):
+        profile(Bench(), (), GROUPS)
