@@ -16,7 +16,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 import typer
 from rich.console import Console
 
-from passdeploy.errors import PassdeployError
+from passdeploy.errors import BadInput, PassdeployError
 
 app = typer.Typer(
     name="passdeploy",
@@ -27,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 out_console = Console(highlight=False)
+INTERRUPTED = 130
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
@@ -322,6 +323,48 @@ def ship(
 
 
 @app.command()
+def compare(
+    methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "pass,pass-paper,l1,mdp",
+    latency: Annotated[str | None, typer.Option(help="Budgets: 2x,3x.")] = None,
+    seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
+    axis: Annotated[str | None, typer.Option(help="latency: measured; macs: as in papers.")] = None,
+    split: Annotated[str, typer.Option(help="Accuracy shown: validation (to choose by) or test.")] = "test",
+    model: Annotated[str | None, MODEL] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights: safetensors, or a tensor-only .pth.")] = None,
+    data: Annotated[str | None, typer.Option(help="Name, image folder, or module:function.")] = None,
+    target: Annotated[str | None, typer.Option(help="cpu, a100, h100, l4, ... (passdeploy targets).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes of fine-tuning.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file (default: ./passdeploy.yaml).")] = None,
+    out: Out = Path("runs/compare"),
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Runs several methods through the same closed loop, budgets, seeds and number of training steps.
+
+    Example: `passdeploy compare --methods pass,l1,mdp --latency 2x,3x --seeds 0,1,2 --out runs/compare`
+
+    Started again it goes on where it was. Exit status: 0 all ran, 1 some failed, 2 bad input.
+    """
+    from passdeploy.compare.command import compare as run_comparison
+    from passdeploy.compare.page import summary
+    from passdeploy.compare.table import render as tables
+    from passdeploy.console import Ui
+
+    flags = _values(
+        model=model, weights=weights, data=data, target=target, latency=latency, epochs=epochs, axis=axis
+    )
+    made = _configuration(config, flags, console=not json_)
+    outcome = run_comparison(made, methods, seeds, out, split=split, ui=Ui(quiet=json_))
+    if json_:
+        rows = [row.to_json() for row in outcome.rows]
+        _print_json({"rows": rows, **summary(outcome.rows, split), "failed": outcome.failed})
+    else:
+        out_console.print(tables(outcome.rows, split))
+        out_console.print(f"\n{out / 'compare.html'}", markup=False, soft_wrap=True)
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+@app.command()
 def targets(json_: Json = False, debug: Debug = False) -> None:
     """Lists the named targets, which are attached, and which backend would be used.
 
@@ -423,15 +466,19 @@ def main() -> None:
     except typer.Exit as error:
         raise SystemExit(error.exit_code) from None
     except ClickException as error:
-        error.show()
-        raise SystemExit(2) from None
+        if not sys.argv[1:]:  # no verb: the help, as it is
+            print(error.format_message())
+            raise SystemExit(0) from None
+        verb = "".join(f" {word}" for word in sys.argv[1:2] if word in {c.name for c in app.registered_commands})
+        fail(BadInput(f"{error.format_message().rstrip('.')}; see passdeploy{verb} --help"), as_json)
     except (KeyboardInterrupt, typer.Abort):
-        Console(stderr=True).print("interrupted: the same command continues where it stopped")
-        raise SystemExit(130) from None
+        code = INTERRUPTED
     except PassdeployError as error:
         if debug:
             raise
         fail(error, as_json)
     except MemoryError:
         fail(PassdeployError("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this status, silently
+        Console(stderr=True).print("interrupted: the same command continues where it stopped")
     raise SystemExit(code if isinstance(code, int) else 0)
