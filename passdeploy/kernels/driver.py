@@ -137,7 +137,7 @@ class Pycuda:
             import pycuda.driver as driver
         except ImportError as error:
             raise Unavailable(
-                "pycuda can't be imported; it needs the CUDA toolkit to install: pip install 'passdeploy[cuda]'"
+                "pycuda can't be imported; it needs the CUDA toolkit to install: pip install 'passdeploy[pycuda]'"
             ) from error
         self._driver, self._stream = driver, stream
         self._functions: dict[str, Any] = {}

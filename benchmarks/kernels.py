@@ -1,0 +1,228 @@
+"""Times the CUDA kernels on a GPU: against the copy-bandwidth floor, PyTorch's eager mode and torch.compile.
+
+    python benchmarks/kernels.py [--quick] [--out FILE]
+
+Writes benchmarks/results/<device>/kernels.json, after every case, and leaves out cases that are there already. Every
+contender is captured into a CUDA graph over as many sets of arrays as do not fit the L2 cache, so that what is timed is
+the GPU and not Python; contenders take turns block by block. "floor" is the time that a plain copy needs for the bytes
+that must move: in nchw the planes of masked channels are not among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from passdeploy.data.base import Preprocess
+from passdeploy.kernels import driver, masked_affine_act, stage_input
+from passdeploy.latency.measure import QUICK, Settings, interleave
+from passdeploy.search.prompt import InputStage
+
+ACTIVATIONS = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
+"""Channels and height of ResNet-50's feature maps at 224 pixels."""
+GOALS = {"of_copy_bandwidth": 0.85, "times_eager": 3.0, "times_compile": 1.0}
+MAX_SET_BYTES = 4 * 2**30
+
+
+class Graph:
+    """A captured sequence of calls, timed with events: seconds per call of the sequence."""
+
+    def __init__(self, calls: list[Callable[[], Any]]) -> None:
+        self.count = len(calls)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles, loads, allocates: nothing of that can be captured
+            for _ in range(3):
+                calls[0]()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.kept = [call() for call in calls]
+
+    def call(self) -> None:
+        self.graph.replay()
+        torch.cuda.synchronize()
+
+    def block(self, seconds: float, calls: int) -> list[float]:
+        times: list[float] = []
+        start = time.perf_counter()
+        while len(times) < calls or time.perf_counter() - start < seconds:
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            self.graph.replay()
+            after.record()
+            after.synchronize()
+            times.append(before.elapsed_time(after) / 1e3 / self.count)
+        return times
+
+
+def copy_bandwidth(settings: Settings) -> float:
+    """Bytes read and written per second by a copy that is far larger than the cache."""
+    source = torch.empty(2**29, dtype=torch.uint8, device="cuda").random_()
+    to = torch.empty_like(source)
+    copied = interleave({"copy": Graph([lambda: to.copy_(source)])}, settings).measurements["copy"]
+    return 2 * source.numel() / (float(copied.p50 or copied.mean) / 1e3)
+
+
+def sets_of(bytes_per_call: int) -> int:
+    """How many sets of arrays it takes to leave nothing of the first in the cache when it comes round again."""
+    l2 = torch.cuda.get_device_properties(0).L2_cache_size
+    return max(1, min(-(-4 * l2 // bytes_per_call), MAX_SET_BYTES // bytes_per_call))
+
+
+def activation_case(
+    channels: int, side: int, batch: int, dtype: torch.dtype, last: bool, residual: bool, backward: bool
+) -> tuple[dict[str, Graph], int]:
+    """Half of the channels masked, ReLU. Returns the contenders and the bytes that must move per call."""
+    shape = (batch, channels, side, side)
+    layout = torch.channels_last if last else torch.contiguous_format
+    size = batch * channels * side * side * torch.empty((), dtype=dtype).element_size()
+    mask = (torch.arange(channels, device="cuda") % 2).float()
+    scale, shift = torch.rand(channels, device="cuda") + 0.5, torch.randn(channels, device="cuda")
+    sets = sets_of(size * (2 + residual + (2 + residual) * backward))
+
+    def make() -> Tensor:
+        return torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=layout).requires_grad_(backward)
+
+    xs, rs = [make() for _ in range(sets)], [make() if residual else None for _ in range(sets)]
+    ones = torch.ones(shape, device="cuda", dtype=dtype).contiguous(memory_format=layout)
+    if backward:
+        for parameter in (mask, scale, shift):
+            parameter.requires_grad_()
+
+    def eager(x: Tensor, r: Tensor | None) -> Tensor:
+        factor, offset = (mask * scale).to(dtype), shift.to(dtype)
+        z = x * factor[:, None, None] + offset[:, None, None]
+        return F.relu(z if r is None else z + r)
+
+    def kernel(x: Tensor, r: Tensor | None) -> Tensor:
+        return masked_affine_act(x, mask, scale, shift, r, "relu")
+
+    def contender(function: Callable[[Tensor, Tensor | None], Tensor]) -> Graph:
+        def call(x: Tensor, r: Tensor | None) -> Any:
+            y = function(x, r)
+            inputs = [t for t in (x, r, mask, scale, shift) if t is not None]
+            return torch.autograd.grad(y, inputs, ones) if backward else y
+
+        return Graph([lambda x=x, r=r: call(x, r) for x, r in zip(xs, rs, strict=True)])
+
+    kept = 1.0 if last else 0.5  # in nhwc the masked channels lie in the same sectors as the kept ones
+    moved = size * (kept + 1 + residual)
+    if backward:  # reads x, the gradient and the residual; writes the gradients of x and the residual
+        moved += size * (3 + 2 * residual)
+    graphs = {
+        "kernel": contender(kernel), "eager": contender(eager), "compile": contender(torch.compile(eager)),
+    }  # fmt: skip
+    return graphs, int(moved)
+
+
+def input_case(batch: int, kind: str, dtype: torch.dtype, last: bool) -> tuple[dict[str, Graph], int]:
+    """224 pixels; an expansive prompt of 16. Returns the contenders and the bytes that must move per call."""
+    stage = InputStage(Preprocess(size=(224, 224)), kind, 16 if kind == "expansive" else 0).cuda().requires_grad_(False)
+    pixels = batch * 3 * 224 * 224
+    moved = pixels * (1 + torch.empty((), dtype=dtype).element_size()) + 4 * 3 * 224 * 224
+    images = [
+        torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8, device="cuda") for _ in range(sets_of(moved))
+    ]
+    layout = torch.channels_last if last else torch.contiguous_format
+
+    def eager(image: Tensor) -> Tensor:
+        return stage(image.permute(0, 3, 1, 2).float() / 255).to(dtype).contiguous(memory_format=layout)
+
+    def kernel(image: Tensor) -> Tensor:
+        return stage_input(stage, image, dtype=dtype, channels_last=last)
+
+    def contender(function: Callable[[Tensor], Tensor]) -> Graph:
+        return Graph([lambda i=image: function(i) for image in images])
+
+    graphs = {"kernel": contender(kernel), "eager": contender(eager), "compile": contender(torch.compile(eager))}
+    return graphs, moved
+
+
+def cases(quick: bool) -> dict[str, Callable[[], tuple[dict[str, Graph], int]]]:
+    """By name, in the order in which they run."""
+    named: dict[str, Callable[[], tuple[dict[str, Graph], int]]] = {}
+    batches = (64,) if quick else (1, 8, 64)
+    for (channels, side), batch, last, residual, backward in itertools.product(
+        ACTIVATIONS, batches, (False, True), (False, True), (False, True)
+    ):
+        if quick and (residual or side not in (56, 7)):
+            continue
+        name = f"masked_affine_act {channels}x{side}x{side} batch {batch} fp16 {'nhwc' if last else 'nchw'}"
+        name += (" residual" if residual else "") + (" with backward" if backward else "")
+        arguments = (channels, side, batch, torch.float16, last, residual, backward)
+        named[name] = lambda a=arguments: activation_case(*a)
+    for batch, kind, dtype, last in itertools.product(
+        batches, ("additive", "expansive"), (torch.float16, torch.float32), (False, True)
+    ):
+        name = f"prompted_input {kind} batch {batch} {str(dtype).split('.')[1]} {'nhwc' if last else 'nchw'}"
+        named[name] = lambda a=(batch, kind, dtype, last): input_case(*a)
+    return named
+
+
+def row(graphs: dict[str, Graph], moved: int, bandwidth: float, settings: Settings) -> dict[str, Any]:
+    """One case's numbers; ratios above 1 say that the kernel is faster."""
+    compared = interleave(graphs, settings)
+    ms = {name: m.p50 if m.p50 is not None else m.mean for name, m in compared.measurements.items()}
+    ratios = {name: compared.ratio(name).inverse().to_json() for name in graphs if name != "kernel"}
+    return {
+        "us": {name: 1e3 * value for name, value in ms.items()},
+        "bytes": moved,
+        "of_copy_bandwidth": moved / (ms["kernel"] / 1e3) / bandwidth,
+        "times_eager": ratios["eager"],
+        "times_compile": ratios["compile"],
+        "noisy": any(m.noisy for m in compared.measurements.values()),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few cases, few rounds: does it work, roughly how fast")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/DEVICE/kernels.json")
+    options = parser.parse_args()
+    reason = None if torch.cuda.is_available() else "no NVIDIA GPU, or a PyTorch without CUDA"
+    reason = reason or driver.unavailable()
+    if reason is not None:
+        print(f"benchmarks/kernels.py: {reason}; run it on a machine with a GPU (Dockerfile.gpu)", file=sys.stderr)
+        return 2
+    device = torch.cuda.get_device_name()
+    folder = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    out: Path = options.out or folder / ("kernels-quick.json" if options.quick else "kernels.json")
+    settings = QUICK if options.quick else Settings(pairs=40, max_s=20.0)
+    done: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
+    done.setdefault("device", device)
+    done.setdefault("versions", {"torch": torch.__version__, "cuda": torch.version.cuda})
+    done.setdefault("goals", GOALS)
+    done.setdefault("cases", {})
+    bandwidth = done.setdefault("copy_gb_per_s", copy_bandwidth(settings) / 1e9) * 1e9
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name, make in cases(options.quick).items():
+        if name in done["cases"]:
+            continue
+        graphs, moved = make()
+        done["cases"][name] = got = row(graphs, moved, bandwidth, settings)
+        del graphs
+        torch.cuda.empty_cache()
+        out.with_suffix(".tmp").write_text(json.dumps(done, indent=1) + "\n")
+        out.with_suffix(".tmp").replace(out)
+        print(
+            f"{name:70s} {got['us']['kernel']:8.1f} us  {got['of_copy_bandwidth']:.2f} of copy bandwidth  "
+            f"{got['times_eager']['value']:.2f} x eager  {got['times_compile']['value']:.2f} x compile"
+        )
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Puts the CUDA sources into the wheel, with machine code where there is an nvcc. All else: pyproject.toml."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+
+
+class BuildWithKernels(build_py):
+    """kernels/ at the top of the repository becomes passdeploy/kernels/cuda/ in the package."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:  # the sources are found in the repository
+            return
+        folder = Path(self.build_lib) / "passdeploy" / "kernels" / "cuda"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for source in sorted((HERE / "kernels").glob("*.cu*")):
+            shutil.copy2(source, folder)
+        sys.path.insert(0, str(HERE))
+        from passdeploy.kernels import build
+
+        if build.nvcc_path() is None:
+            print("no nvcc: the wheel carries the CUDA sources only, which NVRTC compiles when they are first used")
+            return
+        for name in build.SOURCES:
+            build.build_fatbin(name, folder / f"{name}.fatbin")
+
+
+setup(cmdclass={"build_py": BuildWithKernels})
