@@ -350,9 +350,7 @@ def compare(
     from passdeploy.compare.table import render as tables
     from passdeploy.console import Ui
 
-    flags = _values(
-        model=model, weights=weights, data=data, target=target, latency=latency, epochs=epochs, axis=axis
-    )
+    flags = _values(model=model, weights=weights, data=data, target=target, latency=latency, epochs=epochs, axis=axis)
     made = _configuration(config, flags, console=not json_)
     outcome = run_comparison(made, methods, seeds, out, split=split, ui=Ui(quiet=json_))
     if json_:
@@ -469,7 +467,8 @@ def main() -> None:
         if not sys.argv[1:]:  # no verb: the help, as it is
             print(error.format_message())
             raise SystemExit(0) from None
-        verb = "".join(f" {word}" for word in sys.argv[1:2] if word in {c.name for c in app.registered_commands})
+        verbs = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+        verb = "".join(f" {word}" for word in sys.argv[1:2] if word in verbs)
         fail(BadInput(f"{error.format_message().rstrip('.')}; see passdeploy{verb} --help"), as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

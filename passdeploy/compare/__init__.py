@@ -1,0 +1,1 @@
+"""Several methods through the same pipeline, budgets and seeds: rows, statistics, table and page."""

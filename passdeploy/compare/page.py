@@ -1,0 +1,56 @@
+"""What a comparison leaves in its folder: compare.md, compare.html, compare.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from passdeploy.compare.plot import tradeoff
+from passdeploy.compare.rows import Row
+from passdeploy.compare.statistics import budgets, cells, equal_accuracy, reference_of
+from passdeploy.compare.table import EQUAL_HEAD, HEAD, equal_lines, lines, markdown, note
+from passdeploy.workspace import write_atomic, write_json
+
+
+def summary(rows: Sequence[Row], split: str, reference: str | None = None) -> dict[str, object]:
+    """The statistics as JSON."""
+    reference = reference or reference_of(rows)
+    return {
+        "schema": "passdeploy.comparison/1",
+        "split": split,
+        "reference": reference,
+        "cells": [dataclasses.asdict(cell) for cell in cells(rows, split, reference)],
+        "equal_accuracy": [dataclasses.asdict(item) for item in equal_accuracy(rows, split, reference)],
+    }
+
+
+def html(rows: Sequence[Row], split: str, reference: str | None = None) -> str:
+    """A self-contained page."""
+    from passdeploy.reporting.html import environment
+
+    reference = reference or reference_of(rows) or "pass"
+    found = cells(rows, split, reference)
+    subject = f"{rows[0].model} on {rows[0].data}" if rows else "nothing yet"
+    return (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            title=f"{len({row.method for row in rows})} methods, {subject}",
+            reference=reference,
+            figure=tradeoff(rows, split, reference),
+            head=[name.format(reference) for name in HEAD],
+            tables=[(budget, lines(found, budget)) for budget in budgets(rows)],
+            equal_head=[name.format(reference) for name in EQUAL_HEAD],
+            equal=equal_lines(equal_accuracy(rows, split, reference)),
+            note=note(rows, split) if rows else "",
+        )
+    )
+
+
+def write_pages(rows: Sequence[Row], split: str, folder: Path, reference: str | None = None) -> None:
+    """Writes all three."""
+    title = "# Comparison\n\n"
+    write_json(folder / "compare.json", summary(rows, split, reference))
+    write_atomic(folder / "compare.md", title + markdown(rows, split, reference))
+    write_atomic(folder / "compare.html", html(rows, split, reference))

@@ -1,0 +1,236 @@
+"""Runs every method with every seed through the pipeline; all of them share the dense network and the latency model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passdeploy.assemble import judge
+from passdeploy.compare.rows import SPLITS, Row, RowFile
+from passdeploy.config import RunConfig, make_config, merge
+from passdeploy.console import Ui
+from passdeploy.data.base import ImageData
+from passdeploy.errors import BadInput, PassdeployError
+from passdeploy.pipeline import BudgetRun, Run
+from passdeploy.search.method import get_method
+from passdeploy.workspace import RECORD, json_digest, read_json
+
+if TYPE_CHECKING:
+    from passdeploy.subject import Model
+
+SHARED = ("dense", "profile")
+OWN = ("method", "seed", "latency", "require_measured")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared: a method, or a variant of one.
+
+    Attributes:
+        name: In rows and folders.
+        method: As ``--method`` takes it.
+        settings: Of the configuration, on top of what all share.
+        latency: Budgets of its own; None: all.
+    """
+
+    name: str
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    latency: tuple[str, ...] | None = None
+
+
+@dataclass
+class Plan:
+    """A comparison.
+
+    Attributes:
+        config: What all arms share; its method and seed do not count.
+        arms: What is compared.
+        seeds: Each arm runs once with each.
+        out: Runs lie in ``out/<arm>/<seed>``.
+        rows: Where results are appended; a run whose rows are all there is not run again.
+        model: A factory or a network instead of the configuration's.
+        data: A data set instead of the configuration's.
+    """
+
+    config: RunConfig
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    out: Path
+    rows: RowFile
+    model: Model | None = None
+    data: ImageData | None = None
+
+    def settings(self) -> str:
+        """Digest of what all arms share."""
+        shared = {key: value for key, value in self.config.to_json().items() if key not in OWN}
+        return json_digest(shared)[:12]
+
+    def arm_config(self, arm: Arm, seed: int) -> RunConfig:
+        """The configuration of one run."""
+        own: dict[str, Any] = {"method": arm.method, "seed": seed}
+        if arm.latency is not None:
+            own["latency"] = list(arm.latency)
+        return make_config(merge(merge(self.config.to_json(), arm.settings), own), f"arm {arm.name}")
+
+
+def arms_of(names: Sequence[str]) -> tuple[Arm, ...]:
+    """One arm per method.
+
+    Raises:
+        BadInput: A method is not known, or named twice.
+    """
+    for name in names:
+        get_method(name)
+    if not names or len(set(names)) != len(names):
+        raise BadInput(f"--methods {','.join(names)}: name each method once, separated by commas")
+    return tuple(Arm(name, name) for name in names)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same files in another folder: linked where the file system can, else copied."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+
+    def copy(a: str, b: str) -> None:
+        try:
+            os.link(a, b)
+        except OSError:
+            shutil.copy2(a, b)
+
+    shutil.copytree(source, temporary, copy_function=copy)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def share(run: Run, pool: Path) -> None:
+    """Takes the dense network and the latency model from the pool, or computes them and puts them there."""
+    for stage in SHARED:
+        kept = pool / f"{stage}-{json_digest(run.inputs(stage))[:16]}"
+        if run.space.record(stage) is None and (kept / RECORD).exists():
+            _link(kept, run.space.folder(stage))
+        run.shared(stage)
+        if not kept.exists():
+            pool.mkdir(parents=True, exist_ok=True)
+            _link(run.space.folder(stage), kept)
+
+
+def finish(run: Run, budget: BudgetRun) -> None:
+    """The stages of a budget up to the measurement, and a report where the budget is a latency."""
+    run.budget_stages(budget, "report" if run.config.axis == "latency" else "bench")
+
+
+def _status(run: Run, budget: BudgetRun, fit: dict[str, Any], bench: dict[str, Any] | None) -> str:
+    if run.config.axis == "latency":
+        status: str = read_json(budget.space.folder("report") / "report.json")["status"]
+        return status
+    if fit["status"] == "infeasible":
+        return "infeasible"
+    proof = budget.space.folder("compile") / "proof.json"
+    if not proof.exists() or not read_json(proof)["ok"]:
+        return "not_equivalent"
+    return "within_budget" if bench is not None else "unverified"
+
+
+def rows_of(run: Run, budget: BudgetRun, arm: str, settings: str) -> list[Row]:
+    """Rows of a finished budget, one per split."""
+    shared, space = run.space, budget.space
+    dense = read_json(shared.folder("dense") / "dense.json")
+    fit = read_json(space.folder("fit") / "fit.json")
+    tuned, bench = None, None
+    if space.record("finetune") is not None and fit["status"] != "infeasible":
+        tuned = read_json(space.folder("finetune") / "finetune.json")
+    if space.record("bench") is not None and tuned is not None:
+        bench = read_json(space.folder("bench") / "bench.json")
+    measured = bench if bench is not None and bench["measured"] else None
+    ratio = measured["ratio"] if measured else None
+    seconds = {name: shared.seconds(name) for name in ("profile", "search")}
+    seconds |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench")}
+    curves = read_json(shared.folder("search") / "search.json")["curves"]
+    searched = curves["step"][-1] if curves.get("step") else 0
+    known = ratio is not None and ratio["low"] is not None and ratio["high"] is not None
+    return [
+        Row(
+            method=arm,
+            data=run.subject.data.name,
+            model=run.subject.name,
+            budget=budget.budget.asked,
+            axis=run.config.axis,
+            seed=run.config.seed,
+            split=split,
+            status=_status(run, budget, fit, measured),
+            accuracy=tuned["accuracy"][split] if tuned else None,
+            dense_accuracy=dense["accuracy"][split],
+            ratio=ratio["value"] if ratio else None,
+            ratio_ci95=(ratio["low"], ratio["high"]) if ratio and known else None,
+            macs=tuned["macs"] if tuned else None,
+            dense_macs=dense["macs"],
+            params=tuned["params"] if tuned else None,
+            seconds=seconds,
+            steps=searched + tuned["curve"]["step"][-1] if tuned and tuned["curve"] else None,
+            settings=settings,
+            device=run.target.device,
+            extra={"judged": judge(budget.budget, measured)} if measured and run.config.axis == "macs" else {},
+        )
+        for split in SPLITS
+    ]
+
+
+@dataclass
+class Outcome:
+    """What became of a comparison.
+
+    Attributes:
+        rows: All that can be compared: this plan's settings, arms and seeds.
+        failed: Arms that could not finish, with the reason.
+    """
+
+    rows: list[Row]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None] | None = None) -> Outcome:
+    """Runs what is not there yet. Killed and started again it goes on where it was.
+
+    Args:
+        plan: What to run.
+        ui: Shows progress.
+        after: Called with every run that finished.
+
+    Raises:
+        BadInput: The configuration can't be used; a method that fails in the run is in the outcome instead.
+    """
+    ui, data = ui or Ui(quiet=True), plan.data
+    settings, failed = plan.settings(), {}
+    wanted = [(arm, seed) for seed in plan.seeds for arm in plan.arms]
+    for number, (arm, seed) in enumerate(wanted, 1):
+        label = f"{arm.name}, seed {seed}"
+        config = plan.arm_config(arm, seed)
+        there = {(row.method, row.seed, row.budget, row.settings) for row in plan.rows.read()}
+        if all((arm.name, seed, budget, settings) in there for budget in config.latency):
+            ui.say(f"[{number}/{len(wanted)}] {label}: in {plan.rows.path.name} already")
+            continue
+        ui.say(f"[{number}/{len(wanted)}] {label}")
+        run = Run(config, plan.out / arm.name / str(seed), ui, model=plan.model, data=data)
+        try:
+            data = data or run.subject.data  # loaded once
+            share(run, plan.out / "shared")
+            run.shared()
+            for budget in run.runs:
+                finish(run, budget)
+                plan.rows.append(rows_of(run, budget, arm.name, settings))
+        except BadInput:
+            raise
+        except PassdeployError as error:
+            failed[label] = str(error)
+            ui.say(f"{label} failed: {error}")
+            continue
+        if after is not None:
+            after(run, arm)
+    names, seeds = {arm.name for arm in plan.arms}, set(plan.seeds)
+    rows = [row for row in plan.rows.read() if row.settings == settings and row.method in names and row.seed in seeds]
+    return Outcome(rows, failed)

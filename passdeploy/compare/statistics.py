@@ -1,0 +1,205 @@
+"""What rows say: means over seeds, paired differences with their intervals, speed-up at equal accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from passdeploy.compare.rows import Row
+
+# Student's t, two-sided 95 %, by degrees of freedom.
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+        2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+def t95(freedom: int) -> float:
+    """Two-sided 95 % quantile of Student's t; the normal distribution's correction beyond 30 degrees of freedom."""
+    if freedom < 1:
+        return math.inf
+    return _T95[freedom - 1] if freedom <= len(_T95) else 1.95996 + 2.37 / freedom + 2.8 / freedom**2
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds.
+
+    Attributes:
+        value: The mean.
+        half: Half the width of its 95 % interval (Student's t); None with a single seed.
+        n: Seeds.
+    """
+
+    value: float
+    half: float | None
+    n: int
+
+
+def mean(values: Sequence[float]) -> Mean | None:
+    """Mean with its interval; None of nothing."""
+    n = len(values)
+    if n == 0:
+        return None
+    middle = math.fsum(values) / n
+    if n == 1:
+        return Mean(middle, None, 1)
+    deviation = math.sqrt(math.fsum((v - middle) ** 2 for v in values) / (n - 1))
+    return Mean(middle, t95(n - 1) * deviation / math.sqrt(n), n)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one budget.
+
+    Attributes:
+        method: Name.
+        budget: As typed.
+        accuracy: Over the seeds that reached the budget.
+        ratio: Measured speed-up.
+        reduction: Times fewer MACs.
+        seconds: Search and fine-tuning.
+        seeds: Runs, those that failed included.
+        statuses: One per seed.
+        difference: Accuracy minus the reference's, seed by seed; None for the reference itself.
+    """
+
+    method: str
+    budget: str
+    accuracy: Mean | None
+    ratio: Mean | None
+    reduction: Mean | None
+    seconds: float
+    seeds: int
+    statuses: tuple[str, ...]
+    difference: Mean | None
+
+
+def _speed(text: str) -> float:
+    """Budgets by how fast they ask to be: ``3x`` after ``2x``."""
+    number = text.rstrip("xmsunµ")
+    try:
+        value = float(number)
+    except ValueError:
+        return 0.0
+    return value if text.endswith("x") else -value
+
+
+def budgets(rows: Sequence[Row]) -> list[str]:
+    """The budgets, from easy to hard."""
+    return sorted({row.budget for row in rows}, key=_speed)
+
+
+def reference_of(rows: Sequence[Row]) -> str | None:
+    """What the others are compared with: ``pass`` where it is among them, else the first."""
+    names = [row.method for row in rows]
+    return "pass" if "pass" in names else (names[0] if names else None)
+
+
+def cells(rows: Sequence[Row], split: str, reference: str | None = None) -> list[Cell]:
+    """All methods at all budgets, best first within a budget."""
+    rows = [row for row in rows if row.split == split]
+    reference = reference or reference_of(rows)
+    found = []
+    for budget in budgets(rows):
+        at = [row for row in rows if row.budget == budget]
+        base = {row.seed: row.accuracy for row in at if row.method == reference}
+        here = []
+        for method in dict.fromkeys(row.method for row in at):
+            own = [row for row in at if row.method == method]
+            pairs = [
+                row.accuracy - other
+                for row in own
+                if row.accuracy is not None and (other := base.get(row.seed)) is not None
+            ]
+            here.append(
+                Cell(
+                    method=method,
+                    budget=budget,
+                    accuracy=mean([row.accuracy for row in own if row.accuracy is not None]),
+                    ratio=mean([row.ratio for row in own if row.ratio is not None]),
+                    reduction=mean([row.reduction for row in own if row.reduction is not None]),
+                    seconds=math.fsum(row.seconds.get("search", 0) + row.seconds.get("finetune", 0) for row in own)
+                    / len(own),
+                    seeds=len(own),
+                    statuses=tuple(row.status for row in own),
+                    difference=None if method == reference else mean(pairs),
+                )
+            )
+        found += sorted(here, key=lambda cell: -(cell.accuracy.value if cell.accuracy else -1.0))
+    return found
+
+
+def speed_at(curve: Sequence[tuple[float, float]], accuracy: float) -> float | None:
+    """The speed-up at which a method still has `accuracy`, linear between its budgets.
+
+    Args:
+        curve: (speed-up, accuracy), the dense network's (1, ...) among them.
+        accuracy: To be kept.
+
+    Returns:
+        None when the method never has it, or still has it at its fastest: beyond that nothing is known.
+    """
+    points = sorted(curve)
+    if not points or points[-1][1] >= accuracy:
+        return None
+    for (x0, y0), (x1, y1) in reversed(list(pairwise(points))):
+        if y0 >= accuracy > y1:
+            return x0 + (x1 - x0) * (y0 - accuracy) / (y0 - y1)
+    return None
+
+
+def curve(rows: Sequence[Row], method: str, split: str) -> list[tuple[float, float]]:
+    """(speed-up or reduction, accuracy), means over seeds per budget, from the dense network on."""
+    own = [row for row in rows if row.split == split and row.method == method]
+    if not own:
+        return []
+    points = [(1.0, math.fsum(row.dense_accuracy for row in own) / len(own))]
+    for budget in budgets(own):
+        at = [(x, row.accuracy) for row in own if row.budget == budget and (x := place(row)) and row.accuracy]
+        if at:
+            points.append((math.fsum(x for x, _ in at) / len(at), math.fsum(y for _, y in at) / len(at)))
+    return sorted(points)
+
+
+def place(row: Row) -> float | None:
+    """Where a row stands on its axis: measured speed-up, or times fewer MACs."""
+    return row.ratio if row.axis == "latency" else row.reduction
+
+
+@dataclass(frozen=True)
+class EqualAccuracy:
+    """How fast a method is where it is as accurate as the reference at one of its budgets.
+
+    Attributes:
+        method: Compared with the reference.
+        budget: Of the reference.
+        accuracy: The reference's.
+        reference_speed: The reference's.
+        speed: The method's; None outside what was run.
+    """
+
+    method: str
+    budget: str
+    accuracy: float
+    reference_speed: float
+    speed: float | None
+
+
+def equal_accuracy(rows: Sequence[Row], split: str, reference: str | None = None) -> list[EqualAccuracy]:
+    """Speed-up at equal accuracy, by interpolation over the budgets."""
+    rows = [row for row in rows if row.split == split]
+    reference = reference or reference_of(rows)
+    found = []
+    for budget in budgets(rows):
+        own = [row for row in rows if row.budget == budget and row.method == reference]
+        at = [(x, row.accuracy) for row in own if (x := place(row)) and row.accuracy is not None]
+        if not at:
+            continue
+        speed = math.fsum(x for x, _ in at) / len(at)
+        accuracy = math.fsum(y for _, y in at) / len(at)
+        for method in dict.fromkeys(row.method for row in rows):
+            if method != reference:
+                other = speed_at(curve(rows, method, split), accuracy)
+                found.append(EqualAccuracy(method, budget, accuracy, speed, other))
+    return found

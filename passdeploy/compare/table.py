@@ -1,0 +1,140 @@
+"""The tables of a comparison, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from passdeploy.compare.rows import Row
+from passdeploy.compare.statistics import Cell, EqualAccuracy, Mean, budgets, cells, equal_accuracy, reference_of
+from passdeploy.reporting import format as f
+from passdeploy.reporting.markdown import escape, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+HEAD = ("method", "accuracy, %", "against {}", "speed-up", "MACs", "search + tuning", "outcome")
+
+
+def _share(value: Mean | None, sign: bool = False) -> str:
+    if value is None:
+        return f.NONE
+    middle = f"{100 * value.value:+.2f}" if sign else f"{100 * value.value:.2f}"
+    return (middle + (f" ± {100 * value.half:.2f}" if value.half is not None else "")).replace("-", f.MINUS)
+
+
+def _outcome(cell: Cell) -> str:
+    counted = Counter(cell.statuses)
+    if len(counted) == 1:
+        only = next(iter(counted)).replace("_", " ")
+        return only if cell.seeds == 1 else f"{only} ({cell.seeds} seeds)"
+    return ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in counted.items())
+
+
+def lines(found: Sequence[Cell], budget: str) -> list[tuple[str, ...]]:
+    """One line per method at a budget."""
+    return [
+        (
+            cell.method,
+            _share(cell.accuracy),
+            _share(cell.difference, sign=True),
+            f.times(cell.ratio.value if cell.ratio else None),
+            f.times(cell.reduction.value if cell.reduction else None),
+            f.seconds(cell.seconds),
+            _outcome(cell),
+        )
+        for cell in found
+        if cell.budget == budget
+    ]
+
+
+def equal_lines(found: Sequence[EqualAccuracy]) -> list[tuple[str, ...]]:
+    """One line per method and budget of the reference."""
+    return [
+        (
+            item.budget,
+            f.percent(item.accuracy),
+            f.times(item.reference_speed),
+            item.method,
+            f.times(item.speed),
+            f.times(item.reference_speed / item.speed) if item.speed else f.NONE,
+        )
+        for item in found
+    ]
+
+
+EQUAL_HEAD = ("budget", "accuracy", "{}", "method", "its speed-up there", "factor")
+
+
+def note(rows: Sequence[Row], split: str) -> str:
+    """What the numbers are, in words."""
+    seeds = sorted({row.seed for row in rows})
+    steps = sorted({row.steps for row in rows if row.steps is not None})
+    interval = (
+        "± is half a 95 % interval over seeds (Student's t); differences are paired by seed. "
+        if len(seeds) > 1
+        else ("One seed: differences of a few tenths of a point are noise. ")
+    )
+    shared = (
+        f"All methods: {steps[0]} training steps in all. "
+        if len(steps) == 1
+        else (f"Training steps: {steps[0]} to {steps[-1]}. " if steps else "")
+    )
+    return (
+        f"{rows[0].model} on {rows[0].data}, {split} split, seed{'s' if len(seeds) > 1 else ''} "
+        f"{', '.join(map(str, seeds))}; {rows[0].device}. {shared}{interval}"
+        + ("Speed-ups are measured on the compiled engines, interleaved with the dense one."
+           if rows[0].axis == "latency"
+           else "Budgets are in MACs; speed-ups are measured, but nothing was steered by them.")
+    )  # fmt: skip
+
+
+def markdown(rows: Sequence[Row], split: str, reference: str | None = None) -> str:
+    """All tables."""
+    reference = reference or reference_of(rows) or "pass"
+    if not rows:
+        return "No results yet.\n"
+    found = cells(rows, split, reference)
+    head = tuple(title.format(reference) for title in HEAD)
+    parts = [note(rows, split)]
+    for budget in budgets(rows):
+        parts.append(f"### {budget}{'' if rows[0].axis == 'latency' else ' fewer MACs'}")
+        parts.append(table(head, [[escape(cell) for cell in line] for line in lines(found, budget)]))
+    equal = equal_lines(equal_accuracy(rows, split, reference))
+    if equal:
+        parts.append("### Speed-up at equal accuracy")
+        parts.append(f"How fast each method is where it has {reference}'s accuracy, linear between its budgets; "
+                     f"a dash: outside of what was run.")  # fmt: skip
+        head = tuple(title.format(reference) for title in EQUAL_HEAD)
+        parts.append(table(head, [[escape(cell) for cell in line] for line in equal]))
+    return "\n\n".join(parts) + "\n"
+
+
+def render(rows: Sequence[Row], split: str, reference: str | None = None) -> RenderableType:
+    """All tables for the terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    reference = reference or reference_of(rows) or "pass"
+    if not rows:
+        return Text("No results yet.")
+    found = cells(rows, split, reference)
+    parts: list[RenderableType] = []
+
+    def add(title: str, head: Sequence[str], body: Sequence[Sequence[str]], left: tuple[str, ...]) -> None:
+        shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+        for name in head:
+            shown.add_column(name.format(reference), justify="left" if name in left else "right")
+        for line in body:
+            shown.add_row(*line)
+        parts.append(shown)
+
+    for budget in budgets(rows):
+        add(f"\n{budget}", HEAD, lines(found, budget), ("method", "outcome"))
+    equal = equal_lines(equal_accuracy(rows, split, reference))
+    if equal:
+        add("\nspeed-up at equal accuracy", EQUAL_HEAD, equal, ("budget", "method"))
+    parts.append(Text("\n" + note(rows, split), style="dim"))
+    return Group(*parts)

@@ -1,0 +1,277 @@
+"""Comparisons: rows that survive a kill, exact statistics, and real runs on an engine of scripted latency."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from passdeploy.cli import main
+from passdeploy.compare.command import compare, parse_methods, parse_seeds
+from passdeploy.compare.page import html
+from passdeploy.compare.rows import Row, RowFile
+from passdeploy.compare.runner import Arm, Outcome, Plan, arms_of, run_plan
+from passdeploy.compare.statistics import budgets, cells, curve, equal_accuracy, mean, speed_at, t95
+from passdeploy.compare.table import markdown
+from passdeploy.config import make_config
+from passdeploy.errors import BadInput
+from passdeploy.reporting import format as f
+from tests import scripted
+
+ROW = Row(
+    method="pass", data="d", model="m", budget="2x", axis="latency", seed=0, split="test", status="within_budget",
+    accuracy=0.9, dense_accuracy=0.93, ratio=2.05, ratio_ci95=(2.0, 2.1), macs=1e6, dense_macs=2.5e6, params=100,
+    seconds={"search": 2.0, "finetune": 3.0}, steps=100, settings="s", device="a CPU",
+)  # fmt: skip
+
+
+def rows() -> list[Row]:
+    """pass against l1 at two budgets, three seeds."""
+    found = []
+    for seed in range(3):
+        for budget, speed in (("2x", 2.0), ("3x", 3.0)):
+            found.append(replace(ROW, seed=seed, budget=budget, ratio=speed, accuracy=0.93 - 0.01 * speed))
+            lost = 0.02 * speed + (0.001 * seed if budget == "3x" else 0.0)
+            found.append(replace(ROW, method="l1", seed=seed, budget=budget, ratio=speed, accuracy=0.93 - lost))
+    return found
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_rows_round_trip_and_the_last_of_a_key_counts(tmp_path: Path, name: str) -> None:
+    file = RowFile(tmp_path / "deep" / name)
+    assert file.read() == []
+    file.append([ROW, replace(ROW, split="validation")])
+    file.append([replace(ROW, accuracy=0.5)])
+    assert file.read() == [replace(ROW, accuracy=0.5), replace(ROW, split="validation")]
+
+
+def test_a_row_cut_off_by_a_kill_is_dropped_and_the_file_goes_on(tmp_path: Path) -> None:
+    file = RowFile(tmp_path / "rows.jsonl")
+    file.append([ROW])
+    with file.path.open("a") as raw:
+        raw.write('{"method": "l1", "da')
+    assert file.read() == [ROW]
+    other = replace(ROW, seed=1)
+    file.append([other])
+    assert file.read() == [ROW, other]
+
+
+@pytest.mark.parametrize("content", ['[{"method": 1}]', "{", "[1, 2"])
+def test_rows_of_something_else_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(content)
+    with pytest.raises(BadInput, match=r"rows\.json"):
+        RowFile(path).read()
+
+
+def test_mean_and_its_interval() -> None:
+    assert mean([]) is None
+    single = mean([0.5])
+    assert single is not None and (single.value, single.half, single.n) == (0.5, None, 1)
+    three = mean([1.0, 2.0, 3.0])
+    assert three is not None and three.value == 2.0
+    assert three.half == pytest.approx(4.303 / math.sqrt(3))
+    # Against the table of Student's t: 40, 60 and 120 degrees of freedom.
+    assert [t95(n) for n in (40, 60, 120)] == pytest.approx([2.021, 2.000, 1.980], abs=2e-3)
+
+
+def test_cells_are_paired_by_seed_and_sorted_by_accuracy() -> None:
+    found = cells(rows(), "test")
+    assert [(cell.budget, cell.method) for cell in found] == [
+        ("2x", "pass"),
+        ("2x", "l1"),
+        ("3x", "pass"),
+        ("3x", "l1"),
+    ]
+    assert found[0].difference is None
+    assert found[1].difference is not None and found[1].difference.value == pytest.approx(-0.02)
+    assert found[1].difference.half == pytest.approx(0.0, abs=1e-12)
+    third = found[3].difference
+    assert third is not None and third.value == pytest.approx(-0.031)
+    assert third.half == pytest.approx(4.303 * 0.001 / math.sqrt(3))
+
+
+def test_a_seed_that_only_one_of_them_has_is_no_pair() -> None:
+    missing = [row for row in rows() if not (row.method == "pass" and row.seed == 2)]
+    (cell,) = [c for c in cells(missing, "test") if c.method == "l1" and c.budget == "3x"]
+    assert cell.accuracy is not None and cell.accuracy.n == 3
+    assert cell.difference is not None and cell.difference.n == 2
+
+
+def test_a_run_that_missed_its_budget_has_no_accuracy_but_is_counted() -> None:
+    lost = replace(ROW, method="l1", status="infeasible", accuracy=None, ratio=None, ratio_ci95=None, macs=None)
+    found = {cell.method: cell for cell in cells([ROW, lost], "test")}
+    assert found["l1"].accuracy is None and found["l1"].statuses == ("infeasible",)
+    assert "infeasible" in markdown([ROW, lost], "test")
+
+
+def test_budgets_from_easy_to_hard() -> None:
+    given = [replace(ROW, budget=budget) for budget in ("10x", "2x", "1.5x")]
+    assert budgets(given) == ["1.5x", "2x", "10x"]
+    assert budgets([replace(ROW, budget=budget) for budget in ("2ms", "8ms")]) == ["8ms", "2ms"]
+
+
+def test_speed_at_equal_accuracy() -> None:
+    line = [(1.0, 0.93), (2.0, 0.90), (4.0, 0.80)]
+    assert speed_at(line, 0.90) == pytest.approx(2.0)
+    assert speed_at(line, 0.85) == pytest.approx(3.0)
+    assert speed_at(line, 0.95) is None, "more than it ever has"
+    assert speed_at(line, 0.70) is None, "it may be faster still: unknown"
+    # l1 loses 2 points per unit of speed-up, pass 1: what pass has at 3x (0.90), l1 has at 1.5x.
+    (at,) = [item for item in equal_accuracy(rows(), "test") if item.budget == "3x"]
+    assert at.accuracy == pytest.approx(0.90)
+    assert at.speed == pytest.approx(1 + 0.03 / 0.04)
+    assert curve(rows(), "pass", "test")[0] == (1.0, pytest.approx(0.93))
+
+
+def test_pages_name_every_method_and_load_nothing() -> None:
+    page = html(rows(), "test")
+    assert "pass" in page and "l1" in page and "<svg" in page
+    assert "http://" not in page and "https://" not in page and "<script" not in page
+    text = markdown(rows(), "test")
+    assert f"| l1 | 89.00 ± 0.00 | {f.MINUS}2.00 ± 0.00 |" in text
+    assert "Speed-up at equal accuracy" in text
+
+
+def test_a_method_is_escaped_in_the_page() -> None:
+    assert "<b>x" not in html([ROW, replace(ROW, method="<b>x")], "test")
+
+
+@pytest.mark.parametrize("text", ["", "a", "0,0", "-1", "1.5"])
+def test_bad_seeds(text: str) -> None:
+    with pytest.raises(BadInput, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_methods_by_name() -> None:
+    assert parse_methods("pass, l1") == ("pass", "l1")
+    assert {"pass", "mdp", "scratch"} <= set(parse_methods("all"))
+    with pytest.raises(BadInput, match="did you mean"):
+        arms_of(["taylr"])
+    with pytest.raises(BadInput, match="once"):
+        arms_of(["l1", "l1"])
+
+
+CONFIG = {
+    **scripted.SETTINGS,
+    "model": "tiny-resnet",
+    "data": "stripes",
+    "latency": "1.3x",
+    "epochs": 1,
+    "profile": {"seconds": 1e6, "structures": 12},
+    "search": {"epochs": 0.5, "min_steps": 12},
+    "finetune": {"min_steps": 16},
+    "dense": {"epochs": 1, "min_steps": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    out = tmp_path_factory.mktemp("compare")
+    outcome = compare(make_config(CONFIG), "pass,l1,mdp", "0", out, data=scripted.data())
+    return out, outcome
+
+
+def test_every_run_leaves_a_row_per_split(done: tuple[Path, Outcome]) -> None:
+    out, outcome = done
+    assert outcome.failed == {}
+    assert {(row.method, row.split) for row in outcome.rows} == {
+        (method, split) for method in ("pass", "l1", "mdp") for split in ("validation", "test")
+    }
+    for row in outcome.rows:
+        report = json.loads((out / row.method / "0" / "report" / "report.json").read_text())
+        assert row.status == report["status"] == "within_budget"
+        assert row.ratio == report["speedup"]["latency"]
+        assert row.ratio is not None and row.ratio >= 1.3
+        if row.split == "test":
+            assert row.accuracy == report["pruned"]["accuracy"] and row.dense_accuracy == report["dense"]["accuracy"]
+    for name in ("compare.jsonl", "compare.json", "compare.md", "compare.html"):
+        assert (out / name).is_file()
+
+
+def test_every_method_takes_the_same_number_of_steps(done: tuple[Path, Outcome]) -> None:
+    assert {row.steps for row in done[1].rows} == {12 + 16}
+
+
+def test_all_methods_share_the_dense_network_and_the_latency_model(done: tuple[Path, Outcome]) -> None:
+    out, _ = done
+    for stage, file in (("dense", "dense.safetensors"), ("profile", "profile.json")):
+        contents = {(out / method / "0" / stage / file).read_bytes() for method in ("pass", "l1", "mdp")}
+        assert len(contents) == 1
+    assert len(list((out / "shared").iterdir())) == 2
+
+
+def test_started_again_nothing_runs(done: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    from passdeploy.pipeline import Run
+
+    out, before = done
+    monkeypatch.setattr(Run, "__init__", lambda *a, **k: pytest.fail("a run was started"))
+    after = compare(make_config(CONFIG), "pass,l1,mdp", "0", out, data=scripted.data())
+    assert after.rows == before.rows
+
+
+def test_rows_are_found_again_when_their_file_was_lost(done: tuple[Path, Outcome], tmp_path: Path) -> None:
+    """Finished stages are kept, so that only the rows are written anew."""
+    out, before = done
+    plan = Plan(make_config(CONFIG), arms_of(["l1"]), (0,), out, RowFile(tmp_path / "r.jsonl"), data=scripted.data())
+    digests = {p: p.read_bytes() for p in (out / "l1").rglob("stage.json")}
+    found = run_plan(plan)
+    assert found.rows == [row for row in before.rows if row.method == "l1"]
+    assert digests == {p: p.read_bytes() for p in (out / "l1").rglob("stage.json")}
+
+
+def test_rows_of_other_settings_are_not_compared(done: tuple[Path, Outcome], tmp_path: Path) -> None:
+    out, before = done
+    other = RowFile(tmp_path / "r.jsonl")
+    other.append([replace(row, settings="else") for row in before.rows])
+    plan = Plan(make_config(CONFIG), (), (0,), out, other, data=scripted.data())
+    assert run_plan(plan).rows == []
+
+
+def test_an_arm_may_have_settings_of_its_own() -> None:
+    plan = Plan(make_config(CONFIG), (), (0,), Path(), RowFile(Path("r.jsonl")))
+    arm = Arm("pass without depth", "pass", {"search": {"depth": False}})
+    config = plan.arm_config(arm, 3)
+    assert (config.search.depth, config.search.min_steps, config.seed) == (False, 12, 3)
+    with pytest.raises(BadInput, match=r"arm wrong: unknown key 'search\.dept'"):
+        plan.arm_config(Arm("wrong", "pass", {"search": {"dept": False}}), 0)
+
+
+def test_budgets_in_macs(tmp_path: Path) -> None:
+    config = make_config({**CONFIG, "axis": "macs", "latency": "1.5x"})
+    outcome = compare(config, "l1", "0", tmp_path, data=scripted.data())
+    row = outcome.rows[0]
+    assert row.reduction is not None and row.reduction >= 1.5 and row.status == "within_budget"
+    assert row.ratio is not None, "the engine is measured all the same"
+    with pytest.raises(BadInput, match="--axis macs"):
+        compare(make_config({**CONFIG, "axis": "macs", "latency": "1ms"}), "l1", "0", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "l2"], "--method l2: no such method"),
+        (["--seeds", "x"], "--seeds"),
+        (["--split", "train"], "--split train"),
+        (["--axis", "watts"], "axis"),
+        (["--latency", "2"], "no unit"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["passdeploy", "compare", "--out", str(tmp_path / "c"), "--json", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error:") and message in error and len(error.splitlines()) == 1
