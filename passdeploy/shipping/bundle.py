@@ -30,9 +30,10 @@ from passdeploy.errors import BadInput
 from passdeploy.shipping import manifest as m
 from passdeploy.shipping.card import MODEL_CARD, README, model_card, readme
 from passdeploy.shipping.contents import MANIFEST
+from passdeploy.shipping.hardware import this_machine
 from passdeploy.shipping.replace import replace_folder
 from passdeploy.shipping.sbom import SBOM, sbom
-from passdeploy.shipping.sums import SUMS, digest_file, write
+from passdeploy.shipping.sums import SUMS, digest_bytes, digest_file, write
 
 if TYPE_CHECKING:
     from passdeploy.data.base import Preprocess
@@ -65,6 +66,7 @@ class EngineSource:
             taken when this is None and the target is attached.
         dense_latency: The dense engine's on the same target.
         tolerance: On the samples; None: that of the precision (`TOLERANCE`).
+        calibration: Images that the ranges of an int8 or fp8 engine came from; their digest is recorded.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class EngineSource:
     latency: Mapping[str, Any] | None = None
     dense_latency: Mapping[str, Any] | None = None
     tolerance: float | None = None
+    calibration: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -286,9 +289,17 @@ def _requirements(meta: Mapping[str, Any], target: Target) -> m.Requirements:
     return m.Requirements(
         compute_capabilities=tuple(meta.get("compute_capabilities") or target.compute_capability.split(",")),
         or_newer=bool(options.get("hardware_compatible", False)),
-        driver=meta.get("driver"),
+        driver=meta.get("driver") or (this_machine().driver if target.attached else None),
         exact_version=compiled and not options.get("version_compatible", False),
     )
+
+
+def _calibration(engine: EngineSource, meta: Mapping[str, Any]) -> str | None:
+    """Digest over shape and pixels; None for what was not calibrated."""
+    if engine.calibration is None:
+        return meta.get("calibration_sha256")
+    images = np.ascontiguousarray(engine.calibration, dtype=np.float32)
+    return digest_bytes(repr(images.shape).encode() + images.tobytes())
 
 
 def _engine(folder: Path, engine: EngineSource, source: BundleSource, onnx: str) -> m.EngineEntry:
@@ -319,7 +330,7 @@ def _engine(folder: Path, engine: EngineSource, source: BundleSource, onnx: str)
         batch=target.batch,
         threads=target.threads,
         attached=target.attached,
-        calibration_sha256=loaded.meta.get("calibration_sha256"),
+        calibration_sha256=_calibration(engine, loaded.meta),
         requires=_requirements(loaded.meta, target),
         tolerance=engine.tolerance or TOLERANCE[target.precision],
         latency_ms=_latency(latency, target, source.report),

@@ -124,3 +124,14 @@ def test_bad_sources_are_refused_in_one_line(tmp_path: Path, changes: dict[str, 
         write_bundle(tmp_path / "bundle", make_source(tmp_path / "run", **changes))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_calibration_images_are_recorded_by_digest(tmp_path: Path) -> None:
+    digests = []
+    for images in (np.zeros((2, 3, 12, 10), np.float32), np.ones((2, 3, 12, 10), np.float32)):
+        source = make_source(tmp_path / "run")
+        engines = (EngineSource(source.engines[0].folder, cpu_target(), calibration=images),)
+        folder = write_bundle(tmp_path / "bundle", make_source(tmp_path / "run", engines=engines))
+        digests.append(open_bundle(folder).manifest["engines"][0]["calibration_sha256"])
+    assert all(digests)
+    assert digests[0] != digests[1]

@@ -71,6 +71,20 @@ def test_the_runner_beside_the_model_needs_nothing_else(sealed_bundle: Path, tmp
     assert done.stdout.split() == ["True", "[]"], done.stderr
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt_rtx"])
+def test_what_is_carried_along_is_complete(backend: str, tmp_path: Path) -> None:
+    """The backend's executor and everything of passdeploy that it imports, lazily too, is there."""
+    copy_runner(tmp_path / "runner", [backend])
+    module = "tensorrt" if backend == "tensorrt_rtx" else backend
+    names = [f"shipping.executors.{module}", "shipping.runner", "shipping.signing"]
+    names += {"onnxruntime": ["engines.onnxruntime"], "tensorrt_rtx": ["engines._cuda"]}.get(backend, [])
+    program = "import sys; sys.path.insert(0, sys.argv[1])\n" + "\n".join(f"import passdeploy.{n}" for n in names)
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", program, str(tmp_path / "runner")]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_rtx_engines_are_no_plans_and_bring_a_build_script(tmp_path: Path) -> None:
     bundle = gpu_bundle(tmp_path, ("tensorrt_rtx", "a100", "8.0"))
     told = write_repository(tmp_path / "models", bundle, "triton", name="net")
