@@ -107,9 +107,14 @@ class Run:
                 f"--require-measured: target {self.target.name} is not attached, so this run will end with exit 1."
             )
         self.space = Workspace(out)
+        if not fresh:
+            self._check_config()
+        # What can't be used is said before anything is deleted, and before a folder is bound to this configuration.
+        _ = self.subject
         if fresh:
             self.space.clear()
-        self._check_config()
+        if not (out / "config.yaml").exists():
+            write_atomic(out / "config.yaml", yaml.safe_dump(config.to_json(), sort_keys=False))
         several = len(self.budgets) > 1
         self.runs = [
             BudgetRun(i, budget, Workspace(out / budget.asked) if several else self.space)
@@ -159,7 +164,6 @@ class Run:
         # Hidden files are ours: what a kill before the first file was complete has left.
         if any(not child.name.startswith(".") for child in self.space.root.iterdir()):
             raise BadInput(f"--out {self.space.root}: not empty and not a run directory; give another folder")
-        write_atomic(path, yaml.safe_dump(self.config.to_json(), sort_keys=False))
 
     # --- inputs of the stages -----------------------------------------------------------------------------------
 

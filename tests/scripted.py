@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from passdeploy import data as datasets
 from passdeploy import models
 from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
 from passdeploy.engines.base import Engine, Runner, register
@@ -141,6 +142,7 @@ def stripes(count: int, seed: int) -> ArraySplit:
     return ArraySplit(pixels, torch.from_numpy(np.where(mislabelled, (labels + 1) % 3, labels)))
 
 
+@datasets.register("stripes")
 def data() -> ImageData:
     """The stripes as a data set."""
     return ImageData(
