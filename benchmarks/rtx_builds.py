@@ -38,10 +38,10 @@ class Cached(TensorRtRtx):
     def __init__(self) -> None:
         self.graphs: dict[tuple[str, str, bool], bytes] = {}
 
-    def graph_for(self, source: CompileInput, target: Target) -> bytes:
+    def convert(self, data: bytes, source: CompileInput, target: Target) -> bytes:
         key = (str(source.onnx), target.precision, target.compute_capability == "7.5")
         if key not in self.graphs:
-            self.graphs = {key: super().graph_for(source, target)}
+            self.graphs = {key: super().convert(data, source, target)}
         return self.graphs[key]
 
 

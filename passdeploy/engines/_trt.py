@@ -188,13 +188,16 @@ class TrtBackend(Backend):
 
     def graph_for(self, source: CompileInput, target: Target) -> bytes:
         """The ONNX graph in the target's precision: what the builder reads, and what stands in for its accuracy."""
+        return self.convert(read_graph(source, target).data, source, target)
+
+    def convert(self, data: bytes, source: CompileInput, target: Target) -> bytes:
+        """Changes a float32 graph to the target's precision; `source` has the images that int8 is calibrated on."""
         from passdeploy.engines._convert import to_half
         from passdeploy.engines._quantize import for_tensorrt, for_tensorrt_fp8, quantize
 
         if target.precision in ("int8", "fp8"):  # what is not quantised runs in fp16
             recipe = for_tensorrt() if target.precision == "int8" else for_tensorrt_fp8()
             return to_half(quantize(source, recipe), "fp16")
-        data = read_graph(source, target).data
         return data if target.precision == "fp32" else to_half(data, target.precision)
 
     def compile(self, source: CompileInput, target: Target, options: Options | None = None) -> Engine:
@@ -204,7 +207,7 @@ class TrtBackend(Backend):
         largest = max(target.batch, options.max_batch or target.batch)
         with tempfile.TemporaryDirectory(prefix="passdeploy-trt-") as folder:
             onnx_path, engine_path = Path(folder, "model.onnx"), Path(folder, "engine")
-            onnx_path.write_bytes(self.graph_for(source, target))
+            onnx_path.write_bytes(self.convert(graph.data, source, target))
             job = {
                 "onnx": str(onnx_path),
                 "engine": str(engine_path),

@@ -41,8 +41,8 @@ class TensorRtRtx(TrtBackend):
             f"(it knows {known}); compile on the machine that has the {target.device}, or use --backend tensorrt there"
         )
 
-    def graph_for(self, source: CompileInput, target: Target) -> bytes:
-        data = super().graph_for(source, target)
+    def convert(self, data: bytes, source: CompileInput, target: Target) -> bytes:
+        data = super().convert(data, source, target)
         if target.precision == "fp32" and (7, 5) in capabilities(target):
             from passdeploy.engines._turing import without_products
 
