@@ -198,15 +198,22 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         return read_json(path) if space.record(stage) is not None and path.exists() else None
 
     predictor = stage_model(run)
+    notes: list[str] = []
+    lower = optional("compile", "accuracy.json")
     finetune, proof, bench = (
         optional("finetune", "finetune.json"),
         optional("compile", "proof.json"),
         optional("bench", "bench.json"),
     )
+    if lower is not None and finetune is not None:
+        # What ships is the engine: in a lower precision its accuracy is not the network's.
+        dense["accuracy"]["test"], finetune["accuracy"]["test"] = lower["dense"], lower["model"]
+        where = "on the engines" if lower["of"] == "engine" else "on the graphs that the engines are built from"
+        notes.append(f"Accuracies are those in {run.target.precision}, measured {where}.")
     reached = fit["status"] != "infeasible" and finetune is not None
     measured = bench is not None and bench["measured"]
     equivalent = exact(fit["masked_vs_thin"]) and (proof is None or proof_holds(proof))
-    messages = list(fit["messages"])
+    messages = list(fit["messages"]) + notes
     if not equivalent:
         status = "not_equivalent"
         messages.append("A step does not compute the same function as the one before: nothing is shipped.")

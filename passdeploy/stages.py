@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from passdeploy.budget import Budget
+from passdeploy.data.base import Split, batches
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
-from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, export_onnx, run_onnx
+from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, export_onnx, onnx_function
 from passdeploy.groups import Masker, as_masks, macs
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.loop import close_loop, meets
@@ -416,7 +417,7 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
     data = (folder / "model.onnx").read_bytes()
-    from_onnx = _in_batches(lambda part: run_onnx(data, part), images, target.batch)
+    from_onnx = _in_batches(onnx_function(data), images, target.batch)
     proof: dict[str, Any] = {
         "masked_vs_thin": read_json(budget.space.folder("fit") / "fit.json")["masked_vs_thin"],
         "thin_vs_onnx": _difference(expected, from_onnx),
@@ -430,12 +431,47 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
             from_engine = _in_batches(lambda part: runner.run({INPUT: part})[OUTPUT], images, target.batch)
         proof["onnx_vs_engine"] = _difference(from_onnx, from_engine)
         proof["top1_agreement"] = float((from_onnx.argmax(1) == from_engine.argmax(1)).mean())
+    write_json(folder / "accuracy.json", _shipped_accuracy(run, folder, engines, images))
     write_json(folder / "proof.json", proof | {"ok": proof_holds(proof)})
 
 
 def exact(difference: float | None) -> bool:
     """Whether a step in fp32 is within its bound."""
     return difference is None or difference <= TOLERANCE["fp32"]
+
+
+def accuracy_of(call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int) -> float:
+    """Top-1 accuracy of a function of (batch, 3, H, W) arrays; the last, short batch is filled up."""
+    right = 0
+    for images, labels in batches(split, batch):
+        array = images.numpy()
+        if len(array) < batch:
+            array = np.concatenate([array, np.repeat(array[:1], batch - len(array), axis=0)])
+        right += int((call(array)[: len(labels)].argmax(1) == labels.numpy()).sum())
+    return right / max(1, len(split))
+
+
+def _shipped_accuracy(run: Run, folder: Path, engines: dict[str, Engine], images: np.ndarray) -> dict[str, Any] | None:
+    """Accuracy in the target's precision; None in fp32, where the network's own holds (it is proven to be the same).
+
+    Measured on the engine, or, where that can't run, on the graph that it is built from.
+    """
+    target, data = run.target, run.subject.data
+    if target.precision == "fp32":
+        return None
+    backend = get_backend(target.backend)
+    found: dict[str, Any] = {}
+    for done, name in enumerate(("dense", "model")):
+        run.ui.step(done, 2, f"accuracy in {target.precision}")
+        if run.measured:
+            with open_runner(engines[name], target, images[: target.batch]) as runner:
+                found[name] = accuracy_of(lambda part: runner.run({INPUT: part})[OUTPUT], data.test, target.batch)
+            continue
+        graph = backend.graph_for(CompileInput(onnx=folder / f"{name}.onnx", samples=images), target)
+        if graph is None:
+            return None
+        found[name] = accuracy_of(onnx_function(graph), data.test, target.batch)
+    return found | {"of": "engine" if run.measured else "graph"}
 
 
 def proof_holds(proof: dict[str, Any]) -> bool:

@@ -108,6 +108,13 @@ class Backend:
         """Compiles for the target's device, precision, batch and threads."""
         raise NotImplementedError
 
+    def graph_for(self, source: CompileInput, target: Target) -> bytes | None:
+        """The ONNX graph in the target's precision, whose accuracy stands in for an engine that can't run here.
+
+        None when the backend has no such graph.
+        """
+        return None
+
     def runner(self, engine: Engine, target: Target) -> Runner:
         """Loads an engine for execution. Raises `BadInput` when it does not fit this machine or is damaged."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""ResNets for small images (He et al., arXiv 1512.03385, section 4.2), with projection shortcuts where shapes change."""
+"""ResNets for small images (He et al., arXiv 1512.03385, section 4.2); projection shortcuts where shapes change."""
 
 from __future__ import annotations
 
