@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,8 +207,8 @@ class _Walk:
     def _unite_chunks(self, node: Any) -> None:
         """Equal parts of a split must stay equal: a channel goes with those at its place in the other parts.
 
-        A network computes where it splits from the channels it is given, so parts of different sizes would be cut at the
-        wrong place.
+        A network computes where it splits from the channels it is given, so parts of different sizes would be cut at
+        the wrong place.
         """
         found = _chunks(node)
         if found is None:
@@ -224,7 +224,7 @@ class _Walk:
 def _chunks(node: Any) -> tuple[int, int] | None:
     """(channels of each part, of all) when a node splits the channels, or takes one part of them; None otherwise."""
     kind, grad = type(node.module).__name__, node.grad_fn
-    shape = getattr(grad, "_saved_self_sym_sizes", ())
+    shape: Sequence[int] = getattr(grad, "_saved_self_sym_sizes", ())
     if kind not in ("_SplitOp", "_SliceOp") or len(shape) < 2 or not node.inputs:
         return None
     whole = int(shape[1])

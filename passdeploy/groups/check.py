@@ -107,7 +107,7 @@ def drop_what_fails(model: nn.Module, groups: Groups, example: Tensor) -> Groups
     """Freezes the groups that can't be removed on their own; then halves what fails only together.
 
     Args:
-        model: A float32 CPU copy that may be changed (unless it is large it is converted to float64), with random parameters.
+        model: A float32 CPU copy with random parameters that may be changed: a small one is converted to float64.
         groups: Candidates.
         example: An input.
     """

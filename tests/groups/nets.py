@@ -43,7 +43,7 @@ class Residual(nn.Module):
 
 
 class MadeUp(nn.Module):
-    """3 classes, 48x40: concatenation followed by batch norm, residual, grouped, depthwise, PReLU, flattened classifier."""
+    """3 classes, 48x40: batch norm after a concatenation, residual, grouped, depthwise, transposed, flattened."""
 
     def __init__(self, num_classes: int = 3) -> None:
         super().__init__()

@@ -1,0 +1,268 @@
+"""Thin ONNX files of many structures, cut out of one dense export in milliseconds.
+
+Profiling measures dozens of structures; exporting each for real takes seconds. What depends on the structure in an
+exported graph is little: the initialisers of the groups' members (sliced by the groups' index maps), the `group` of
+grouped convolutions, the constant shapes of reshapes, and the nodes of removed branches. Which constant shapes change
+is learnt by comparing the dense graph with one thin model's; the result is checked against PyTorch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from passdeploy.groups.check import first_line, random_structure
+from passdeploy.groups.types import ChannelGroup, Groups
+from passdeploy.onnx_export import INPUT, export_model
+from passdeploy.onnx_graph import consumers_of, fold_rectifiers, fold_zeros, remove_unused
+from passdeploy.structure import Structure
+from passdeploy.surgery import apply_architecture, architecture
+
+_KINDS = ("weight", "bias", "running_mean", "running_var", "weight_bias")
+_TOLERANCE = 1e-4
+
+
+class _Uncut(Exception):
+    """A part of the graph whose relation to the modules is not known."""
+
+
+def _run(data: bytes, images: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # a graph that does not run is an answer here, not news
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    outputs: np.ndarray = session.run(None, {INPUT: images})[0]
+    return outputs
+
+
+class OnnxSlicer:
+    """Cuts thin ONNX files out of one dense export.
+
+    Where the graph of a network can't be cut, every structure is exported for real instead.
+
+    Attributes:
+        exact: Whether files are cut.
+        reason: Why not; empty when they are.
+
+    Args:
+        model: The dense model; the network lies in it under `prefix`.
+        groups: Of the network.
+        input_shape: (3, H, W).
+        batch: Images per inference.
+        prefix: Where the network lies in the model.
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: Groups, input_shape: Sequence[int], batch: int = 1, *, prefix: str = "network."
+    ) -> None:
+        self.model = copy.deepcopy(model).cpu().float().eval()
+        self.groups, self.input_shape, self.batch, self.prefix = groups, tuple(input_shape), batch, prefix
+        _tell_apart(self.model)
+        self._network = self.model.get_submodule(prefix.rstrip(".")) if prefix else self.model
+        self._modules = dict(self._network.named_modules())
+        self.exact, self.reason = True, ""
+        try:
+            self._prepare()
+            self._learn_shapes()
+            self._verify()
+        except _Uncut as error:
+            self.exact, self.reason = False, str(error)
+
+    def slice(self, structure: Structure) -> bytes:
+        """The ONNX file of the thin model of a structure.
+
+        Raises:
+            BadInput: The structure is not one of the groups', or empties one.
+        """
+        arch = architecture(self.groups, structure)
+        if self.exact:
+            return self._sliced(arch)
+        data: bytes = export_model(self._thin(arch), self.input_shape, self.batch).SerializeToString()
+        return data
+
+    def _thin(self, arch: Mapping[str, Any]) -> nn.Module:
+        network = apply_architecture(self._network, arch)
+        if not self.prefix:
+            return network
+        # the memo makes the copy take the thin network in the dense one's place
+        return copy.deepcopy(self.model, {id(self._network): network})
+
+    def _prepare(self) -> None:
+        """Exports the dense model, and finds the initialisers of every member and the value of every gate."""
+        from onnx import numpy_helper
+
+        proto = export_model(self.model, self.input_shape, self.batch)
+        self._arrays = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
+        self._owner: dict[str, tuple[str, str]] = {}
+        for module in {member.module for group in self.groups.groups for member in group.members}:
+            self._claim(module)
+        readers = consumers_of(proto)
+        self._gates = {g.gate: self._gate_value(g, readers) for g in self.groups.groups if g.kind == "depth"}
+        del proto.graph.initializer[:]
+        del proto.graph.value_info[:]
+        self._skeleton = proto
+
+    def _claim(self, module: str) -> None:
+        """Notes which initialisers are a module's parameters (a linear layer's may have been transposed)."""
+        names = [name for kind in _KINDS if (name := f"{self.prefix}{module}.{kind}") in self._arrays]
+        for name in names:
+            self._owner[name] = (module, name.rpartition(".")[2])
+        weight = f"{self.prefix}{module}.weight"
+        layer = self._modules[module]
+        if weight not in self._arrays and isinstance(layer, nn.Linear):
+            transposed = layer.weight.detach().numpy().T
+            for name, array in self._arrays.items():
+                if array.shape == transposed.shape and name not in self._owner and np.array_equal(array, transposed):
+                    self._owner[name] = (module, "transposed")
+                    names.append(name)
+        if not names and not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise _Uncut(f"the exported graph has no weights of {module}")
+
+    def _gate_value(self, group: ChannelGroup, readers: Mapping[str, list[Any]]) -> str:
+        """The graph's value that is the output of a gate module: a fused batch norm's is its convolution's."""
+        for module in reversed(group.branch[: group.branch.index(group.gate) + 1]):
+            nodes = readers.get(f"{self.prefix}{module}.weight", [])
+            if isinstance(self._modules[module], nn.Linear) and not nodes:
+                nodes = readers.get(f"{self.prefix}{module}.bias", [])
+                nodes = [node for node in nodes if node.op_type == "Add"]
+            if len(nodes) == 1 and nodes[0].op_type != "Transpose":
+                value: str = nodes[0].output[0]
+                return value
+            if not isinstance(self._modules[module], nn.modules.batchnorm._BatchNorm):
+                break
+        raise _Uncut(f"the exported graph has no single node for {group.gate}")
+
+    def _learn_shapes(self) -> None:
+        """Frees what differs in the constant shapes of the dense and of a thin model's graph."""
+        from onnx import numpy_helper
+
+        thin = export_model(
+            self._thin(architecture(self.groups, random_structure(self.groups, seed=5, skip=0))),
+            self.input_shape,
+            self.batch,
+        )
+        arrays = {i.name: numpy_helper.to_array(i) for i in thin.graph.initializer}
+        ours, theirs = self._skeleton.graph.node, thin.graph.node
+        if [node.op_type for node in ours] != [node.op_type for node in theirs]:
+            raise _Uncut("a thin model's graph has other operators than the dense one's")
+        for node, other in zip(ours, theirs, strict=True):
+            for position, (name, twin) in enumerate(zip(node.input, other.input, strict=True)):
+                if name not in self._arrays or name in self._owner or twin not in arrays:
+                    continue
+                dense, cut = self._arrays[name], arrays[twin]
+                if dense.shape != cut.shape:
+                    raise _Uncut(f"the constant {name!r} of {node.op_type} changes its shape with the structure")
+                if dense.dtype == np.int64 and not np.array_equal(dense, cut):
+                    self._free(node, position, dense, dense != cut)
+
+    def _free(self, node: Any, position: int, dense: np.ndarray, changed: np.ndarray) -> None:
+        """Writes a constant shape so that it holds for every structure."""
+        shape = dense.copy()
+        if node.op_type == "Reshape" and changed.sum() == 1 and -1 not in dense:
+            shape[changed] = -1
+        elif node.op_type == "Expand":
+            shape[changed] = 1  # broadcasting keeps what the input has there
+        elif node.op_type == "Split" and len(set(dense.tolist())) == 1:
+            from onnx import helper
+
+            del node.input[1:]
+            node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
+            return
+        else:
+            raise _Uncut(f"a constant shape of {node.op_type} changes with the structure")
+        name = f"{node.name}_shape"
+        self._arrays[name] = shape
+        node.input[position] = name
+
+    def _sliced(self, arch: Mapping[str, Any]) -> bytes:
+        from onnx import numpy_helper
+
+        proto = type(self._skeleton)()
+        proto.CopyFrom(self._skeleton)
+        if fold_zeros(proto, {self._gates[branch["gate"]] for branch in arch["branches"]}):
+            fold_rectifiers(proto)
+        used = remove_unused(proto)
+        self._set_conv_groups(proto, arch)
+        for name, array in self._arrays.items():
+            if name not in used:
+                continue
+            if name in self._owner and self._owner[name][0] in arch["modules"]:
+                module, kind = self._owner[name]
+                array = _cut_array(array, kind, self._modules[module], arch["modules"][module])
+            proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        data: bytes = proto.SerializeToString()
+        return data
+
+    def _set_conv_groups(self, proto: Any, arch: Mapping[str, Any]) -> None:
+        for node in proto.graph.node:
+            if node.op_type not in ("Conv", "ConvTranspose") or node.input[1] not in self._owner:
+                continue
+            name = self._owner[node.input[1]][0]
+            module, entry = self._modules[name], arch["modules"].get(name, {})
+            if getattr(module, "groups", 1) == 1 or "out" not in entry:
+                continue
+            assert isinstance(module, nn.modules.conv._ConvNd)
+            for attribute in node.attribute:
+                if attribute.name == "group":
+                    attribute.i = len(entry["out"]["kept"]) * module.groups // module.out_channels
+
+    @torch.no_grad()
+    def _verify(self) -> None:
+        """Compares cut files with thin models in PyTorch, with and without removed branches."""
+        images = torch.rand(self.batch, *self.input_shape, generator=torch.Generator().manual_seed(0))
+        for seed, skip in ((7, 0.4), (8, 1.0)):
+            arch = architecture(self.groups, random_structure(self.groups, seed=seed, skip=skip))
+            try:
+                got = _run(self._sliced(arch), images.numpy())
+            except Exception as error:
+                raise _Uncut(f"a cut graph does not run: {first_line(error)}") from error
+            wanted = self._thin(arch)(images).numpy()
+            scale = max(float(np.abs(wanted).max()), 1e-30)
+            if got.shape != wanted.shape or not np.abs(got - wanted).max() / scale <= _TOLERANCE:
+                raise _Uncut("a cut graph computes something else than the thin model")
+
+
+@torch.no_grad()
+def _tell_apart(model: nn.Module) -> None:
+    """Moves tensors of one repeated value (a fresh network's zero biases) by a millionth, in place.
+
+    The exporter merges equal tensors, and a merged one can't be cut differently for two modules.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            noise = torch.rand(tensor.shape, generator=generator) * 1e-6
+            tensor.copy_(torch.where(tensor == 0, noise, tensor * (1 + noise)))
+
+
+def _cut_array(array: np.ndarray, kind: str, module: nn.Module, entry: Mapping[str, Any]) -> np.ndarray:
+    """Slices one initialiser of a module as surgery would slice the parameter."""
+    outside = entry["out"]["kept"] if "out" in entry else None
+    inside = entry["in"]["kept"] if "in" in entry else None
+    if kind == "transposed":
+        array = array if inside is None else array.take(inside, 0)
+        return array if outside is None else array.take(outside, 1)
+    if kind != "weight" or not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+        return array if outside is None else array.take(outside, 0)
+    in_dimension, out_dimension = (0, 1) if getattr(module, "transposed", False) else (1, 0)
+    if getattr(module, "groups", 1) > 1:
+        assert isinstance(module, nn.modules.conv._ConvNd)
+        if outside is None:
+            return array
+        if module.transposed:
+            each_out, each_in = module.out_channels // module.groups, module.in_channels // module.groups
+            kept = np.unique(np.asarray(outside) // each_out)
+            outside = (kept[:, None] * each_in + np.arange(each_in)).reshape(-1)
+        return array.take(outside, 0)
+    if inside is not None:
+        array = array.take(inside, in_dimension)
+    if outside is not None:
+        array = array.take(outside, out_dimension)
+    return array
