@@ -1,4 +1,4 @@
-"""The code in docs/shipping.md runs as it is written."""
+"""The code in docs/shipping.md, and the two commands of the README, run as they are written."""
 
 from __future__ import annotations
 
@@ -64,5 +64,13 @@ def test_the_runner(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_serving(here: Path) -> None:
     ship, serve = BASH[2]
+    run(ship)
+    assert "4 sample images answered" in run(serve)
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_the_readmes_two_commands(here: Path) -> None:
+    section = (ROOT / "README.md").read_text().split("## From a run to a served answer")[1]
+    ship, serve = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[0].strip().splitlines()
     run(ship)
     assert "4 sample images answered" in run(serve)
