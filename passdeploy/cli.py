@@ -363,6 +363,45 @@ def compare(
 
 
 @app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="ablation, prompts, transfer, prompt-content, markov or vit.")],
+    latency: Annotated[str | None, typer.Option(help="Budgets: 2x,3x.")] = None,
+    seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
+    model: Annotated[str | None, MODEL] = None,
+    data: Annotated[str | None, typer.Option(help="Name, image folder, or module:function.")] = None,
+    to: Annotated[str | None, typer.Option(help="Second data set, for transfer.")] = None,
+    target: Annotated[str | None, typer.Option(help="cpu, a100, h100, l4, ... (passdeploy targets).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes of fine-tuning.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file (default: ./passdeploy.yaml).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder (default: runs/study-NAME).")] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Asks one question about the method, runs what answers it, and writes a page with numbers and a conclusion.
+
+    Example: `passdeploy study ablation --seeds 0,1,2 --out runs/study-ablation`
+
+    Started again it goes on where it was.
+    """
+    from passdeploy.config import merge
+    from passdeploy.console import Ui
+    from passdeploy.study.base import get_study
+    from passdeploy.study.command import SMALL
+    from passdeploy.study.command import study as run_study
+
+    get_study(name)
+    flags = _values(model=model, data=data, target=target, latency=latency, epochs=epochs)
+    made = _configuration(config, flags if config else merge(SMALL, flags), console=not json_)
+    findings, page = run_study(name, made, seeds, out or Path("runs") / f"study-{name}", to=to, ui=Ui(quiet=json_))
+    if json_:
+        _print_json({"study": name, "page": str(page), "conclusion": findings.conclusion, **findings.numbers})
+    else:
+        for sentence in findings.conclusion:
+            out_console.print(f"- {sentence}", markup=False)
+        out_console.print(str(page), markup=False, soft_wrap=True)
+
+
+@app.command()
 def targets(json_: Json = False, debug: Debug = False) -> None:
     """Lists the named targets, which are attached, and which backend would be used.
 

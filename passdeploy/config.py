@@ -52,6 +52,7 @@ class SearchConfig(Section):
         depth: Whether whole residual blocks are units.
         recurrence: Whether the LSTM's state is carried from group to group.
         statistics: Whether the hypernetwork sees weight statistics.
+        memory: Which earlier masks it sees: the previous group's, or the mean over all of them.
         allocator: ``latency`` (greedy on predicted latency), ``global`` (one threshold, as in the paper) or
         ``uniform``. latency_weight: Weight of the expected-latency term.
         ramp: Share of the steps over which the budget tightens.
@@ -71,6 +72,7 @@ class SearchConfig(Section):
     depth: bool = True
     recurrence: bool = True
     statistics: bool = True
+    memory: Literal["previous", "all"] = "previous"
     allocator: Literal["latency", "global", "uniform"] = "latency"
     latency_weight: NonNegative = 0.1
     ramp: float = Field(default=0.6, ge=0, le=1)

@@ -42,6 +42,12 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     latency: tuple[str, ...] | None = None
 
+    @property
+    def folder(self) -> str:
+        """Of its runs."""
+        words = self.name if self.latency is None else f"{self.name} {','.join(self.latency)}"
+        return words.replace(" ", "-")
+
 
 @dataclass
 class Plan:
@@ -215,7 +221,7 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
             ui.say(f"[{number}/{len(wanted)}] {label}: in {plan.rows.path.name} already")
             continue
         ui.say(f"[{number}/{len(wanted)}] {label}")
-        run = Run(config, plan.out / arm.name / str(seed), ui, model=plan.model, data=data)
+        run = Run(config, plan.out / arm.folder / str(seed), ui, model=plan.model, data=data)
         try:
             data = data or run.subject.data  # loaded once
             share(run, plan.out / "shared")

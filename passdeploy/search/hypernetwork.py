@@ -62,6 +62,7 @@ class HyperNetwork(nn.Module):
         temperature: Of the sigmoid behind the straight-through masks.
         reach: The learnt correction of a log importance stays within plus and minus this; 0: no bound,
             and no prior to start from.
+        memory: What is seen of earlier masks: the ``previous`` group's (the paper), or the mean over ``all`` of them.
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class HyperNetwork(nn.Module):
         statistics: bool = True,
         temperature: float = 0.5,
         reach: float = 3.0,
+        memory: str = "previous",
     ) -> None:
         super().__init__()
         self.recurrence, self.statistics = recurrence, statistics
-        self.temperature, self.reach = temperature, reach
+        self.temperature, self.reach, self.memory = temperature, reach, memory
         self.encoder = PromptEncoder(hidden)
         self.initial = nn.Linear(hidden, 2 * hidden)
         inputs = len(GROUP_FEATURES) + 3 * len(UNIT_FEATURES) + POOL + 1
@@ -117,7 +119,7 @@ class HyperNetwork(nn.Module):
         carried = start
         condition = torch.tensor([budget]).log()
         previous = torch.ones(POOL)
-        scores, masks = [], []
+        scores, masks, pooled_masks = [], [], []
         for g, base in enumerate(prior):
             units = self._units(statistics, g)
             pooled = torch.cat([units.mean(0), units.amax(0), units.amin(0)])
@@ -128,7 +130,8 @@ class HyperNetwork(nn.Module):
             score = base + (self.reach * torch.tanh(delta / self.reach) if self.reach else delta)
             soft = torch.sigmoid((score - cuts.thresholds[g]) / self.temperature)
             mask = cuts.hard[g] + soft - soft.detach()
-            previous = F.adaptive_avg_pool1d(mask[None], POOL)[0]
+            pooled_masks.append(F.adaptive_avg_pool1d(mask[None], POOL)[0])
+            previous = pooled_masks[-1] if self.memory == "previous" else torch.stack(pooled_masks).mean(0)
             scores.append(score)
             masks.append(mask)
         return scores, masks

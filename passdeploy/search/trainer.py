@@ -161,6 +161,7 @@ def prepare(context: SearchContext) -> _Search:
     hyper = HyperNetwork(
         recurrence=settings.recurrence,
         statistics=settings.statistics,
+        memory=settings.memory,
         temperature=settings.temperature,
         reach=3.0 if settings.prior == "sensitivity" else 0.0,
     )

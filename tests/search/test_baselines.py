@@ -22,6 +22,7 @@ TARGET = Target("cpu", "a CPU", None, "onnxruntime", "fp32", 1, 1, attached=Fals
 SIZE = (16, 16)
 WIDTH_ONLY = ("random", "uniform", "l1", "bn-scale", "taylor", "groupnorm", "halp", "scratch")
 SEARCHING = ("pass", "pass-paper", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics")
+JOINT = ("mdp", "sensitivity")
 RATIO = 0.75
 
 
@@ -50,7 +51,7 @@ def context() -> SearchContext:
 
 
 def test_all_baselines_of_the_design_are_registered() -> None:
-    assert {*WIDTH_ONLY, *SEARCHING, "mdp"} <= set(methods())
+    assert {*WIDTH_ONLY, *SEARCHING, *JOINT} <= set(methods())
 
 
 def test_unknown_method_names_the_nearest() -> None:
@@ -58,7 +59,7 @@ def test_unknown_method_names_the_nearest() -> None:
         get_method("tailor")
 
 
-@pytest.mark.parametrize("name", [*WIDTH_ONLY, *SEARCHING, "mdp"])
+@pytest.mark.parametrize("name", [*WIDTH_ONLY, *SEARCHING, *JOINT])
 def test_scores_meet_the_budget_through_their_allocator(context: SearchContext, name: str) -> None:
     before = {key: value.clone() for key, value in context.network.state_dict().items()}
     result = get_method(name)(context)
@@ -83,7 +84,7 @@ def test_scores_meet_the_budget_through_their_allocator(context: SearchContext, 
         assert all(allocator.fastest()[allocator.depth])
 
 
-@pytest.mark.parametrize("name", [*WIDTH_ONLY, "mdp"])
+@pytest.mark.parametrize("name", [*WIDTH_ONLY, *JOINT])
 def test_what_a_search_would_cost_is_left_for_fine_tuning(context: SearchContext, name: str) -> None:
     assert get_method(name)(context).unspent_steps == search_steps(context) == 4
 

@@ -1,0 +1,230 @@
+"""What every study shares: its inputs, its findings, the registry and the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from passdeploy.compare.plot import tradeoff
+from passdeploy.compare.rows import Row, RowFile
+from passdeploy.compare.runner import Arm, Plan, run_plan
+from passdeploy.compare.statistics import Cell, Mean, budgets, cells
+from passdeploy.compare.table import markdown, note
+from passdeploy.config import RunConfig
+from passdeploy.console import Ui
+from passdeploy.errors import BadInput, PassdeployError, nearest
+from passdeploy.pipeline import Run
+from passdeploy.workspace import write_atomic, write_json
+
+if TYPE_CHECKING:
+    from passdeploy.data.base import ImageData
+    from passdeploy.subject import Model
+
+SPLIT = "test"
+
+
+@dataclass
+class Lab:
+    """What a study works with.
+
+    Attributes:
+        config: Settings that all its runs share.
+        seeds: Each arm runs once with each.
+        out: Its folder.
+        ui: Shows progress.
+        model: A factory or a network instead of the configuration's.
+        data: A data set instead of the configuration's.
+        to: A second data set, for studies that need one.
+    """
+
+    config: RunConfig
+    seeds: tuple[int, ...]
+    out: Path
+    ui: Ui
+    model: Model | None = None
+    data: ImageData | None = None
+    to: str | None = None
+
+    def run(
+        self,
+        arms: Sequence[Arm],
+        *,
+        config: RunConfig | None = None,
+        folder: str = "",
+        model: Model | None = None,
+        data: ImageData | None = None,
+        after: Callable[[Run, Arm], None] | None = None,
+    ) -> list[Row]:
+        """Rows of the arms.
+
+        Args:
+            arms: To be run.
+            config: Instead of the lab's.
+            folder: Inside the lab's, for a second set of runs.
+            model: Instead of the lab's.
+            data: Instead of the lab's.
+            after: Called with every run that finished now.
+
+        Raises:
+            PassdeployError: An arm failed; what is finished is kept.
+        """
+        out = self.out / folder if folder else self.out
+        plan = Plan(
+            config or self.config, tuple(arms), self.seeds, out, RowFile(out / "compare.jsonl"),
+            model if model is not None else self.model, data if data is not None else self.data,
+        )  # fmt: skip
+        outcome = run_plan(plan, self.ui, after)
+        if outcome.failed:
+            arm, why = next(iter(outcome.failed.items()))
+            raise PassdeployError(f"{len(outcome.failed)} of the study's runs failed; {arm}: {why}")
+        return outcome.rows
+
+
+@dataclass
+class Findings:
+    """What a study found.
+
+    Attributes:
+        question: In a sentence.
+        rows: All its results.
+        conclusion: Plain sentences, negative results included.
+        reference: The arm that the others are compared with.
+        sections: Further Markdown, (title, text) each.
+        numbers: Further numbers for the JSON file.
+        figures: Further figures, by file name without its ending.
+    """
+
+    question: str
+    rows: list[Row]
+    conclusion: list[str]
+    reference: str = "pass"
+    sections: list[tuple[str, str]] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Markup] = field(default_factory=dict)
+
+
+Study = Callable[[Lab], Findings]
+_REGISTRY: dict[str, Study] = {}
+
+
+def register_study(name: str) -> Callable[[Study], Study]:
+    """Registers a study under the name that ``passdeploy study`` takes."""
+
+    def add(study: Study) -> Study:
+        _REGISTRY[name] = study
+        return study
+
+    return add
+
+
+def studies() -> dict[str, Study]:
+    """All studies by name."""
+    import passdeploy.study as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_REGISTRY.items()))
+
+
+def get_study(name: str) -> Study:
+    """Raises `BadInput` with the nearest names when there is none of that name."""
+    known = studies()
+    if name not in known:
+        raise BadInput(f"study {name}: no such study{nearest(name, known)}")
+    return known[name]
+
+
+def points(value: Mean) -> str:
+    """A difference of accuracies in words: ``-0.40 points``, and where there is an interval what that says."""
+    middle = f"{100 * value.value:+.2f} points"
+    if value.half is None:
+        return middle
+    low, high = 100 * (value.value - value.half), 100 * (value.value + value.half)
+    if low <= 0 <= high:
+        said = f"no difference that {value.n} seeds can show"
+    else:
+        said = "better" if value.value > 0 else "worse"
+    return f"{middle} (95 %: {low:+.2f} to {high:+.2f}; {said})"
+
+
+def differences(rows: Sequence[Row], reference: str) -> list[str]:
+    """A sentence per arm and budget: what it gains or loses against the reference."""
+    found: list[Cell] = cells(rows, SPLIT, reference)
+    sentences = []
+    for method in dict.fromkeys(row.method for row in rows):
+        if method == reference:
+            continue
+        parts = []
+        for budget in budgets(rows):
+            own = [cell for cell in found if cell.method == method and cell.budget == budget]
+            if own and own[0].difference is not None:
+                parts.append(f"{points(own[0].difference)} at {budget}")
+            elif own:
+                parts.append(f"at {budget} {own[0].statuses[0].replace('_', ' ')}")
+        sentences.append(f"{method}, against {reference}: {'; '.join(parts) or 'nothing to compare'}.")
+    if len({row.seed for row in rows}) == 1:
+        sentences.append("One seed: a hint, no result; differences of half a point are noise.")
+    return sentences
+
+
+_STYLE = (
+    "svg{font-family:system-ui,sans-serif;background:#fff}.t{font-size:12px;fill:#54606d}"
+    ".strong{fill:#16202b;font-weight:650}.halo{paint-order:stroke;stroke:#fff;stroke-width:4px}"
+    ".axis{stroke:#54606d}.grid{stroke:#edf0f3}.m.dense{fill:#8a95a3}.curve{stroke-width:1.8;fill:none}"
+    ".c0.curve{stroke:#0b68c4}.c0.dot{fill:#0b68c4}.c3.curve{stroke:#8a95a3}.c3.dot{fill:#8a95a3}"
+)
+
+
+def standalone(figure: Markup) -> str:
+    """A figure of the pages as a file of its own: with its colours, and a namespace."""
+    start = re.match(r"<svg\b[^>]*>", str(figure))
+    assert start is not None
+    opening = start[0].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{opening}<style>{_STYLE}</style>{str(figure)[start.end() :]}"
+
+
+def write(name: str, findings: Findings, lab: Lab) -> Path:
+    """Writes ``NAME.md``, ``NAME.json`` and the figures into the study's folder; returns the page."""
+    figures = dict(findings.figures)
+    plot = tradeoff(findings.rows, SPLIT, findings.reference) if findings.rows else None
+    if plot is not None:
+        figures = {name: plot, **figures}
+    for stem, figure in figures.items():
+        write_atomic(lab.out / f"{stem}.svg", standalone(figure))
+    seeds = ",".join(map(str, lab.seeds))
+    epochs, search = lab.config.finetune_epochs(), lab.config.search.epochs
+    parts = [
+        f"# {name}: {findings.question}",
+        "\n".join(f"- {sentence}" for sentence in findings.conclusion),
+        f"Run with `passdeploy study {name} --seeds {seeds} --latency {','.join(lab.config.latency)}`, "
+        f"{search:g} epochs of search and {epochs:g} of fine-tuning.",
+        *(f"![{stem}]({stem}.svg)" for stem in figures),
+        *(f"## {title}\n\n{text}" for title, text in findings.sections),
+    ]
+    if findings.rows:
+        parts.append("## Results\n\n" + markdown(findings.rows, SPLIT, findings.reference))
+    write_atomic(lab.out / f"{name}.md", "\n\n".join(parts).rstrip() + "\n")
+    write_json(
+        lab.out / f"{name}.json",
+        {
+            "schema": "passdeploy.study/1",
+            "study": name,
+            "question": findings.question,
+            "conclusion": findings.conclusion,
+            "config": lab.config.to_json(),
+            "seeds": list(lab.seeds),
+            "note": note(findings.rows, SPLIT) if findings.rows else "",
+            "numbers": findings.numbers,
+            "cells": [dataclasses.asdict(cell) for cell in cells(findings.rows, SPLIT, findings.reference)],
+            "rows": [row.to_json() for row in findings.rows],
+        },
+    )
+    return lab.out / f"{name}.md"

@@ -1,0 +1,83 @@
+"""Structure and hypernetwork found on one data set, used on another: does the search have to be run again?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from passdeploy import data as datasets
+from passdeploy.compare.runner import Arm
+from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
+from passdeploy.search.trainer import prepare
+from passdeploy.study.base import Findings, Lab, differences, register_study
+from passdeploy.study.halves import halves
+from passdeploy.subject import load_subject
+from passdeploy.workspace import Workspace
+
+PASS = Arm("pass", "pass")
+OWN = "searched here"
+
+
+def _register(folder: Path) -> dict[str, str]:
+    """Methods around a finished search elsewhere, by title; their names carry its digest, so that resuming notices."""
+    digest = Workspace(folder).digest("search")[:8]
+    names = {title: f"{title.replace(' ', '-')}-{digest}" for title in ("its structure", "its hypernetwork")}
+
+    @register_method(names["its structure"])
+    def structure(context: SearchContext) -> SearchResult:
+        found = SearchResult.load(folder / "search")
+        result = constant_result(context, found.importance[0], found.allocator, found.depth)
+        result.importance = found.importance
+        return result
+
+    @register_method(names["its hypernetwork"])
+    @torch.no_grad()
+    def hypernetwork(context: SearchContext) -> SearchResult:
+        """Applied to this network's statistics and prior, under its own prompt; nothing is trained."""
+        found = SearchResult.load(folder / "search")
+        search = prepare(context)
+        search.hyper.load_state_dict(found.extra)
+        search.model.stage.load_state_dict(found.stage)
+        importance = []
+        for ratio in context.ratios:
+            scores = search.scores(search.cuts(search.open(), ratio)[0], ratio)
+            importance.append({name: torch.from_numpy(values.copy()) for name, values in scores.items()})
+        result = constant_result(context, importance[0], found.allocator, found.depth)
+        result.importance = importance
+        return result
+
+    return names
+
+
+@register_study("transfer")
+def transfer(lab: Lab) -> Findings:
+    """Searches on one data set, then compares on the other; without ``--to`` they are halves of one set's classes."""
+    source = load_subject(lab.config, lab.model, lab.data).data
+    if lab.to is None:
+        source, target = halves(source)
+    else:
+        target = datasets.load(lab.to, size=lab.config.input_size)
+    (seed, *_) = lab.seeds
+    found_on = lab.config.model_copy(update={"data": source.name, "seed": seed})
+    there = Lab(found_on, (seed,), lab.out, lab.ui, lab.model)
+    first = there.run([PASS], folder="source", data=source)
+    names = _register(lab.out / "source" / PASS.folder / str(seed))
+    arms = [
+        Arm(OWN, "pass"),
+        *(Arm(f"{title} from there", name) for title, name in names.items()),
+        Arm("sensitivity alone", "sensitivity"),
+        Arm("l1", "l1"),
+    ]
+    rows = lab.run(arms, config=lab.config.model_copy(update={"data": target.name}), folder="target", data=target)
+    conclusion = [
+        f"Searched on {source.name} (seed {seed}), used on {target.name}; each has its own dense network.",
+        *differences(rows, OWN),
+    ]
+    return Findings(
+        "does a structure or a hypernetwork found on one data set serve another?",
+        rows,
+        conclusion,
+        OWN,
+        numbers={"source_rows": [row.to_json() for row in first]},
+    )

@@ -1,0 +1,57 @@
+"""A vision transformer against a convolutional network at equal measured speed-up: what does each lose?"""
+
+from __future__ import annotations
+
+from passdeploy.compare.rows import Row
+from passdeploy.compare.runner import Arm
+from passdeploy.compare.statistics import Mean, budgets, cells, mean
+from passdeploy.compare.table import markdown
+from passdeploy.study.base import SPLIT, Findings, Lab, differences, register_study
+
+ARMS = (Arm("pass", "pass"), Arm("l1", "l1"))
+TRANSFORMER = "passdeploy.study.nets:small_vit"
+
+
+def lost(rows: list[Row], method: str, budget: str) -> Mean | None:
+    """Accuracy lost against the network's own dense one, paired by seed."""
+    return mean(
+        [
+            row.accuracy - row.dense_accuracy
+            for row in rows
+            if (row.split, row.method, row.budget) == (SPLIT, method, budget) and row.accuracy is not None
+        ]
+    )
+
+
+@register_study("vit")
+def vit(lab: Lab) -> Findings:
+    """The lab's network and a small transformer, each trained here unless its weights are there."""
+    networks = {str(lab.config.model): lab.config}
+    networks[TRANSFORMER] = lab.config.model_copy(update={"model": TRANSFORMER, "weights": None})
+    sections, conclusion, numbers = [], [], {}
+    everything: list[Row] = []
+    for name, config in networks.items():
+        short = name.rpartition(":")[2]
+        rows = lab.run(ARMS, config=config, folder=short)
+        everything += rows
+        dense = next(row.dense_accuracy for row in rows if row.split == SPLIT)
+        for budget in budgets(rows):
+            for arm in ARMS:
+                change = lost(rows, arm.name, budget)
+                if change is not None:
+                    text = f"{100 * change.value:+.2f} points of {100 * dense:.2f} %"
+                    conclusion.append(f"{short} at {budget}, {arm.name}: {text}.")
+                else:
+                    (cell,) = [c for c in cells(rows, SPLIT, "pass") if (c.method, c.budget) == (arm.name, budget)]
+                    conclusion.append(f"{short} at {budget}, {arm.name}: {cell.statuses[0].replace('_', ' ')}.")
+        conclusion += [f"{short}: {sentence}" for sentence in differences(rows, "pass")]
+        sections.append((short, markdown(rows, SPLIT, "pass")))
+    numbers["rows"] = [row.to_json() for row in everything]
+    return Findings(
+        "does a transformer lose more than a convolutional network at the same measured speed-up?",
+        [],
+        conclusion,
+        "pass",
+        sections,
+        numbers,
+    )
