@@ -141,11 +141,18 @@ def compile_nvrtc(source: str, capability: int) -> bytes:
     return code
 
 
+def _nvrtc_version() -> str:
+    try:
+        from cuda.bindings import nvrtc
+
+        return repr(nvrtc.nvrtcVersion()[1:])
+    except (ImportError, RuntimeError):
+        return ""  # `compile_nvrtc` will say what is missing, unless the code was kept
+
+
 def compiled(source: str, capability: int) -> bytes:
     """Machine code made by NVRTC, kept in the user's cache folder under a digest of everything it depends on."""
-    from importlib.metadata import version
-
-    name = f"{source}-sm{capability}-{digest(source, version('nvidia-cuda-nvrtc'))}.cubin"
+    name = f"{source}-sm{capability}-{digest(source, _nvrtc_version())}.cubin"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passdeploy" / "kernels"
     path = cache / name
     try:

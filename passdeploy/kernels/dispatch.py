@@ -14,15 +14,15 @@ KINDS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 @cache
-def loader() -> Loader | None:
-    """What launches on the GPU; None, with one warning, when there is a GPU that can't be reached."""
+def loader(device: int) -> Loader | None:
+    """What launches on a GPU; None, with one warning, when there is a GPU that can't be reached."""
     from passdeploy.kernels.driver import default_loader, unavailable
 
     reason = unavailable()
     if reason is not None:
         warnings.warn(f"passdeploy's CUDA kernels are replaced by PyTorch's: {reason}", stacklevel=2)
         return None
-    return default_loader()
+    return default_loader(device)
 
 
 def stream_of(device: torch.device) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
 import threading
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -21,9 +21,10 @@ from passdeploy.kernels.geometry import Launch
 @cache
 def unavailable() -> str | None:
     """Why no kernel can be launched here, and what to do about it; None when one can."""
-    # Asked first: without a driver some of CUDA's Python packages hang instead of failing.
-    if ctypes.util.find_library("cuda") is None:
-        return "no NVIDIA driver (libcuda) on this machine"
+    try:  # asked first: without a driver some of CUDA's Python packages hang instead of failing
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver (libcuda.so.1) on this machine"
     try:
         CudaBindings()
     except PassdeployError as error:
@@ -32,15 +33,17 @@ def unavailable() -> str | None:
 
 
 class CudaBindings:
-    """Launches in the context that is current on the calling thread (PyTorch's, when PyTorch is in use).
+    """Launches through cuda-bindings.
 
-    Makes the first device's primary context current when there is none.
+    Args:
+        device: Launches in this device's primary context, which is the one PyTorch uses. None: in the context that is
+            current on the calling thread, or in the first device's primary context when none is.
 
     Raises:
         Unavailable: No driver, no device, or no cuda-bindings.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: int | None = None) -> None:
         try:
             from cuda.bindings import driver
         except ImportError as error:
@@ -55,6 +58,7 @@ class CudaBindings:
                 raise Unavailable("the NVIDIA driver lists no device")
         except (RuntimeError, PassdeployError) as error:  # RuntimeError: libcuda can't be loaded
             raise Unavailable(f"the NVIDIA driver can't be used: {error}") from error
+        self._own = None if device is None else self._primary(device)
 
     def _call(self, result: tuple[Any, ...]) -> Any:
         status, *values = result
@@ -62,15 +66,27 @@ class CudaBindings:
             raise PassdeployError(f"CUDA driver: {getattr(status, 'name', status)}")
         return values[0] if values else None
 
-    def _context(self) -> int:
-        """The current context as a number."""
+    def _primary(self, ordinal: int) -> Any:
+        return self._call(self._driver.cuDevicePrimaryCtxRetain(self._call(self._driver.cuDeviceGet(ordinal))))
+
+    @contextlib.contextmanager
+    def _context(self) -> Iterator[int]:
+        """The context to launch in, as a number; current meanwhile. A thread of PyTorch's may have none yet."""
         driver = self._driver
-        context = self._call(driver.cuCtxGetCurrent())
-        if int(context) == 0:
-            device = self._call(driver.cuDeviceGet(0))
-            context = self._call(driver.cuDevicePrimaryCtxRetain(device))
-            self._call(driver.cuCtxSetCurrent(context))
-        return int(context)
+        current = self._call(driver.cuCtxGetCurrent())
+        if self._own is None:
+            if int(current) == 0:
+                current = self._primary(0)
+                self._call(driver.cuCtxSetCurrent(current))
+            yield int(current)
+        elif int(current) == int(self._own):
+            yield int(current)
+        else:
+            self._call(driver.cuCtxPushCurrent(self._own))
+            try:
+                yield int(self._own)
+            finally:
+                self._call(driver.cuCtxPopCurrent())
 
     def capability(self) -> int:
         """Compute capability of the current context's device, times ten."""
@@ -91,8 +107,7 @@ class CudaBindings:
             self._modules[key] = module
         return self._modules[key]
 
-    def _function(self, kernel: str) -> Any:
-        context = self._context()
+    def _function(self, context: int, kernel: str) -> Any:
         key = (context, kernel)
         with self._lock:
             if key not in self._functions:
@@ -102,21 +117,21 @@ class CudaBindings:
 
     def launch(self, launch: Launch, stream: int) -> None:
         """See `Loader`. The parameters are copied before this returns."""
-        function = self._function(launch.kernel)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(launch.params))
-        self._call(
-            self._driver.cuLaunchKernel(
-                function,
-                *launch.grid,
-                launch.threads,
-                1,
-                1,
-                launch.shared_bytes,
-                self._driver.CUstream(stream),
-                ctypes.addressof(pointers),
-                0,
+        with self._context() as context:
+            self._call(
+                self._driver.cuLaunchKernel(
+                    self._function(context, launch.kernel),
+                    *launch.grid,
+                    launch.threads,
+                    1,
+                    1,
+                    launch.shared_bytes,
+                    self._driver.CUstream(stream),
+                    ctypes.addressof(pointers),
+                    0,
+                )
             )
-        )
 
 
 class Pycuda:
@@ -175,8 +190,8 @@ class Pycuda:
 
 
 @cache
-def default_loader() -> Loader:
-    """The loader of the torch operators: cuda-bindings.
+def default_loader(device: int | None = None) -> Loader:
+    """cuda-bindings, for a device's primary context (the torch operators) or whichever is current.
 
     Raises:
         Unavailable: It can't be used; the message says why.
@@ -184,4 +199,4 @@ def default_loader() -> Loader:
     reason = unavailable()
     if reason is not None:
         raise Unavailable(reason)
-    return CudaBindings()
+    return CudaBindings(device)

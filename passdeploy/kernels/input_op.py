@@ -71,7 +71,7 @@ def _input_cuda(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    loader = dispatch.loader()
+    loader = dispatch.loader(images.device.index)
     if loader is None or dtype not in KINDS or images.numel() == 0:
         return reference.prompted_input(images, scale, shift, prompt, (height, width), border, dtype, channels_last)
     with torch.cuda.device(images.device):

@@ -123,7 +123,7 @@ def _arrays(
 def _forward_cuda(
     x: Tensor, mask: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, activation: str
 ) -> Tensor:
-    shape, loader = shape_of(x), dispatch.loader()
+    shape, loader = shape_of(x), dispatch.loader(x.device.index)
     if shape is None or loader is None:
         return reference.forward(x, mask, scale, shift, residual, activation)
     with torch.cuda.device(x.device):
@@ -143,7 +143,7 @@ def _backward_cuda(
     want_channels: bool,
     want_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shape, loader = shape_of(x), dispatch.loader()
+    shape, loader = shape_of(x), dispatch.loader(x.device.index)
     wants = (want_x, want_channels, want_residual)
     if shape is None or loader is None:
         return _reference_backward(grad_y, x, mask, scale, shift, residual, activation, *wants)

@@ -78,7 +78,10 @@ def test_strides_of_a_dense_array_are_accepted() -> None:
 
 
 def test_without_a_gpu_the_message_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver.ctypes.util, "find_library", lambda _: None)
+    def no_driver(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(driver.ctypes, "CDLL", no_driver)
     driver.unavailable.cache_clear()
     driver.default_loader.cache_clear()
     try:
