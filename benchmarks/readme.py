@@ -21,8 +21,8 @@ def table(row: dict[str, Any], source: str) -> str:
     proof = max(row["equivalence"][key] for key in ("masked_vs_thin", "thin_vs_onnx", "onnx_vs_engine"))
     minutes = sum(row["timing_s"].values()) / 60
     lines = [
-        f"ResNet-20 on Fashion-MNIST, {row['device']}, ONNX Runtime {row['versions']['onnxruntime']}, batch 1, one thread, "
-        f"fp32 ([raw]({source})):",
+        f"ResNet-20 on Fashion-MNIST, {row['device']}, ONNX Runtime {row['versions']['onnxruntime']}, batch 1, "
+        f"one thread, fp32 ([raw]({source})):",
         "",
         "| | dense | pruned | |",
         "|---|---|---|---|",
