@@ -1,0 +1,150 @@
+"""Studies: their arithmetic exactly, and two of them for real on an engine of scripted latency."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from passdeploy.compare.plot import tradeoff
+from passdeploy.compare.statistics import Mean
+from passdeploy.config import make_config
+from passdeploy.errors import BadInput
+from passdeploy.groups import find_groups
+from passdeploy.search.hypernetwork import Cuts, HyperNetwork
+from passdeploy.study import nets
+from passdeploy.study.ablation import ALONE, PARTS
+from passdeploy.study.base import differences, get_study, points, standalone, studies
+from passdeploy.study.command import study
+from passdeploy.study.content import ranks, spearman, within_groups
+from passdeploy.study.halves import halves
+from passdeploy.study.prompts import arms
+from tests import scripted
+from tests.test_compare import CONFIG, ROW
+
+
+def test_all_six_are_there_and_others_are_refused() -> None:
+    assert list(studies()) == ["ablation", "markov", "prompt-content", "prompts", "transfer", "vit"]
+    with pytest.raises(BadInput, match="did you mean ablation"):
+        get_study("ablations")
+
+
+def test_a_difference_in_words() -> None:
+    assert points(Mean(-0.004, None, 1)) == "-0.40 points"
+    assert points(Mean(-0.004, 0.003, 3)) == "-0.40 points (95 %: -0.70 to -0.10; worse)"
+    assert points(Mean(0.004, 0.003, 3)).endswith("better)")
+    assert points(Mean(0.002, 0.003, 3)).endswith("no difference that 3 seeds can show)")
+
+
+def test_one_seed_is_called_a_hint() -> None:
+    rows = [ROW, replace(ROW, method="no depth", accuracy=0.88)]
+    first, last = differences(rows, "pass")
+    assert first == "no depth, against pass: -2.00 points at 2x."
+    assert last.startswith("One seed")
+
+
+def test_an_arm_that_missed_its_budget_is_named() -> None:
+    rows = [ROW, replace(ROW, method="no depth", accuracy=None, status="infeasible")]
+    assert differences(rows, "pass")[0] == "no depth, against pass: at 2x infeasible."
+
+
+def test_rank_correlation() -> None:
+    assert list(ranks([3.0, 1.0, 3.0])) == [1.5, 0.0, 1.5]
+    assert spearman([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1.0)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+    a = {"x": torch.tensor([1.0, 2.0, 3.0]), "y": torch.arange(6.0)}
+    b = {"x": torch.tensor([3.0, 2.0, 1.0]), "y": torch.arange(6.0)}
+    assert within_groups(a, b) == pytest.approx((-3 + 6) / 9)
+
+
+def test_halves_share_no_class_and_lose_no_image() -> None:
+    data = scripted.data()
+    with pytest.raises(BadInput, match="too few to halve"):
+        halves(data)
+    labels = torch.arange(40) % 5
+    split = type(data.train)(torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).repeat(1, 3, 4, 4), labels)
+    first, second = halves(replace(data, classes=tuple("abcde"), train=split, val=split, test=split))
+    assert (first.classes, second.classes) == (("a", "b"), ("c", "d", "e"))
+    assert len(first.train) + len(second.train) == 40
+    pixel = (second.train.images(torch.arange(len(second.train)))[:, 0, 0, 0] * 255).round().long()
+    assert torch.equal(labels[pixel] - 2, second.train.labels)
+
+
+def test_figures_stand_alone() -> None:
+    figure = tradeoff([ROW, replace(ROW, method="l1", accuracy=0.8)], "test")
+    assert figure is not None
+    root = xml.etree.ElementTree.fromstring(standalone(figure))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+@pytest.mark.parametrize("build", [nets.small_densenet, nets.small_unet, nets.small_vit])
+def test_the_studies_networks_can_be_pruned(build: Any) -> None:
+    network = build(7).eval()
+    example = torch.randn(2, 3, 32, 32)
+    assert network(example).shape == (2, 7)
+    assert len(find_groups(network, example).groups) >= 5
+
+
+def test_memory_of_all_masks_sees_more_than_the_previous_one() -> None:
+    """A change of the first group's mask reaches the third group's input only where all masks are remembered."""
+    from passdeploy.search.statistics import GROUP_FEATURES, UNIT_FEATURES, Statistics
+
+    sizes = (8, 4, 6)
+    torch.manual_seed(0)
+    statistics = Statistics(
+        tuple(torch.randn(n, len(UNIT_FEATURES)) for n in sizes),
+        torch.randn(3, len(GROUP_FEATURES)),
+        tuple(torch.ones(n) for n in sizes),
+    )
+    prior = [torch.zeros(n) for n in sizes]
+
+    def last(memory: str, first: float) -> torch.Tensor:
+        torch.manual_seed(1)
+        hyper = HyperNetwork(recurrence=False, reach=0.0, memory=memory)
+        hard = (torch.full((8,), first), torch.ones(4), torch.ones(6))
+        return hyper(torch.zeros(3, 8, 8), statistics, prior, Cuts(torch.zeros(3), hard), 0.5)[0][2]
+
+    assert torch.equal(last("previous", 1.0), last("previous", 0.0))
+    assert not torch.equal(last("all", 1.0), last("all", 0.0))
+
+
+def test_ablation_leaves_out_what_the_design_names() -> None:
+    named = {"no prompt", "no recurrence", "no statistics", "no latency term", "global threshold", "no depth"}
+    assert named <= set(PARTS)
+
+
+def test_prompt_sizes_fit_the_image() -> None:
+    for size in ((32, 32), (16, 12), (224, 224)):
+        for arm in arms(size):
+            prompt = arm.settings["prompt"]
+            assert 2 * prompt["width"] < min(size)
+
+
+def test_ablation_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(PARTS) - {"no depth"}:
+        monkeypatch.delitem(PARTS, name)
+    config = make_config({**CONFIG, "latency": "1.2x,1.3x"})
+    findings, page = study("ablation", config, "0", tmp_path, data=scripted.data())
+    assert {row.method for row in findings.rows} == {"pass", "no depth", ALONE}
+    assert {row.budget for row in findings.rows if row.method == ALONE} == {"1.2x", "1.3x"}
+    text = page.read_text()
+    assert "no depth, against pass" in text and "One seed" in text and "ablation.svg" in text
+    numbers = json.loads((tmp_path / "ablation.json").read_text())
+    assert len(numbers["rows"]) == 2 * 2 * 3 and numbers["seeds"] == [0]
+    assert (tmp_path / "ablation.svg").is_file()
+
+
+def test_prompt_content_for_real(tmp_path: Path) -> None:
+    findings, page = study("prompt-content", make_config(CONFIG), "0", tmp_path, data=scripted.data())
+    entry = findings.numbers["seeds"]["0"]
+    assert entry["prompt_largest"] > 0 and entry["mean_move_of_log_score"] > 0
+    assert set(entry["move_against"]) == {"L1", "Taylor", "prior (measured sensitivity)"}
+    assert all(value is None or -1 <= value <= 1 for value in entry["move_against"].values())
+    assert (tmp_path / "prompt-0.png").read_bytes().startswith(b"\x89PNG")
+    assert "prompt-0.png" in page.read_text()
