@@ -1,0 +1,163 @@
+"""What a search costs: a search step against a plain training step, interleaved, and a search against fine-tuning.
+
+    python benchmarks/search_cost.py                       resnet20 on the demo's data
+    python benchmarks/search_cost.py --model resnet20 --batch 128 --pairs 20
+
+Both loops are the package's own (`search_pass` and `train`), on the same network, data, batch, teacher and optimiser.
+They take turns: each turn is a few steps, a pair is one turn of each, and the ratio is the median over the pairs with
+its distribution-free interval. Writes benchmarks/results/DEVICE/search-cost.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+import torch
+
+from passdeploy.config import make_config
+from passdeploy.latency.roofline import Roofline
+from passdeploy.latency.stats import median_ratio
+from passdeploy.search.method import SearchContext, search_steps
+from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.search.trainer import search_pass
+from passdeploy.subject import load_subject
+from passdeploy.targets import resolve
+from passdeploy.training import TrainSettings, steps_per_epoch, train
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Turns:
+    """Two loops in two threads, of which only one runs at a time; the clock is read at the ends of a turn."""
+
+    def __init__(self, names: tuple[str, str], steps: int, pairs: int, warm: int) -> None:
+        self.names, self.steps, self.turns = names, steps, warm + pairs
+        self.condition, self.running = threading.Condition(), 0
+        self.seconds: dict[str, list[float]] = {name: [] for name in names}
+        self._start = 0.0
+
+    def progress(self, which: int) -> Callable[[int, int, str], None]:
+        """Called by a loop after each of its steps; gives way after the last one of a turn."""
+        mine, state = self.names[which], {"done": -1}
+
+        def step(done: int, total: int, text: str) -> None:
+            if text.startswith("measuring") or len(self.seconds[mine]) >= self.turns:
+                return
+            state["done"] += 1
+            if state["done"] == 0:  # the first step of all is nobody's: everything is set up in it
+                self._give(which)
+            elif state["done"] % self.steps == 0:
+                self.seconds[mine].append((time.perf_counter() - self._start) / self.steps)
+                self._give(which)
+
+        return step
+
+    def _give(self, which: int) -> None:
+        with self.condition:
+            self.running = 1 - which
+            self.condition.notify_all()
+            if len(self.seconds[self.names[which]]) < self.turns:
+                self.condition.wait_for(lambda: self.running == which)
+        self._start = time.perf_counter()
+
+    def enter(self, which: int) -> None:
+        """Waits for this loop's first turn."""
+        with self.condition:
+            self.condition.wait_for(lambda: self.running == which)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=8, help="per turn: a whole round of the allocator's schedule")
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--warm", type=int, default=2, help="pairs that do not count")
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    # Enough steps for all turns; everything else as shipped.
+    total = (args.pairs + args.warm + 2) * args.steps + 2
+    config = make_config(
+        {
+            "model": args.model,
+            "data": args.data,
+            "train_batch": args.batch,
+            "search": {"epochs": 1e-6, "min_steps": total},
+        }
+    )
+    subject = load_subject(config)
+    groups, units = subject.groups, list(subject.groups.units.values())
+    predictor = Roofline(subject.operators, units, resolve("cpu"))
+    turns = Turns(("search", "plain"), args.steps, args.pairs, args.warm)
+    context = SearchContext(
+        network=subject.network,
+        data=subject.data,
+        groups=groups,
+        operators=subject.operators,
+        predictor=predictor,
+        step=predictor.step,
+        ratios=(0.5,),
+        config=config,
+        progress=turns.progress(0),
+    )
+    settings = TrainSettings(
+        epochs=1e-6, batch=args.batch, lr=0.05, distill=config.search.distill, seed=1, min_steps=total
+    )
+
+    def plain() -> None:
+        turns.enter(1)
+        model = Prompted(InputStage(subject.data.preprocess), subject.build())
+        teacher = Prompted(InputStage(subject.data.preprocess), subject.build())
+        train(model, subject.data, settings, teacher=teacher, progress=turns.progress(1))
+
+    other = threading.Thread(target=plain, daemon=True)
+    other.start()
+    started = time.perf_counter()
+    search_pass(context)
+    other.join(timeout=600)
+    pairs = list(zip(turns.seconds["search"], turns.seconds["plain"], strict=False))[args.warm :]
+    ratio = median_ratio([a / b for a, b in pairs])
+    default = make_config({"model": args.model, "data": args.data})
+    search = search_steps(SearchContext(**{**vars(context), "config": default}))
+    finetune = max(
+        default.finetune.min_steps,
+        round(default.finetune_epochs() * steps_per_epoch(subject.data.train, default.train_batch)),
+    )
+    device = resolve("cpu").device
+    found = {
+        "device": device,
+        "model": args.model,
+        "data": subject.data.name,
+        "batch": args.batch,
+        "threads": torch.get_num_threads(),
+        "steps_per_turn": args.steps,
+        "step_ratio": ratio.to_json(),
+        "search_step_s": sorted(a for a, _ in pairs)[len(pairs) // 2],
+        "plain_step_s": sorted(b for _, b in pairs)[len(pairs) // 2],
+        "search_steps": search,
+        "finetune_steps": finetune,
+        "search_over_finetune_epoch": ratio.value * search / steps_per_epoch(subject.data.train, args.batch),
+        "search_over_finetune": ratio.value * search / finetune,
+        "note": "masks at a budget of 2x by the roofline; the search's prior is not in the steps",
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    folder = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    out = args.out or RESULTS / folder / "search-cost.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
