@@ -16,7 +16,7 @@ from passdeploy.engines.base import Arrays, CompileInput, Engine, Runner, get_ba
 from passdeploy.export import INPUT, OnnxSlicer
 from passdeploy.groups import Groups
 from passdeploy.latency.measure import Comparison, Settings, interleave
-from passdeploy.latency.profile import sample
+from passdeploy.latency.sampler import Sampler
 from passdeploy.structure import Structure
 from passdeploy.targets import Target
 
@@ -75,6 +75,7 @@ class Meter:
         self.slicer, self.groups, self.target, self.images, self.scope = slicer, groups, target, images, scope
         self._backend = get_backend(target.backend)
         self._dense: Runner | None = None
+        self._sampler: Sampler | None = None
 
     def engine(self, structure: Structure) -> Engine:
         """Compiles the thin graph of a structure."""
@@ -97,14 +98,17 @@ class Meter:
         """A short comparison, for fitting the latency model."""
         if self._dense is None:
             self._dense = self._timed(self.groups.dense())
+        if self._sampler is None:
+            one_thread = self.target.compute_capability is None and self.target.threads == 1
+            self._sampler = Sampler(self._dense, one_thread=one_thread)
         with self._timed(structure) as thin:
-            return sample(self._dense, thin)
+            return self._sampler(thin)
 
     def close(self) -> None:
         """Unloads the dense engine."""
         if self._dense is not None:
             self._dense.close()
-            self._dense = None
+            self._dense = self._sampler = None
 
     def __enter__(self) -> Meter:
         return self

@@ -50,7 +50,7 @@ class Features:
         self, operators: Sequence[Operator], units: Sequence[int], step: int = 16, bytes_per_weight: int = 4
     ) -> None:
         self.units = np.asarray(units, dtype=float)
-        self.step = step
+        self.step, self.bytes_per_weight = step, bytes_per_weight
         self.names = tuple(op.name for op in operators)
         count, groups = len(operators), len(units)
         self.in_units = np.zeros((groups, count))

@@ -74,6 +74,16 @@ def _solve(columns: np.ndarray, ratios: np.ndarray, weights: np.ndarray, ridge: 
     return solution
 
 
+def _robust(columns: np.ndarray, ratios: np.ndarray, weights: np.ndarray, ridge: float) -> np.ndarray:
+    """Weights under which what lies far off the fit counts less (Huber): a disturbed measurement is no news."""
+    trusted = weights
+    for _ in range(2):
+        error = np.abs(columns @ _solve(columns, ratios, trusted, ridge) / ratios - 1)
+        limit = max(2 * 1.4826 * float(np.median(error)), 1e-4)
+        trusted = weights * np.minimum(1, limit / np.maximum(error, 1e-12))
+    return trusted
+
+
 def folds(n: int, k: int = 5) -> np.ndarray:
     """Fold of each sample: a fixed shuffle, so that a fit depends on nothing but its data."""
     return np.random.default_rng(n).permutation(n) % k
@@ -96,6 +106,7 @@ class LatencyModel:
         repeatability: Mean relative difference between measurements of the same structure.
         later: Measurements added after the fit: (widths, ratio).
         kind: ``measured`` here, or ``profile`` when it was read from a file.
+        trust: Weights of the measurements [n]; alike if None.
     """
 
     features: Features
@@ -109,6 +120,7 @@ class LatencyModel:
     repeatability: float | None = None
     later: list[tuple[np.ndarray, float]] = field(default_factory=list)
     kind: str = "measured"
+    trust: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self._collapse()
@@ -126,6 +138,7 @@ class LatencyModel:
         provenance: Mapping[str, Any] | None = None,
         repeatability: float | None = None,
         bytes_per_weight: int = 4,
+        weights: np.ndarray | None = None,
     ) -> LatencyModel:
         """Fits to measured structures.
 
@@ -139,6 +152,7 @@ class LatencyModel:
             provenance: Recorded in the file.
             repeatability: Of the measurements, recorded beside the error.
             bytes_per_weight: By precision.
+            weights: How much each measurement is to be trusted [n]; alike if None.
 
         Raises:
             BadInput: Fewer than ten structures.
@@ -148,21 +162,22 @@ class LatencyModel:
             raise BadInput(f"latency model: {len(ratios)} measured structures are too few; at least 10 are needed")
         best: tuple[float, int, float, np.ndarray] | None = None
         fold = folds(len(ratios))
-        ones = np.ones(len(ratios))
+        trust = np.ones(len(ratios)) if weights is None else np.asarray(weights, dtype=float)
         for step in sorted(set(steps)):
             columns = _columns(Features(operators, units, step, bytes_per_weight), widths)
+            robust = _robust(columns, ratios, trust, RIDGES[0])
             for ridge in RIDGES:
                 predicted = np.empty(len(ratios))
                 for k in range(fold.max() + 1):
                     train, test = fold != k, fold == k
-                    predicted[test] = columns[test] @ _solve(columns[train], ratios[train], ones[train], ridge)
+                    predicted[test] = columns[test] @ _solve(columns[train], ratios[train], robust[train], ridge)
                 error = np.abs(predicted / ratios - 1)
-                score = float(error.mean())
+                score = float(trust @ error / trust.sum())
                 if best is None or score < best[0] - 1e-4:
                     best = (score, step, ridge, error)
         assert best is not None
         features = Features(operators, units, best[1], bytes_per_weight)
-        base = _base(features, widths, ratios, best[1], best[2])
+        base = _base(features, widths, ratios, trust, best[1], best[2])
         return cls(
             features,
             dense_ms,
@@ -170,9 +185,10 @@ class LatencyModel:
             ratios,
             base,
             dict(provenance or {}),
-            mape=best[0],
+            mape=float(best[3].mean()),
             max_ape=float(best[3].max()),
             repeatability=repeatability,
+            trust=trust,
         )
 
     def _collapse(self) -> None:
@@ -255,6 +271,7 @@ class LatencyModel:
 
     def to_json(self) -> dict[str, Any]:
         """The portable profile: schema `passdeploy.profile/1`."""
+        trust = np.ones(len(self.ratios)) if self.trust is None else self.trust
         return {
             "schema": SCHEMA,
             "operators": operators_digest(self.features),
@@ -263,9 +280,10 @@ class LatencyModel:
             "error": {"mape": self.mape, "max_ape": self.max_ape, "repeatability": self.repeatability},
             "step": self.base.step,
             "ridge": self.base.ridge,
+            "bytes_per_weight": self.features.bytes_per_weight,
             "samples": [
-                {"kept": [int(v) for v in w], "ratio": r}
-                for w, r in zip(self.widths, self.ratios.tolist(), strict=True)
+                {"kept": [int(v) for v in w], "ratio": r, "trust": t}
+                for w, r, t in zip(self.widths, self.ratios.tolist(), trust.tolist(), strict=True)
             ],
             "later": [{"kept": [int(v) for v in w], "ratio": r} for w, r in self.later],
         }
@@ -288,18 +306,19 @@ class LatencyModel:
         try:
             if data["schema"] != SCHEMA:
                 raise BadInput(f"profile: schema is {data['schema']!r}, expected {SCHEMA!r}")
-            features = Features(operators, units, int(data["step"]))
+            features = Features(operators, units, int(data["step"]), int(data["bytes_per_weight"]))
             if data["operators"] != operators_digest(features):
                 raise BadInput("profile: measured for another network or input size; run `passdeploy profile` again")
             widths = np.array([s["kept"] for s in data["samples"]], dtype=float)
             ratios = np.array([s["ratio"] for s in data["samples"]], dtype=float)
             if not (np.isfinite(ratios).all() and (ratios > 0).all() and float(data["dense_ms"]) > 0):
                 raise BadInput("profile: holds a latency that is not above zero")
-            base = _base(features, widths, ratios, int(data["step"]), float(data["ridge"]))
+            trust = np.array([s.get("trust", 1.0) for s in data["samples"]], dtype=float)
+            base = _base(features, widths, ratios, trust, int(data["step"]), float(data["ridge"]))
             later = [(np.array(s["kept"], dtype=float), float(s["ratio"])) for s in data["later"]]
             error = data["error"]
             return cls(features, float(data["dense_ms"]), widths, ratios, base, dict(data["provenance"]), error["mape"],
-                       error["max_ape"], error["repeatability"], later, kind)  # fmt: skip
+                       error["max_ape"], error["repeatability"], later, kind, trust)  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise BadInput(f"profile: malformed ({type(problem).__name__}: {problem})") from None
 
@@ -316,8 +335,11 @@ class LatencyModel:
             raise BadInput(f"{path}: {problem}") from None
 
 
-def _base(features: Features, widths: np.ndarray, ratios: np.ndarray, step: int, ridge: float) -> Fit:
-    solution = _solve(_columns(features, widths), ratios, np.ones(len(ratios)), ridge)
+def _base(
+    features: Features, widths: np.ndarray, ratios: np.ndarray, trust: np.ndarray, step: int, ridge: float
+) -> Fit:
+    columns = _columns(features, widths)
+    solution = _solve(columns, ratios, _robust(columns, ratios, trust, RIDGES[0]), ridge)
     split = len(features.families) * len(TERMS)
     return Fit(
         step,

@@ -9,15 +9,13 @@ import numpy as np
 
 from passdeploy.errors import BadInput
 from passdeploy.latency.log import MeasurementLog
-from passdeploy.latency.measure import Settings, Timed, interleave
 from passdeploy.latency.model import STEPS, LatencyModel
+from passdeploy.latency.sampler import QUIET, sample
 from passdeploy.structure import Structure
 
 if TYPE_CHECKING:
     from passdeploy.groups import Groups, Operator
 
-SETTINGS = Settings(pairs=8, block_s=0.005, block_calls=2, warmup_s=0.002, retries=0.0, percentiles=())
-"""Short: the floor of a few dozen calls repeats to a fraction of a percent, and many structures teach more than few."""
 PURPOSE = "profile"
 GOOD_ENOUGH = 0.01
 """Profiling ends early when cross-validation is this close."""
@@ -25,24 +23,8 @@ CHECK_EVERY = 20
 REPEATED = 6
 """Structures that are measured a second time at the end, to know how well a measurement repeats."""
 
+__all__ = ["MeasureStructure", "keep_first", "profile", "sample", "varied_widths", "widths_of"]
 MeasureStructure = Callable[[Structure], Mapping[str, Any]]
-
-
-def sample(dense: Timed, thin: Timed, settings: Settings = SETTINGS) -> dict[str, float]:
-    """Measures a structure's engine against the dense one, for the fit: what `profile` wants to be given.
-
-    Returns:
-        ``ratio`` (thin over dense, of the floors), ``dense_ms`` and ``thin_ms`` (floors), ``spread`` of the dense
-        engine's blocks.
-    """
-    comparison = interleave({"dense": dense, "thin": thin}, settings)
-    medians = {name: float(np.median(m.samples)) for name, m in comparison.measurements.items()}
-    return {
-        "ratio": 1 / comparison.floor_ratio("thin"),
-        "dense_ms": medians["dense"],
-        "thin_ms": medians["thin"],
-        "spread": comparison.measurements["dense"].spread,
-    }
 
 
 def keep_first(groups: Groups, widths: Sequence[int] | np.ndarray) -> Structure:
@@ -107,7 +89,8 @@ def profile(
     """Measures varied structures until the time is up or the model is good enough, and fits the latency model.
 
     Args:
-        measure_structure: Compiles a structure and measures it beside the dense engine; returns what `sample` does.
+        measure_structure: Compiles a structure and measures it beside the dense engine; returns what a
+            `passdeploy.latency.sampler.Sampler` does (``ratio`` and ``dense_ms`` at least).
         operators: Of the network.
         groups: Of the network.
         budget_s: Seconds for measuring, compiles included (the logged ones: a resumed run stops where it would have).
@@ -142,8 +125,12 @@ def profile(
         widths = np.stack([dense, *(w for _, w, _ in measured)])
         ratios = np.array([1.0, *(value["ratio"] for _, _, value in measured)])
         dense_ms = float(np.median([value["dense_ms"] for _, _, value in measured]))
+        floors = np.array([value.get("dense_floor_ms", 1.0) for _, _, value in measured])
+        disturbance = np.array([0.0, *(floors / floors.min() - 1)])
+        weights = 1 / (1 + (disturbance / (2 * QUIET)) ** 2)
         facts = {**(provenance or {}), "seed": seed, "seconds": round(seconds, 3)}
         return LatencyModel.fit(operators, units, widths, ratios, dense_ms, steps=steps, provenance=facts,
+        weights=weights,
                                 repeatability=repeatability, bytes_per_weight=bytes_per_weight)  # fmt: skip
 
     repeats_s, tries = 0.0, 0

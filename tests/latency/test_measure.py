@@ -142,9 +142,7 @@ def test_samples_are_thinned_and_json_round_trips():
     assert m.at(50) == m.p50 and m.at(75) == pytest.approx(m.p50, rel=0.01)
 
 
-def test_a_real_engine_against_itself_and_against_twice_the_work():
-    onnxruntime = pytest.importorskip("onnxruntime")
-    assert onnxruntime
+def test_real_work_is_measured_with_the_real_clock():
     data = np.random.default_rng(0).random((96, 96), dtype=np.float32)
 
     class Work:
@@ -155,7 +153,6 @@ def test_a_real_engine_against_itself_and_against_twice_the_work():
             for _ in range(self.times):
                 (data * data).sum()
 
-    c = interleave({"a": Work(20), "same": Work(20), "double": Work(40)})
-    assert c.ratio("double").value == pytest.approx(0.5, rel=0.1)
-    assert c.verdict("double") == "slower"
-    assert 0.85 < c.ratio("same").value < 1.18
+    c = interleave({"one": Work(1), "many": Work(400)}, Settings(pairs=12, block_s=0.002, warmup_s=0.002))
+    assert c.ratio("many").value < 1 and c.verdict("many") in ("slower", "inconclusive")
+    assert c.measurements["one"].n >= 36 and c.measurements["one"].floor <= c.measurements["one"].p50
