@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from passdeploy.reporting.schema import Report
 
 
-def configure(file: Path | None, flags: dict[str, Any]) -> tuple[RunConfig, str | None]:
+def configure(file: Path | None, flags: dict[str, Any], needs_data: bool = True) -> tuple[RunConfig, str | None]:
     """Combines a YAML file (default ``./passdeploy.yaml``) and flags, which win.
 
     Returns:
@@ -41,7 +41,7 @@ def configure(file: Path | None, flags: dict[str, Any]) -> tuple[RunConfig, str 
             f"No model, data or configuration file given: the embedded demo is used ({DEMO['model']}, {DEMO['data']})."
         )
     for key in ("model", "data"):
-        if not merged.get(key):
+        if not merged.get(key) and (key == "model" or needs_data):
             other = "data" if key == "model" else "model"
             raise BadInput(f"--{key} is missing: --{other} is given alone; give both, or neither for the demo")
     return make_config(merged, origin), note

@@ -46,11 +46,11 @@ def _values(**flags: Any) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
-def _configuration(config: Path | None, flags: dict[str, Any], console: bool = True) -> Any:
+def _configuration(config: Path | None, flags: dict[str, Any], console: bool = True, needs_data: bool = True) -> Any:
     """File, then flags; the embedded demo when neither names a model or data."""
     from passdeploy.api import configure
 
-    made, note = configure(config, flags)
+    made, note = configure(config, flags, needs_data)
     if note and console:
         Console(stderr=True, highlight=False).print(note, markup=False, soft_wrap=True)
     return made
@@ -446,7 +446,7 @@ def groups(
     """
     from passdeploy.summary import groups_table, groups_to_json, network_groups
 
-    made = _configuration(config, _values(model=model, data=data), console=not json_)
+    made = _configuration(config, _values(model=model, data=data), console=not json_, needs_data=False)
     subject = network_groups(made)
     if json_:
         _print_json(groups_to_json(subject))

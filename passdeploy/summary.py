@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
 from passdeploy.groups import macs
 from passdeploy.reporting.format import milliseconds
 from passdeploy.reporting.schema import Report
@@ -42,8 +44,24 @@ def render(report: Report, folder: Path) -> RenderableType:
 
 
 def network_groups(config: RunConfig) -> Subject:
-    """The network and data of a configuration, with their groups."""
-    return load_subject(config)
+    """The network and data of a configuration, with their groups; blank images stand in for data that is not named."""
+    return load_subject(config, data=None if config.data else _blank(config))
+
+
+def _blank(config: RunConfig) -> ImageData:
+    """As many classes as the model has by itself, images as large as was configured."""
+    from passdeploy import models
+
+    model = str(config.model)
+    network = models.factory(model)().eval()
+    # Our own networks are for small images; others are built for ImageNet's size, and some take no other.
+    size = config.input_size or ((32, 32) if model in models._REGISTRY else (224, 224))
+    with torch.no_grad():
+        outputs = network(torch.zeros(1, 3, *size))
+    classes = outputs.shape[-1] if isinstance(outputs, torch.Tensor) else 1
+    image = ArraySplit(torch.zeros(1, 3, *size, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
+    names = tuple(str(i) for i in range(classes))
+    return ImageData("blank images", names, Preprocess(size), Augmentation(), image, image, image)
 
 
 def _shares(subject: Subject) -> list[float]:

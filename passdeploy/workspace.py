@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from passdeploy.errors import BadInput, PassdeployError
+from passdeploy.errors import BadInput
 
 RECORD = "stage.json"
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise PassdeployError(
+        raise BadInput(
             f"{path}: cannot be written ({error.strerror}); free some space or choose another --out, then run again: "
             "what was finished is kept"
         ) from None
@@ -182,14 +182,14 @@ class Workspace:
         try:
             body(partial)
         except (OSError, SafetensorError) as error:
-            raise PassdeployError(
+            raise BadInput(
                 f"{partial}: writing failed ({getattr(error, 'strerror', None) or error}); free some space, then run "
                 "again: what was finished is kept"
             ) from error
         finally:
             seconds = before + time.monotonic() - start
             if partial.exists():
-                with contextlib.suppress(PassdeployError):  # a full disk has been reported already
+                with contextlib.suppress(BadInput):  # a full disk has been reported already
                     write_atomic(clock, str(seconds))
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         kept = [path for path in files if not _is_scratch(path)]

@@ -1,0 +1,391 @@
+"""The command line: what can't be used is refused in one line that says what to do, and nothing is lost by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from passdeploy import cli
+from tests import scripted
+
+ROOT = Path(__file__).parents[1]
+VERBS = (
+    "run", "profile", "search", "fit", "finetune", "compile", "bench", "report", "ship", "compare", "groups", "targets",
+    "doctor", "verify",
+)  # fmt: skip
+
+
+@dataclass
+class Said:
+    code: int
+    out: str
+    err: str
+
+    def line(self) -> str:
+        """The error: exactly one line on stderr, nothing else anywhere."""
+        assert self.out == ""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: ")
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+Call = Callable[..., Said]
+
+
+@pytest.fixture
+def passdeploy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Calls the command line in this process, in an empty working directory."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def call(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["passdeploy", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Said(int(end.value.code or 0), out, err)
+
+    return call
+
+
+def refused(passdeploy: Call, tmp_path: Path, *arguments: object, base: bool = True) -> str:
+    """The line with which a run is refused; its run directory must be free for the corrected command."""
+    out = tmp_path / "out"
+    good = ("--model", "tiny-resnet", "--data", "stripes", "--backend", "scripted") if base else ()
+    said = passdeploy("run", *good, "--out", out, *arguments)
+    assert said.code == 2, said
+    assert not out.exists() or not list(out.iterdir())
+    return said.line()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--model", "tiny-resnt"], r"--model tiny-resnt: .*did you mean tiny-resnet"),
+        (["--model", "mobilenet_v"], r"mobilenet_v2"),
+        (["--model", "nothere:build"], r"no module 'nothere' on the path or in "),
+        (["--model", "json:nope"], r"json has no function 'nope'"),
+        (["--data", "fashion-mnit"], r"did you mean fashion-mnist\?"),
+        (["--data", "no/such/folder"], r"no such data set or folder"),
+        (["--target", "a1000"], r"did you mean a100"),
+        (["--backend", "onnxruntim"], r"did you mean onnxruntime"),
+        (["--backend", "tensorrt"], r"not for a CPU"),
+        (["--method", "pss"], r"did you mean pass\?"),
+        (["--latency", "5"], r"no unit; give a time with its unit \(5ms"),
+        (["--latency", "0ms"], r"above zero"),
+        (["--latency", "-2ms"], r"above zero"),
+        (["--latency", "nanms"], r"finite number"),
+        (["--latency", "infms"], r"finite number"),
+        (["--latency", "nan"], r"give a time with its unit"),
+        (["--latency", "fast"], r"not a latency"),
+        (["--latency", ""], r"nothing given"),
+        (["--latency", "5parsecs"], r"unknown unit 'parsecs' \(known: x, s, ms"),
+        (["--latency", "0.5x"], r"slower than the dense engine"),
+        (["--latency", "2x,2x"], r"given twice"),
+        (["--percentile", "p95"], r"percentile: .*'p50', 'p90' or 'p99'"),
+        (["--precision", "fp64"], r"precision: .*'fp32'"),
+        (["--precision", "fp16"], r"use --precision fp32"),
+        (["--threads", "4096"], r"--threads 4096: this machine lets a process use 1 to"),
+        (["--batch", "0"], r"batch: .*greater than or equal to 1"),
+        (["--epochs", "nan"], r"epochs: .*finite"),
+        (["--seed", "seven"], r"'--seed': .*see passdeploy run --help"),
+        (["--profile", "none.json"], r"no such file; passdeploy profile --save"),
+        (["--config", "none.yaml"], r"cannot be read .*check the path"),
+        (["--laten", "2x"], r"No such option: --laten.*--latency.*see passdeploy run --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_flags(passdeploy: Call, tmp_path: Path, arguments: list[str], wanted: str) -> None:
+    assert re.search(wanted, refused(passdeploy, tmp_path, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("modle: x", r"unknown key 'modle'; did you mean model"),
+        ("search: {epoch: 3}", r"unknown key 'search\.epoch'; did you mean epochs"),
+        ("- a", r"must be a mapping"),
+        ("a: [", r"is not valid YAML"),
+        ("batch: two", r"batch: .*given: 'two'"),
+        ("latency: 5", r"latency"),
+        ("input_size: [20]", r"input_size"),
+        ("std: [0, 1, 1]", r"std"),
+    ],
+)
+def test_bad_configuration(passdeploy: Call, tmp_path: Path, text: str, wanted: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    line = refused(passdeploy, tmp_path, "--config", file)
+    assert re.search(wanted, line)
+    assert "bad.yaml" in line
+
+
+def weights(path: Path, **changes: torch.Tensor) -> Path:
+    state = {name: tensor.clone() for name, tensor in scripted.tiny_resnet().state_dict().items()} | changes
+    save_file(state, path)
+    return path
+
+
+def test_bad_weights(passdeploy: Call, tmp_path: Path) -> None:
+    good = weights(tmp_path / "good.safetensors")
+    torch.save(scripted.tiny_resnet(), tmp_path / "whole.pth")
+    (tmp_path / "short.safetensors").write_bytes(good.read_bytes()[:5000])
+    weights(tmp_path / "nan.safetensors", **{"fc.bias": torch.tensor([0.0, torch.nan, 0.0])})
+    weights(tmp_path / "classes.safetensors", **{"fc.weight": torch.zeros(7, 24), "fc.bias": torch.zeros(7)})
+    save_file({"conv.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name, wanted in (
+        ("none.safetensors", r"no such weights file; in that folder: .*good\.safetensors"),
+        ("whole.pth", r"pickled whole module .*torch\.save\(model\.state_dict\(\)"),
+        ("short.safetensors", r"truncated or damaged .*copy or download it again"),
+        ("nan.safetensors", r"NaN or Inf .*fc\.bias"),
+        ("classes.safetensors", r"7 classes apart, the data has 3"),
+        ("other.safetensors", r"another architecture.*give the --model"),
+    ):
+        line = refused(passdeploy, tmp_path, "--weights", tmp_path / name)
+        assert re.search(wanted, line), line
+        assert name in line
+
+
+def pictures(folder: Path, classes: str, size: tuple[int, int] = (16, 12), mode: str = "RGB", count: int = 8) -> Path:
+    folder.mkdir(exist_ok=True)
+    for kind in classes:
+        (folder / kind).mkdir(exist_ok=True)
+        for index in range(count):
+            values = np.random.default_rng(index).integers(0, 255, (*size, len(mode))).astype(np.uint8).squeeze()
+            Image.fromarray(values).save(folder / kind / f"{size[0]}-{mode}-{index}.png")
+    return folder
+
+
+def test_bad_image_folders(passdeploy: Call, tmp_path: Path) -> None:
+    empty, one = pictures(tmp_path / "empty", ""), pictures(tmp_path / "one", "a")
+    spoilt = pictures(tmp_path / "spoilt", "abc")
+    next((spoilt / "a").iterdir()).write_bytes(b"no image")
+    for folder, wanted in (
+        (empty, r"empty; expected a subfolder of images per class"),
+        (one, r"one class only \(a\); two classes or more"),
+        (spoilt, r"1 of 24 images can't be read \(a/.*replace or remove"),
+    ):
+        line = refused(passdeploy, tmp_path, "--data", folder)
+        assert re.search(wanted, line), line
+        assert str(folder) in line
+
+
+def test_other_sizes_and_grey_images_are_taken(passdeploy: Call, tmp_path: Path) -> None:
+    mixed = pictures(pictures(tmp_path / "mixed", "abc"), "abc", size=(24, 30), mode="L")
+    Path("passdeploy.yaml").write_text("input_size: [16, 12]")
+    said = passdeploy("groups", "--model", "tiny-resnet", "--data", mixed, "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["groups"]
+
+
+def test_a_network_that_does_not_fit_the_data(
+    passdeploy: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Path.cwd()
+    (work / "nets.py").write_text(
+        "from torch import nn\n"
+        "def net(cin, n): return nn.Sequential(\n"
+        "    nn.Conv2d(cin, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, n))\n"
+        "def seven(): return net(3, 7)\n"
+        "def grey(): return net(1, 3)\n"
+        "def maps(): return nn.Conv2d(3, 3, 3)\n"
+        "def number(): return 3\n"
+        "def fails(): return 1 / 0\n"
+    )
+    monkeypatch.syspath_prepend(str(work))
+    for name, wanted in (
+        ("seven", r"has 7 outputs, stripes has 3 classes; let the factory take num_classes"),
+        ("grey", r"fails on images of \(3, 16, 12\)"),
+        ("maps", r"must return logits"),
+        ("number", r"returned int|int"),
+        ("fails", r"division by zero"),
+    ):
+        line = refused(passdeploy, tmp_path, "--model", f"nets:{name}")
+        assert re.search(wanted, line), line
+
+
+def test_run_directories_that_cannot_be_used(passdeploy: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years")
+    good = ("run", "--model", "tiny-resnet", "--data", "stripes", "--backend", "scripted")
+    for out, more, wanted in (
+        (tmp_path / "file", [], r"cannot be written .*choose another folder"),
+        (tmp_path / "file" / "x", [], r"cannot be written"),
+        (Path("/proc/none"), [], r"cannot be written"),
+        (foreign, [], r"not a run directory"),
+        (foreign, ["--fresh"], r"not a run directory"),
+    ):
+        said = passdeploy(*good, "--out", out, *more)
+        assert said.code == 2
+        assert re.search(wanted, said.line())
+    assert (foreign / "thesis.tex").read_text() == "years"
+
+
+def test_a_wrong_flag_deletes_nothing(passdeploy: Call, single: Path) -> None:
+    """--fresh beside a mistake: the mistake is found before anything is deleted."""
+    before = sorted(single.rglob("*"))
+    good = ("run", "--model", "tiny-resnet", "--data", "stripes", "--backend", "scripted", "--out", single, "--fresh")
+    for wrong in (["--model", "tiny-resnt"], ["--weights", "none"], ["--latency", "5"], ["--data", "none"]):
+        assert passdeploy(*good, *wrong).code == 2
+    assert sorted(single.rglob("*")) == before
+
+
+def test_another_configuration_names_the_keys(passdeploy: Call, single: Path) -> None:
+    good = ("run", "--model", "tiny-resnet", "--data", "stripes", "--backend", "scripted", "--out", single)
+    said = passdeploy(*good, "--latency", "3x")
+    assert said.code == 2
+    line = said.line()
+    assert "latency" in line
+    assert "profile.structures" in line
+    assert "--fresh" in line
+
+
+def test_half_of_model_and_data(passdeploy: Call) -> None:
+    assert "--data is missing" in passdeploy("run", "--model", "resnet20").line()
+    assert "--model is missing" in passdeploy("run", "--data", "stripes").line()
+
+
+@pytest.mark.parametrize("verb", ["search", "fit", "finetune", "compile", "report", "ship"])
+def test_a_stage_needs_a_run_directory(passdeploy: Call, tmp_path: Path, verb: str) -> None:
+    said = passdeploy(verb, "--out", tmp_path / "none")
+    assert said.code == 2
+    assert "passdeploy run" in said.line()
+
+
+@pytest.mark.parametrize("arguments", [["verify"], ["search"], ["nonsense"], ["bench"], ["verify", "none"]])
+def test_other_wrong_calls(passdeploy: Call, arguments: list[str]) -> None:
+    said = passdeploy(*arguments)
+    assert said.code == 2
+    assert said.line()
+
+
+def test_errors_as_json(passdeploy: Call) -> None:
+    said = passdeploy("run", "--model", "resnet19", "--data", "stripes", "--json")
+    assert said.code == 2
+    assert json.loads(said.out)["kind"] == "BadInput"
+    assert "resnet19" in json.loads(said.out)["error"]
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_disk_that_fills(tmp_path: Path) -> None:
+    """Files may not grow beyond a few kilobytes: one line, exit 2, and with room again the run goes on."""
+    run = tmp_path / "run"
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from tests import scripted\n"
+        "from passdeploy import api, cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))\n"
+        "sys.argv = ['passdeploy', 'search', '--out', sys.argv[1]]\n"
+        "api.run_stage = lambda *_, **__: scripted.start(Path(sys.argv[3])).shared('dense') or []\n"
+        "cli.main()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(limit: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, str(run), str(limit), str(run)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+    full = start(20_000)
+    assert full.returncode == 2, full.stderr
+    (line,) = full.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "free " in line
+    assert not (run / "dense").exists()
+    roomy = start(1 << 30)
+    assert roomy.returncode == 0, roomy.stderr
+    assert (run / "dense" / "dense.safetensors").exists()
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(passdeploy: Call, verb: str) -> None:
+    said = passdeploy(verb, "--help")
+    assert said.code == 0
+    assert re.search(rf"Example: *`?passdeploy {verb}", re.sub(r"[│\s]+", " ", said.out)), said.out
+    assert "--json" in said.out
+
+
+def test_every_verb_is_tested(passdeploy: Call) -> None:
+    commands = {c.name or getattr(c.callback, "__name__", "") for c in cli.app.registered_commands}
+    assert commands <= {*VERBS, "study"}
+
+
+def test_run_prints_only_json(passdeploy: Call, single: Path) -> None:
+    """A finished run, asked for once more."""
+    import yaml
+
+    values = yaml.safe_load((single / "config.yaml").read_text())
+    config = Path("again.yaml")
+    config.write_text(yaml.safe_dump(values))
+    said = passdeploy("run", "--config", config, "--out", single, "--json")
+    assert said.code == 0, said.err
+    assert said.err == ""
+    assert json.loads(said.out) == json.loads((single / "report.json").read_text())
+    plain = passdeploy("run", "--config", config, "--out", single)
+    assert plain.code == 0
+    assert "within_budget" in plain.out
+    assert "report.html" in plain.out.replace("\n", "")
+    staged = passdeploy("fit", "--out", single, "--json")
+    assert staged.code == 0
+    assert json.loads(staged.out) == {"stage": "fit", "folders": [str(single / "fit")]}
+
+
+def test_several_budgets_print_a_list(passdeploy: Call, finished: Path) -> None:
+    said = passdeploy("run", "--config", finished / "config.yaml", "--out", finished, "--json")
+    assert said.code == 1
+    assert [report["budget"]["asked"] for report in json.loads(said.out)] == ["2x", "50x", "5s"]
+
+
+def test_targets(passdeploy: Call) -> None:
+    rows = {row["name"]: row for row in json.loads(passdeploy("targets", "--json").out)}
+    assert rows["cpu"]["attached"]
+    assert rows["cpu"]["backend"] == "onnxruntime"
+    assert rows["a100"]["compute_capability"] == "8.0"
+    table = passdeploy("targets")
+    assert table.code == 0
+    assert all(name in table.out for name in rows)
+
+
+def test_groups(passdeploy: Call) -> None:
+    said = json.loads(passdeploy("groups", "--model", "tiny-resnet", "--data", "stripes", "--json").out)
+    kinds = [group["kind"] for group in said["groups"]]
+    assert kinds.count("depth") == 3
+    first = said["groups"][0]
+    assert first["units"] == 16
+    assert {"conv1", "layer1.0.conv2", "layer1.1.conv2"} <= {member["module"] for member in first["members"]}
+    table = passdeploy("groups", "--model", "tiny-resnet", "--data", "stripes")
+    assert table.code == 0
+    assert all(group["name"] in table.out for group in said["groups"])
+
+
+def test_groups_of_a_model_alone(passdeploy: Call) -> None:
+    said = passdeploy("groups", "--model", "resnet20", "--json")
+    assert said.code == 0, said.err
+    assert len(json.loads(said.out)["groups"]) > 10
+
+
+def test_doctor(passdeploy: Call) -> None:
+    said = passdeploy("doctor", "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["ok"]
