@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from passdeploy.compare.plot import tradeoff
+from passdeploy.compare.runner import Arm
 from passdeploy.compare.statistics import Mean
 from passdeploy.config import make_config
 from passdeploy.errors import BadInput
@@ -126,17 +127,20 @@ def test_prompt_sizes_fit_the_image() -> None:
             assert 2 * prompt["width"] < min(size)
 
 
+def test_a_search_per_budget_lies_beside_the_others() -> None:
+    own = [Arm(ALONE, "pass", latency=(budget,)) for budget in ("2x", "3x")]
+    assert len({arm.folder for arm in (*own, Arm("pass", "pass"))}) == 3
+
+
 def test_ablation_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in set(PARTS) - {"no depth"}:
         monkeypatch.delitem(PARTS, name)
-    config = make_config({**CONFIG, "latency": "1.2x,1.3x"})
-    findings, page = study("ablation", config, "0", tmp_path, data=scripted.data())
-    assert {row.method for row in findings.rows} == {"pass", "no depth", ALONE}
-    assert {row.budget for row in findings.rows if row.method == ALONE} == {"1.2x", "1.3x"}
+    findings, page = study("ablation", make_config(CONFIG), "0", tmp_path, data=scripted.data())
+    assert {row.method for row in findings.rows} == {"pass", "no depth"}
     text = page.read_text()
     assert "no depth, against pass" in text and "One seed" in text and "ablation.svg" in text
     numbers = json.loads((tmp_path / "ablation.json").read_text())
-    assert len(numbers["rows"]) == 2 * 2 * 3 and numbers["seeds"] == [0]
+    assert len(numbers["rows"]) == 2 * 2 and numbers["seeds"] == [0]
     assert (tmp_path / "ablation.svg").is_file()
 
 

@@ -1,0 +1,199 @@
+"""External rivals through their own packages, at the same measured latency and with the same training steps.
+
+    python benchmarks/external.py --data fashion-mnist --latency 2x --seeds 0
+    python benchmarks/external.py --rivals tp-magnitude,tp-group-norm,tp-bn-scale
+
+Torch-Pruning (https://github.com/VainF/Torch-Pruning) chooses and removes channels by itself, globally, rounded to the
+step of the target; its pruning ratio is bisected until the compiled engine, measured beside the dense one, is inside
+the budget. Fine-tuning, distillation, batch-norm re-estimation and evaluation are ours, with the steps of search and
+fine-tuning together. Rows go to benchmarks/results/DEVICE/compare-DATA.json, beside those of compare_cifar.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+import torch
+import torch_pruning as tp
+from compare_cifar import configuration, device_folder
+from torch import nn
+
+from passdeploy.budget import OVERSHOOT, Budget, parse_budgets
+from passdeploy.compare.command import parse_seeds
+from passdeploy.compare.rows import SPLITS, Row, RowFile
+from passdeploy.compare.runner import Plan, share
+from passdeploy.console import Ui
+from passdeploy.engines.base import CompileInput, Engine, get_backend
+from passdeploy.export import export_onnx
+from passdeploy.groups import operators
+from passdeploy.groups.operators import macs
+from passdeploy.groups.types import Groups
+from passdeploy.latency.measure import BENCH, Comparison
+from passdeploy.meter import compare_engines
+from passdeploy.pipeline import Run
+from passdeploy.search.prompt import Prompted
+from passdeploy.stages import plain, stage_model
+from passdeploy.training import TrainSettings, evaluate, reestimate_batch_norm, steps_per_epoch, train
+
+RIVALS: dict[str, Callable[[], Any]] = {
+    "tp-magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=1),
+    "tp-group-norm": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+    "tp-bn-scale": lambda: tp.importance.BNScaleImportance(),
+    "tp-random": lambda: tp.importance.RandomImportance(),
+}
+TURNS = 10
+
+
+def pruned(run: Run, rival: str, ratio: float, step: int) -> nn.Module:
+    """The dense network with a share `ratio` of its channels removed by Torch-Pruning."""
+    network = run.subject.with_state(run.dense_state())
+    outputs = [
+        m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == run.subject.data.num_classes
+    ]
+    torch.manual_seed(run.config.seed)
+    tp.pruner.MetaPruner(
+        network,
+        run.subject.example[:1],
+        importance=RIVALS[rival](),
+        global_pruning=True,
+        pruning_ratio=ratio,
+        max_pruning_ratio=1 - run.config.search.keep_at_least,
+        ignored_layers=outputs[-1:],
+        round_to=step,
+    ).step()
+    return network.eval()
+
+
+def timed(run: Run, dense: Engine, network: nn.Module) -> Comparison:
+    """The network's engine beside the dense one."""
+    backend, images = get_backend(run.target.backend), run.validation_images
+    with tempfile.TemporaryDirectory(prefix="passdeploy-") as folder:
+        path = export_onnx(plain(run, network), Path(folder) / "m.onnx", run.subject.data.input_shape, run.target.batch)
+        engine = backend.compile(CompileInput(onnx=path, samples=images), run.target)
+    engines = {"dense": dense, "thin": engine}
+    return compare_engines(engines, run.target, images[: run.target.batch], run.config.scope, BENCH)
+
+
+def close(run: Run, rival: str, budget: Budget, dense: Engine, step: int) -> tuple[nn.Module | None, Comparison | None]:
+    """Bisects the pruning ratio; the slowest network that is inside the budget."""
+    assert budget.speedup is not None
+    low, high, best, said = 0.0, 1.0, None, None
+    for _ in range(TURNS):
+        middle = (low + high) / 2
+        network = pruned(run, rival, middle, step)
+        comparison = timed(run, dense, network)
+        speed = comparison.ratio("thin").value
+        run.ui.say(f"  {rival}: ratio {middle:.3f} is {speed:.3f}x")
+        if speed >= budget.speedup:
+            high, best, said = middle, network, comparison
+            if speed <= OVERSHOOT * budget.speedup:
+                break
+        else:
+            low = middle
+    return best, said
+
+
+def tuned(run: Run, network: nn.Module) -> tuple[Prompted, int]:
+    """Trained like every other method without a search."""
+    config, data = run.config, run.subject.data
+    model = plain(run, network)
+    reestimate_batch_norm(model, data, seed=config.seed)
+    epoch = steps_per_epoch(data.train, config.train_batch)
+    extra = max(config.search.min_steps, round(config.search.epochs * epoch))
+    settings = TrainSettings(
+        epochs=config.finetune_epochs(),
+        batch=config.train_batch,
+        lr=config.finetune.lr,
+        weight_decay=config.finetune.weight_decay,
+        distill=config.finetune.distill,
+        seed=config.seed + 2,
+        min_steps=config.finetune.min_steps,
+        extra_steps=extra,
+    )
+    curve = train(
+        model, data, settings, teacher=plain(run, run.subject.with_state(run.dense_state())), progress=run.ui.step
+    )
+    return model, curve.step[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rivals", default="tp-magnitude,tp-group-norm")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--target", default="cpu")
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--search-epochs", type=float, default=1.0)
+    parser.add_argument("--latency", default="2x")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    args = parser.parse_args()
+    rows = RowFile(device_folder(args.target) / f"compare-{args.data}.json")
+    config = configuration(args, args.latency)
+    folder = args.out / f"screen-{args.data}"
+    settings = Plan(config, (), (0,), folder, rows).settings()
+    for seed in parse_seeds(args.seeds):
+        run = Run(config.model_copy(update={"seed": seed}), folder / "external" / str(seed), Ui())
+        share(run, folder / "shared")
+        dense_facts = stage_model(run)
+        backend = get_backend(run.target.backend)
+        with tempfile.TemporaryDirectory(prefix="passdeploy-") as scratch:
+            network = plain(run, run.subject.with_state(run.dense_state()))
+            path = export_onnx(network, Path(scratch) / "d.onnx", run.subject.data.input_shape, run.target.batch)
+            dense = backend.compile(CompileInput(onnx=path, samples=run.validation_images), run.target)
+        accuracy = {
+            s: evaluate(network, getattr(run.subject.data, "val" if s == "validation" else "test")) for s in SPLITS
+        }
+        for rival in args.rivals.split(","):
+            for budget in parse_budgets(args.latency):
+                if any(
+                    (r.method, r.seed, r.budget, r.settings) == (rival, seed, budget.asked, settings)
+                    for r in rows.read()
+                ):
+                    continue
+                start = time.monotonic()
+                small, comparison = close(run, rival, budget, dense, dense_facts.step)
+                fitted = time.monotonic() - start
+                model, steps = tuned(run, small) if small is not None else (None, None)
+                ratio = comparison.ratio("thin") if comparison is not None else None
+                cost = macs(operators(small, run.subject.example[:1], Groups(()))) if small is not None else None
+                rows.append(
+                    Row(
+                        method=rival,
+                        data=run.subject.data.name,
+                        model=run.subject.name,
+                        budget=budget.asked,
+                        axis="latency",
+                        seed=seed,
+                        split=split,
+                        status="within_budget" if small is not None else "infeasible",
+                        accuracy=evaluate(model, getattr(run.subject.data, "val" if split == "validation" else "test"))
+                        if model is not None
+                        else None,
+                        dense_accuracy=accuracy[split],
+                        ratio=ratio.value if ratio else None,
+                        ratio_ci95=(ratio.low, ratio.high) if ratio and ratio.low > 0 else None,
+                        macs=cost,
+                        dense_macs=float(macs(run.subject.operators)),
+                        params=sum(p.numel() for p in small.parameters()) if small is not None else None,
+                        seconds={"fit": round(fitted, 1), "finetune": round(time.monotonic() - start - fitted, 1)},
+                        steps=steps,
+                        settings=settings,
+                        device=run.target.device,
+                        extra={"torch_pruning": tp.__version__},
+                    )
+                    for split in SPLITS
+                )
+
+
+if __name__ == "__main__":
+    main()
