@@ -28,6 +28,7 @@ from passdeploy.latency.measure import BENCH, Settings
 from passdeploy.latency.model import LatencyModel
 from passdeploy.latency.profile import profile
 from passdeploy.latency.roofline import Roofline
+from passdeploy.latency.steps import steps_of
 from passdeploy.meter import Meter, compare_engines, open_runner
 from passdeploy.reporting import write_reports
 from passdeploy.search.allocator import ALLOCATORS, width_grids
@@ -132,6 +133,8 @@ def run_profile(run: Run, folder: Path) -> None:
         with meter(run) as timed:
             if timed.slicer.reason:
                 run.ui.say(f"Structures are exported one by one ({timed.slicer.reason}).")
+            steps = steps_of(run.target)
+            write_json(folder / "steps.json", steps.to_json())
             measured = profile(
                 timed.sample,
                 subject.operators,
@@ -140,6 +143,7 @@ def run_profile(run: Run, folder: Path) -> None:
                 seed=config.seed,
                 log=MeasurementLog(folder / "measurements.jsonl"),
                 target_key=run.target.name,
+                steps=steps.candidates,
                 most=config.profile.structures,
                 bytes_per_weight={"fp32": 4, "int8": 1, "fp8": 1}.get(run.target.precision, 2),
                 provenance={**run.target_facts(), "model": subject.name},

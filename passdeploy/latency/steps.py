@@ -50,8 +50,9 @@ class Steps:
 
     @property
     def candidates(self) -> tuple[int, ...]:
-        """Steps for `passdeploy.latency.model.LatencyModel.fit` to choose among."""
-        return tuple(sorted(set(self.families.values())))
+        """Steps for `passdeploy.latency.model.LatencyModel.fit` to choose among: those found, and the vector widths of
+        AVX2 and AVX-512, should the sweep have been disturbed (whole engines decide)."""
+        return tuple(sorted({*self.families.values(), 8, 16}))
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able."""
