@@ -19,7 +19,7 @@ TYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 """Suffix of a kernel's name -> bytes of an element."""
 
 THREADS = 256
-_UNROLL = 2  # kUnroll in masked_affine_act.cu
+_UNROLL = 2  # kUnroll in masked_channels.cuh
 _TARGET_BLOCKS = 1024  # enough to fill the largest GPU; a constant, so that the order of sums does not depend on it
 _MAX_ELEMENTS = 2**31 - 1
 _MAX_GRID_Y = 65535

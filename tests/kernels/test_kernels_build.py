@@ -143,7 +143,7 @@ def test_without_nvcc_the_message_says_so(monkeypatch: pytest.MonkeyPatch, tmp_p
     [("masked_affine_act", geometry.MaskedAffineActParams), ("prompted_input", geometry.PromptedInputParams)],
 )
 def test_parameters_are_laid_out_as_in_the_source(source: str, struct: type[ctypes.Structure]) -> None:
-    text = (build.source_folder() / f"{source}.cu").read_text()
+    text = "".join(path.read_text() for path in build.source_folder().glob("*.cu*"))
     body = re.search(rf"struct {struct.__name__} {{(.*?)\n}};", text, re.S)
     assert body is not None
     fields = []
