@@ -22,7 +22,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 from rich.console import Console
 
-from passdeploy.compare.command import compare, parse_seeds
+from passdeploy.compare.command import compare
 from passdeploy.compare.rows import Row, RowFile
 from passdeploy.compare.runner import Plan, arms_of
 from passdeploy.compare.statistics import cells
@@ -82,28 +82,28 @@ def main() -> None:
     console, ui = Console(highlight=False), Ui()
     screening, final = configuration(args, "2x"), configuration(args, args.latency)
 
-    def known(config: RunConfig, seeds: tuple[int, ...]) -> list[Row]:
-        settings = Plan(config, arms_of(["pass"]), seeds, args.out, RowFile(path)).settings()
-        return [
-            row
-            for row in RowFile(path).read()
-            if row.settings == settings and row.seed in seeds and row.budget in config.latency
-        ]
-
     if args.what == "screen":
         names = args.methods or ",".join(methods())
         found = compare(screening, names, "0", args.out / f"screen-{args.data}", split="validation", rows=path, ui=ui)
         console.print(render(found.rows, "validation"))
     elif args.what == "final":
-        names = args.methods or ",".join(["pass", *best_of(known(screening, (0,)))])
+        settings = Plan(screening, arms_of(["pass"]), (0,), args.out, RowFile(path)).settings()
+        best = best_of([row for row in RowFile(path).read() if row.settings == settings])
+        if not args.methods and not best:
+            raise SystemExit("compare_cifar: run `screen` with the same settings first, or name --methods")
+        names = args.methods or ",".join(["pass", *best])
         found = compare(final, names, args.seeds, args.out / f"final-{args.data}", rows=path, ui=ui)
         console.print(render(found.rows, "test"))
     else:
-        for config, seeds, split in ((screening, (0,), "validation"), (final, parse_seeds(args.seeds), "test")):
-            rows = known(config, seeds)
-            console.print(
-                render(rows, split) if rows else f"no rows of {','.join(config.latency)} at these settings yet"
-            )
+        rows = RowFile(path).read()
+        for settings in dict.fromkeys(row.settings for row in rows):
+            some = [row for row in rows if row.settings == settings]
+            # A single seed is a screening: shown on what it was chosen by.
+            split = "validation" if len({row.seed for row in some}) == 1 else "test"
+            console.print(f"\nsettings {settings}")
+            console.print(render(some, split))
+        if not rows:
+            console.print(f"{path}: no rows yet")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from passdeploy.subject import Model
 
 SHARED = ("dense", "profile")
-OWN = ("method", "seed", "latency", "require_measured")
+OWN = ("method", "seed", "require_measured")
 
 
 @dataclass(frozen=True)
