@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from typing import Any
 
-# The names under which the exporter writes the zeros of `passdeploy.surgery.Zero`; a parameter that happens to be zero
-# is not folded, so that a graph's operators do not depend on the values of its weights.
-_ZEROS = re.compile(r"(zeros_like|new_zeros|zeros|full)(_\d+)?")
 _KEEPS_ZERO = {
     "Relu", "LeakyRelu", "Elu", "HardSwish", "Gelu", "Mish", "Tanh", "Identity", "Dropout", "Reshape", "Transpose",
     "Flatten", "Squeeze", "Unsqueeze", "AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean", "Expand", "Cast",
@@ -32,7 +28,8 @@ def consumers_of(proto: Any) -> dict[str, list[Any]]:
 def fold_zeros(proto: Any, zeros: Collection[str] = ()) -> bool:
     """Removes additions of zero, in place: ``x + 0`` becomes ``x``, ``x * 0`` becomes 0.
 
-    A sum must have the shape of `x`, which is so for the zeros that a removed residual branch leaves.
+    A sum that is larger than `x` stays; where shapes are not known they are taken to agree, as they do at the end of a
+    residual branch.
 
     Args:
         proto: An `onnx.ModelProto`.
@@ -42,10 +39,11 @@ def fold_zeros(proto: Any, zeros: Collection[str] = ()) -> bool:
         Whether anything changed.
     """
     graph = proto.graph
-    zero = set(zeros) | {i.name for i in graph.initializer if _ZEROS.fullmatch(i.name) and _is_zero(i)}
+    zero = set(zeros) | {i.name for i in graph.initializer if _is_zero(i)}
     if not zero:
         return False
     outputs = {output.name for output in graph.output}
+    shapes = {v.name: _dimensions(v) for v in (*graph.value_info, *graph.input)}
     alias: dict[str, str] = {}
     kept = []
     for node in graph.node:
@@ -56,8 +54,10 @@ def fold_zeros(proto: Any, zeros: Collection[str] = ()) -> bool:
         folded = False
         if any(hits):
             if node.op_type in ("Add", "Sum") and len(hits) == 2 and not all(hits) and node.output[0] not in outputs:
-                alias[node.output[0]] = node.input[hits.index(False)]
-                folded = True
+                rest = node.input[hits.index(False)]
+                if shapes.get(rest) == shapes.get(node.output[0]):
+                    alias[node.output[0]] = rest
+                    folded = True
             elif (
                 (node.op_type in _KEEPS_ZERO and hits[0])
                 or node.op_type == "Mul"
@@ -122,10 +122,18 @@ def fold_constants(proto: Any) -> None:
     graph.node.extend(kept)
 
 
+def _dimensions(value: Any) -> tuple[int, ...]:
+    return tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+
+
 def _is_zero(initializer: Any) -> bool:
+    """Whether a computed constant is zero; parameters (their names have dots) never count, whatever their values."""
     from onnx import numpy_helper
 
-    return not numpy_helper.to_array(initializer).any()
+    if "." in initializer.name:
+        return False
+    array = numpy_helper.to_array(initializer)
+    return array.dtype.kind == "f" and array.size > 0 and not array.any()
 
 
 def remove_unused(proto: Any) -> set[str]:

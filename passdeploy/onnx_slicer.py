@@ -122,6 +122,12 @@ class OnnxSlicer:
                 if array.shape == transposed.shape and name not in self._owner and np.array_equal(array, transposed):
                     self._owner[name] = (module, "transposed")
                     names.append(name)
+        if not names and isinstance(layer, nn.PReLU):  # its slopes were given trailing dimensions
+            slopes = layer.weight.detach().numpy()
+            for name, array in self._arrays.items():
+                if array.shape[:1] == slopes.shape and np.array_equal(array.reshape(-1), slopes):
+                    self._owner[name] = (module, "weight")
+                    names.append(name)
         if not names and not isinstance(layer, nn.modules.batchnorm._BatchNorm):
             raise _Uncut(f"the exported graph has no weights of {module}")
 

@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,30 @@ def tensors(outputs: Any) -> list[Tensor]:
     return [tensor for output in outputs for tensor in tensors(output)] if isinstance(outputs, Iterable) else []
 
 
+def _map_equal_parts(node: Any) -> bool:
+    """Sets the index maps of a split into equal parts; False when the node is something else.
+
+    DepGraph takes its first consumer for the reader of the first part, which need not be so. `_Walk` unites channels at
+    the same place of all parts, so that any part may stand for the one that is read.
+    """
+    from torch_pruning.dependency.index_mapping import _SplitIndexMapping
+
+    found = _chunks(node) if type(node.module).__name__ == "_SplitOp" else None
+    if found is None:
+        return False
+    each = found[0]
+    node.module.split_sizes = [each] * len(node.outputs)
+    node.module.offsets = [each * i for i in range(len(node.outputs) + 1)]
+    for edge in node.dependencies:
+        if any(edge.target is output for output in node.outputs):
+            edge.index_mapping[0] = _SplitIndexMapping(offset=[0, each], reverse=False)
+    for output in node.outputs:
+        for edge in output.dependencies:
+            if edge.target is node:
+                edge.index_mapping[0] = _SplitIndexMapping(offset=[0, each], reverse=True)
+    return True
+
+
 def is_passing(module: nn.Module) -> bool:
     """Whether a module's input and output channels go together: norms, PReLU, depthwise and grouped convolutions."""
     if isinstance(module, CONV):
@@ -104,12 +129,41 @@ def is_passing(module: nn.Module) -> bool:
     return isinstance(module, (*NORMS, nn.PReLU))
 
 
-def _dependency_graph(model: _WithInput, example: Tensor) -> Any:
+def _dependency_graph(model: _WithInput, example: Tensor) -> tuple[Any, set[int]]:
+    """DepGraph's graph, and the nodes (by id) whose index maps it could not work out."""
     import torch_pruning as tp
+    from torch_pruning.dependency import index_mapping
 
-    with torch.enable_grad(), warnings.catch_warnings():
+    broken: set[int] = set()
+    kinds = tp.ops.OPTYPE
+    maps = {
+        kinds.CONCAT: index_mapping.update_concat_index_mapping,
+        kinds.SPLIT: index_mapping.update_split_index_mapping,
+        kinds.RESHAPE: index_mapping.update_reshape_index_mapping,
+        kinds.UNBIND: index_mapping.update_unbind_index_mapping,
+        kinds.EXPAND: index_mapping.update_expand_index_mapping,
+        kinds.SLICE: index_mapping.update_slice_index_mapping,
+    }
+
+    def update(graph: Any) -> None:
+        """As DepGraph's own, but a node that it can't handle does not end the whole graph."""
+        nodes = sorted(graph.module2node.values(), key=lambda node: node.type != kinds.SPLIT)
+        for node in nodes:
+            if node.type in maps:
+                try:
+                    if not _map_equal_parts(node):
+                        maps[node.type](graph, node)
+                except Exception:
+                    broken.add(id(node))
+
+    with (
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+        mock.patch.object(index_mapping, "update_index_mapping", update),
+    ):
         warnings.simplefilter("ignore")
-        return tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+        graph = tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+    return graph, broken
 
 
 class _Walk:
@@ -287,14 +341,14 @@ def channel_units(network: nn.Module, example: Tensor) -> list[Unit]:
         example: An input.
     """
     model = _WithInput(network, example)
-    graph = _dependency_graph(model, example)
+    graph, broken = _dependency_graph(model, example)
     names = {module: name for name, module in model.named_modules()}
     walk = _Walk(graph)
     walk.run()
     units: dict[int, Unit] = defaultdict(Unit)
     for (number, side), atoms in walk.ids.items():
         node = walk.nodes[number]
-        reason = _closed(node, names)
+        reason = _LOST if id(node) in broken else _closed(node, names)
         name = names.get(node.module, "") if isinstance(node.module, nn.Module) else ""
         size = side_size(node.module, side) if name.startswith("network.") or name == "network" else None
         passing = size is not None and is_passing(node.module)

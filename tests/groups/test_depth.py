@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from passdeploy.groups import find_groups
+from passdeploy.groups.check import masked_against_thin
+from passdeploy.groups.depth import branches
+from passdeploy.models import build
+from passdeploy.structure import Structure
+from passdeploy.surgery import relative_difference, thin
+from tests.groups.nets import MadeUp, PreActivation, ready
+
+
+def test_resnet_blocks_without_projection() -> None:
+    found = {branch.name: branch for branch in branches(build("resnet18", 10))}
+    assert set(found) == {"layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"}
+    block = found["layer2.1"]
+    assert block.modules == ("layer2.1.conv1", "layer2.1.bn1", "layer2.1.conv2", "layer2.1.bn2")
+    assert (block.gate, block.starts) == ("layer2.1.bn2", ("layer2.1.conv1",))
+
+
+def test_squeeze_and_excite_is_gated_before_the_product() -> None:
+    (block,) = branches(ready(MadeUp()))
+    assert block.gate == "block.bn2"
+    assert block.modules[-1] == "block.se.fc.2"
+
+
+def test_nested_branches_share_nothing_with_the_outside() -> None:
+    assert [b.gate for b in branches(ready(PreActivation()))] == ["conv2"]
+
+
+def test_a_removed_block_is_the_identity() -> None:
+    model, images = ready(MadeUp()), torch.rand(2, 3, 48, 40)
+    groups = find_groups(model, images[:1])
+    masks = dict(groups.dense().masks) | {"depth:block": (False,)}
+    removed = thin(model, groups, Structure(masks))
+    model.block.forward = lambda x: x
+    assert relative_difference(model(images), removed(images)) <= 1e-6
+
+
+class _Shared(nn.Module):
+    """The branch's features are read by a second head: the branch can't go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.twice = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.a(x)
+        x = (x + self.b(F.relu(y))) * y.mean()
+        x = x + self.twice(x)
+        return x + self.twice(x)
+
+
+def test_what_is_used_elsewhere_is_no_branch() -> None:
+    assert branches(_Shared().eval()) == []
+
+
+class _Sigmoid(nn.Module):
+    """The branch ends in a sigmoid: no module's zero output makes it zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + torch.sigmoid(self.a(x))
+
+
+def test_a_branch_that_no_module_makes_zero() -> None:
+    assert branches(_Sigmoid().eval()) == []
+
+
+class _Concatenated(nn.Module):
+    """Two paths side by side, joined by a convolution: zeros of the input's shape would not fit, a scalar zero does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.left, self.right, self.join = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 5, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.join(torch.cat([self.left(x), self.right(x)], 1))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_parallel_paths_inside_a_branch() -> None:
+    model, images = ready(_Concatenated()), torch.rand(2, 3, 6, 6)
+    groups = find_groups(model, images[:1])
+    (block,) = [group for group in groups.groups if group.kind == "depth"]
+    assert (block.starts, block.zero) == (("left", "right"), "scalar")
+    masks = dict(groups.dense().masks) | {block.name: (False,), "stem": (True, False, True, True)}
+    assert masked_against_thin(model, groups, Structure(masks), images) <= 1e-6

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from passdeploy.errors import BadInput
+from passdeploy.groups import Groups, find_groups
+from passdeploy.groups.check import masked_against_thin, random_structure
+from passdeploy.models import build
+from passdeploy.structure import Structure
+from tests.groups.nets import ChannelMixer, DataDependent, MadeUp, RandomNet, ready
+
+
+def _worst(model: nn.Module, groups: Groups, images: torch.Tensor, seeds: int = 4) -> float:
+    """The largest difference between masked and thin over random structures, the smallest one among them."""
+    smallest = Structure({g.name: (True,) + (False,) * (g.units - 1) for g in groups.groups})
+    structures = [smallest, *(random_structure(groups, seed) for seed in range(seeds))]
+    return max(masked_against_thin(model, groups, structure, images) for structure in structures)
+
+
+def test_resnet20() -> None:
+    groups = find_groups(build("resnet20", 10), torch.rand(1, 3, 32, 32))
+    assert groups.units == {
+        "conv1": 16, "depth:layer1.0": 1, "layer1.0.conv1": 16, "depth:layer1.1": 1, "layer1.1.conv1": 16,
+        "depth:layer1.2": 1, "layer1.2.conv1": 16, "layer2.0.downsample.0": 32, "layer2.0.conv1": 32,
+        "depth:layer2.1": 1, "layer2.1.conv1": 32, "depth:layer2.2": 1, "layer2.2.conv1": 32,
+        "layer3.0.downsample.0": 64, "layer3.0.conv1": 64, "depth:layer3.1": 1, "layer3.1.conv1": 64,
+        "depth:layer3.2": 1, "layer3.2.conv1": 64,
+    }  # fmt: skip
+    assert groups.frozen == {"fc": "its channels are the network's outputs"}
+    stem = groups.groups[0]
+    assert {(m.module, m.side) for m in stem.members} >= {("bn1", "out"), ("layer2.0.conv1", "in"), ("conv1", "out")}
+    assert ("conv1", "in") not in {(m.module, m.side) for m in stem.members}
+
+
+def test_concatenation_offsets() -> None:
+    groups = find_groups(ready(MadeUp()), torch.rand(1, 3, 48, 40))
+    members = {(m.module, m.side): m for g in groups.groups if g.name == "right" for m in g.members}
+    assert members[("norm", "out")].channels == tuple((14 + i,) for i in range(10))
+    assert members[("mix", "in")].channels[0] == (14,)
+    assert members[("mix", "in")].size == 24
+
+
+def test_flattened_channels_and_whole_conv_groups() -> None:
+    groups = {g.name: g for g in find_groups(ready(MadeUp()), torch.rand(1, 3, 48, 40)).groups}
+    flattened = next(m for m in groups["up"].members if m.module == "fc1")
+    assert flattened.channels[1] == tuple(range(6, 12))
+    grouped = next(m for m in groups["grouped.0"].members if m.module == "grouped.1")
+    assert (grouped.side, grouped.channels[3]) == ("out", (12, 13, 14, 15))
+
+
+def test_the_network_is_left_alone() -> None:
+    model = ready(MadeUp()).train()
+    model.fc1.weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    with torch.no_grad():
+        find_groups(model, torch.rand(1, 3, 48, 40))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert not model.fc1.weight.requires_grad
+    assert model.stem.weight.requires_grad
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "least"),
+    [
+        ("resnet18", 64, 17),
+        ("mobilenet_v3_small", 64, 30),
+        ("squeezenet1_1", 64, 20),
+        ("densenet121", 64, 120),
+        ("regnet_y_400mf", 64, 40),
+        ("googlenet", 64, 50),
+    ],
+)
+def test_families(name: str, size: int, least: int) -> None:
+    torch.manual_seed(0)
+    kind: Any = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    model = ready(_torchvision(name, **kind) if kind else build(name, 10))
+    images = torch.rand(1, 3, size, size)
+    groups = find_groups(model, images)
+    assert len(groups.groups) >= least
+    assert len(groups.frozen) == 1  # the classifier
+    assert _worst(model, groups, images, seeds=1) <= 1e-4
+
+
+def _torchvision(name: str, **kind: Any) -> nn.Module:
+    from passdeploy._torchvision import torchvision
+
+    model: nn.Module = torchvision().models.get_model(name, num_classes=10, **kind)
+    return model
+
+
+def test_made_up_network() -> None:
+    model, images = ready(MadeUp()), torch.rand(2, 3, 48, 40)
+    groups = find_groups(model, images[:1])
+    assert groups.names == (
+        "stem", "left", "right", "mix", "depth:block", "block.conv1", "block.se.fc.0", "grouped.0", "up", "fc1",
+    )  # fmt: skip
+    assert _worst(model, groups, images, seeds=8) <= 1e-4
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_graphs(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, images = ready(RandomNet(seed), seed), torch.rand(2, 3, 8, 8)
+    assert _worst(model, find_groups(model, images[:1]), images) <= 1e-4
+
+
+def test_few_groups_of_random_graphs_are_lost() -> None:
+    lost = found = 0
+    for seed in range(15):
+        model, images = ready(RandomNet(seed), seed), torch.rand(1, 3, 8, 8)
+        candidates = find_groups(model, images, check=False)
+        found += len(candidates.groups)
+        lost += len(candidates.groups) - len(find_groups(model, images).groups)
+    assert found >= 50
+    assert lost <= 0.02 * found
+
+
+def test_what_mixes_channels_is_frozen_with_a_reason() -> None:
+    model, images = ready(ChannelMixer()), torch.rand(2, 3, 12, 12)
+    groups = find_groups(model, images[:1])
+    assert groups.names == ("a", "c")
+    assert groups.frozen["b"] == "the network computes something else without it"
+    assert _worst(model, groups, images) <= 1e-4
+
+
+def test_without_symbolic_trace_there_are_no_depth_units() -> None:
+    groups = find_groups(ready(DataDependent()), torch.rand(1, 3, 12, 12))
+    assert groups.names == ("a",)
+    assert groups.frozen["depth"].startswith("the network can't be traced symbolically: ")
+    assert "\n" not in groups.frozen["depth"]
+
+
+def test_exclude() -> None:
+    groups = find_groups(build("resnet20", 10), torch.rand(1, 3, 32, 32), exclude=["layer3", "layer1.0.conv?"])
+    assert not any("layer3" in name for name in groups.names)
+    assert "depth:layer2.1" in groups.names
+    assert "conv1" not in groups.names  # tied to layer1.0.conv2
+    assert groups.frozen["layer3.1.conv1"] == "excluded by the user"
+
+
+def test_exclude_that_names_nothing() -> None:
+    with pytest.raises(BadInput, match="'layr1': names no convolution or linear layer"):
+        find_groups(build("resnet20", 10), torch.rand(1, 3, 32, 32), exclude=["layr1"])
+
+
+def test_an_input_that_does_not_fit() -> None:
+    with pytest.raises(BadInput, match=r"can't process an input of shape \(1, 1, 32, 32\)") as caught:
+        find_groups(build("resnet20", 10), torch.rand(1, 1, 32, 32))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_channel_that_meets_the_input_stays() -> None:
+    class Input(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(6, 8, 3)
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.b(torch.cat([x, x + self.a(x)], 1))
+            return self.fc(x.mean((2, 3)))
+
+    model, images = ready(Input()), torch.rand(1, 3, 8, 8)
+    groups = find_groups(model, images)
+    assert groups.names == ("depth:a", "b")
+    assert groups.frozen["a"] == "its channels are tied to the network's input"
+    assert _worst(model, groups, images) <= 1e-4
