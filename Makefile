@@ -26,7 +26,7 @@ env: $(BIN)/.installed ## The environment in .venv, with the set of packages tha
 
 $(BIN)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing into .venv; takes a few minutes the first time"
-	$(BIN)/pip install $(PIP_ARGS) --quiet -c constraints.txt -e '.[dev,rtx,openvino]'
+	$(BIN)/pip install $(PIP_ARGS) --quiet -c constraints.txt -e '.[dev,rtx,openvino,cuda]'
 	@touch $@
 
 $(BIN)/pip:

@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-out_console = Console(highlight=False)
+out_console = Console(highlight=False, emoji=False)
 INTERRUPTED = 130
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -52,7 +52,7 @@ def _configuration(config: Path | None, flags: dict[str, Any], console: bool = T
 
     made, note = configure(config, flags, needs_data)
     if note and console:
-        Console(stderr=True, highlight=False).print(note, markup=False, soft_wrap=True)
+        Console(stderr=True, highlight=False, emoji=False).print(note, markup=False, soft_wrap=True)
     return made
 
 
@@ -485,8 +485,8 @@ def fail(error: PassdeployError, as_json: bool) -> NoReturn:
     line = " ".join(str(error).split())
     if as_json:
         _print_json({"error": line, "kind": type(error).__name__})
-    Console(stderr=True, highlight=False).print("[bold red]error:[/] ", end="")
-    Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
+    Console(stderr=True, highlight=False, emoji=False).print("[bold red]error:[/] ", end="")
+    Console(stderr=True, highlight=False, emoji=False).print(line, markup=False, soft_wrap=True)
     raise SystemExit(error.exit_code)
 
 
@@ -518,5 +518,5 @@ def main() -> None:
     except MemoryError:
         fail(PassdeployError("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this status, silently
-        Console(stderr=True).print("interrupted: the same command continues where it stopped")
+        Console(stderr=True, emoji=False).print("interrupted: the same command continues where it stopped")
     raise SystemExit(code if isinstance(code, int) else 0)

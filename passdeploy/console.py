@@ -30,7 +30,7 @@ class Ui:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, emoji=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
