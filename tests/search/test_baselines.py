@@ -159,13 +159,21 @@ def test_knapsack_trades_width_against_depth(context: SearchContext) -> None:
     allocator = context.allocator("knapsack")
     assert isinstance(allocator, KnapsackAllocator)
     groups = context.groups
+    inside = {name for depth in groups.groups if depth.kind == "depth" for name in groups.inner(depth)}
+    # What the channels outside the block can save without it: reachable by width alone.
+    thin = np.array(
+        [
+            full if group.kind == "depth" or group.name in inside else grid[0]
+            for group, full, grid in zip(groups.groups, allocator.full, allocator.grids, strict=True)
+        ]
+    )
+    target_ms = 1.01 * float(allocator.predict(thin[None])[0])
     for cheap in (True, False):
         importance = {}
         for group in groups.groups:
-            inner = any(group.name in groups.inner(depth) for depth in groups.groups if depth.kind == "depth")
-            low = group.kind == "depth" or inner
+            low = group.kind == "depth" or group.name in inside
             importance[group.name] = np.full(group.units, 1e-6 if low == cheap else 10.0)
-        found = allocator.solve(importance, 0.75 * allocator.dense_ms)
+        found = allocator.solve(importance, target_ms)
         assert found is not None
         gone = [
             group.name for group in groups.groups if group.kind == "depth" and not found.structure.masks[group.name][0]
