@@ -102,6 +102,28 @@ def fold_rectifiers(proto: Any) -> bool:
     return True
 
 
+def fold_expands(proto: Any) -> None:
+    """Bypasses expansions that the operator behind them does by itself, in place (``x * gate.expand_as(x)``)."""
+    graph = proto.graph
+    shapes = {v.name: _dimensions(v) for v in (*graph.value_info, *graph.input)}
+    readers = consumers_of(proto)
+    outputs = {output.name for output in graph.output}
+    for node in graph.node:
+        if node.op_type != "Expand" or node.output[0] in outputs or node.output[0] not in shapes:
+            continue
+        name, shape = node.output[0], shapes[node.output[0]]
+        behind = readers.get(name, [])
+        if all(
+            reader.op_type in ("Add", "Mul", "Sub", "Div")
+            and any(shapes.get(other) == shape for other in reader.input if other != name)
+            for reader in behind
+        ):
+            for reader in behind:
+                for i, other in enumerate(reader.input):
+                    if other == name:
+                        reader.input[i] = node.input[0]
+
+
 def fold_constants(proto: Any) -> None:
     """Computes additions and products of two initialisers, in place (a prompt in its frame, plus the normalisation)."""
     import numpy as np
@@ -160,6 +182,7 @@ def tidy(proto: Any) -> Any:
     """A freshly exported graph without the traces of removed branches, and without the exporter's notes."""
     fold_zeros(proto)
     fold_rectifiers(proto)
+    fold_expands(proto)
     fold_constants(proto)
     needed = remove_unused(proto)
     graph = proto.graph

@@ -122,11 +122,11 @@ class OnnxSlicer:
                 if array.shape == transposed.shape and name not in self._owner and np.array_equal(array, transposed):
                     self._owner[name] = (module, "transposed")
                     names.append(name)
-        if not names and isinstance(layer, nn.PReLU):  # its slopes were given trailing dimensions
+        if not names and isinstance(layer, nn.PReLU):
             slopes = layer.weight.detach().numpy()
             for name, array in self._arrays.items():
-                if array.shape[:1] == slopes.shape and np.array_equal(array.reshape(-1), slopes):
-                    self._owner[name] = (module, "weight")
+                if array.shape == (1, len(slopes), 1, 1) and np.array_equal(array.reshape(-1), slopes):
+                    self._owner[name] = (module, "slopes")
                     names.append(name)
         if not names and not isinstance(layer, nn.modules.batchnorm._BatchNorm):
             raise _Uncut(f"the exported graph has no weights of {module}")
@@ -237,15 +237,15 @@ class OnnxSlicer:
 
 @torch.no_grad()
 def _tell_apart(model: nn.Module) -> None:
-    """Moves tensors of one repeated value (a fresh network's zero biases) by a millionth, in place.
+    """Moves tensors of one repeated value (a fresh network's zero biases) by next to nothing, in place.
 
     The exporter merges equal tensors, and a merged one can't be cut differently for two modules.
     """
     generator = torch.Generator().manual_seed(0)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
-            noise = torch.rand(tensor.shape, generator=generator) * 1e-6
-            tensor.copy_(torch.where(tensor == 0, noise, tensor * (1 + noise)))
+            noise = torch.rand(tensor.shape, generator=generator)
+            tensor.copy_(torch.where(tensor == 0, noise * 1e-12, tensor * (1 + noise * 1e-6)))
 
 
 def _cut_array(array: np.ndarray, kind: str, module: nn.Module, entry: Mapping[str, Any]) -> np.ndarray:
@@ -254,6 +254,8 @@ def _cut_array(array: np.ndarray, kind: str, module: nn.Module, entry: Mapping[s
     inside = entry["in"]["kept"] if "in" in entry else None
     if kind == "transposed":
         array = array if inside is None else array.take(inside, 0)
+        return array if outside is None else array.take(outside, 1)
+    if kind == "slopes":
         return array if outside is None else array.take(outside, 1)
     if kind != "weight" or not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
         return array if outside is None else array.take(outside, 0)

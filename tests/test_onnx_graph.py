@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from passdeploy.onnx_graph import fold_constants, fold_rectifiers, fold_zeros, remove_unused
+from passdeploy.onnx_graph import fold_constants, fold_expands, fold_rectifiers, fold_zeros, remove_unused
 
 
 def _model(
@@ -86,6 +86,30 @@ def test_rectifiers_of_what_is_not_negative_go() -> None:
     assert fold_rectifiers(model)
     assert _kinds(model) == ["Relu", "MaxPool", "Neg", "Relu"]
     assert model.graph.node[2].input[0] == "b"
+
+
+def test_an_expansion_before_a_product_goes() -> None:
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["a"]),
+        helper.make_node("Expand", ["a", "shape"], ["b"]),
+        helper.make_node("Mul", ["x", "b"], ["y"]),
+    ]
+    model = _model(nodes, {"shape": np.array([1, 4, 2, 2])}, ("b",))
+    fold_expands(model)
+    remove_unused(model)
+    assert _kinds(model) == ["GlobalAveragePool", "Mul"]
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_an_expansion_that_is_the_shape_stays() -> None:
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["a"]),
+        helper.make_node("Expand", ["a", "shape"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    model = _model(nodes, {"shape": np.array([1, 4, 2, 2])}, ("b",))
+    fold_expands(model)
+    assert _kinds(model) == ["GlobalAveragePool", "Expand", "Add"]
 
 
 def test_constants_are_computed() -> None:
