@@ -129,7 +129,7 @@ class HyperNetwork(nn.Module):
             delta = self.head(torch.cat([carried[0].expand(len(units), -1), units], 1))[:, 0]
             score = base + (self.reach * torch.tanh(delta / self.reach) if self.reach else delta)
             soft = torch.sigmoid((score - cuts.thresholds[g]) / self.temperature)
-            mask = cuts.hard[g] + soft - soft.detach()
+            mask = cuts.hard[g] + (soft - soft.detach())  # in this order: exactly 0 or 1
             pooled_masks.append(F.adaptive_avg_pool1d(mask[None], POOL)[0])
             previous = pooled_masks[-1] if self.memory == "previous" else torch.stack(pooled_masks).mean(0)
             scores.append(score)
