@@ -57,7 +57,7 @@ def _preprocess(manifest: BundleManifest) -> str:
 
 def model_card(manifest: BundleManifest, *, signed: bool) -> str:
     """Markdown, after "Model Cards for Model Reporting" (arXiv 1810.03993)."""
-    proofs = {name: value for name, value in manifest.equivalence.items() if value is not None}
+    proofs = {n: value for n, value in manifest.equivalence.items() if value is not None and "_vs_" in n}
     engines = (
         "\n".join(_engine_row(engine) for engine in manifest.engines)
         or "| none: build one from model.onnx |" + " |" * 7
@@ -105,7 +105,7 @@ Out: `{manifest.output.name}`, float32, {
 ## How it was made
 Method {_cell(manifest.method)}, seed {manifest.seed if manifest.seed is not None else "unknown"}, {manifest.created}.
 Each step was compared with the one before it (max|a-b| / max|a|): {
-        ", ".join(f"{_cell(name)} {value:.1e}" for name, value in proofs.items()) or "not recorded"
+        ", ".join(f"{_cell(n.replace('_', ' '))} {value:.1e}" for n, value in proofs.items()) or "not recorded"
     }.
 
 ## Integrity
