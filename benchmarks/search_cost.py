@@ -147,7 +147,7 @@ def main() -> None:
         "plain_step_s": sorted(b for _, b in pairs)[len(pairs) // 2],
         "search_steps": search,
         "finetune_steps": finetune,
-        "search_over_finetune_epoch": ratio.value * search / steps_per_epoch(subject.data.train, args.batch),
+        "search_over_finetune_epoch": ratio.value * search / steps_per_epoch(subject.data.train, default.train_batch),
         "search_over_finetune": ratio.value * search / finetune,
         "note": "masks at a budget of 2x by the roofline; the search's prior is not in the steps",
         "seconds": round(time.perf_counter() - started, 1),
