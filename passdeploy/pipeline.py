@@ -281,6 +281,8 @@ class Run:
             "report.md": folder("report") / "report.md",
             "report.html": folder("report") / "report.html",
         }
+        for space in {self.space.root: self.space, root: run.space}.values():
+            space.update_manifest()
         skipped = self._skipped(run)
         for name, source in files.items():
             if source.parent.name not in skipped and source.exists():

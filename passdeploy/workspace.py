@@ -208,11 +208,15 @@ class Workspace:
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)
-        self._update_manifest()
+        self.update_manifest()
 
-    def _update_manifest(self) -> None:
+    def update_manifest(self) -> None:
+        """Lists the finished stages; a run that was killed just before this has an old list."""
         stages = {}
         for path in sorted(self.root.glob(f"*/{RECORD}")):
             record = read_json(path)
             stages[path.parent.name] = {key: record[key] for key in ("inputs", "outputs", "seconds")}
-        write_json(self.root / MANIFEST, {"schema": "passdeploy.manifest/1", "stages": stages})
+        manifest = {"schema": "passdeploy.manifest/1", "stages": stages}
+        path = self.root / MANIFEST
+        if not path.exists() or read_json(path) != manifest:
+            write_json(path, manifest)

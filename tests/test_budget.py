@@ -1,0 +1,74 @@
+"""Budgets: what is asked, in which unit, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passdeploy.budget import UNITS_MS, parse_budget, parse_budgets
+from passdeploy.errors import BadInput
+
+positive = st.floats(1e-3, 1e6, allow_nan=False)
+
+
+@given(value=positive, unit=st.sampled_from(sorted(UNITS_MS)), space=st.sampled_from(["", " "]))
+def test_times(value: float, unit: str, space: str) -> None:
+    budget = parse_budget(f" {value!r}{space}{unit} ")
+    assert budget.latency_ms == pytest.approx(value * UNITS_MS[unit])
+    assert budget.speedup is None
+    assert budget.target_ms(7.0) == budget.latency_ms
+    assert budget.target_ratio(7.0) == pytest.approx(budget.target_ms(7.0) / 7)
+
+
+@given(value=st.floats(1, 1e6), dense=positive)
+def test_speed_ups(value: float, dense: float) -> None:
+    budget = parse_budget(f"{value!r}x")
+    assert budget.speedup == value
+    assert budget.target_ms(dense) == pytest.approx(dense / value)
+    assert budget.target_ratio(dense) <= 1
+
+
+def test_the_same_time_in_all_units() -> None:
+    same = ["5ms", "5000us", "5000µs", "0.005s", "5000000ns", "5e0ms", "5MS"]
+    assert all(parse_budget(text).latency_ms == pytest.approx(5) for text in same)
+
+
+def test_it_is_kept_as_typed() -> None:
+    assert [budget.asked for budget in parse_budgets(" 2x, 5ms ,3X")] == ["2x", "5ms", "3X"]
+    assert [budget.asked for budget in parse_budgets(["2x", "800us"])] == ["2x", "800us"]
+    assert parse_budget("2x", "p99", "end_to_end").percentile == "p99"
+
+
+@given(st.text(max_size=8))
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    try:
+        budget = parse_budget(text)
+    except BadInput as error:
+        assert "\n" not in str(error)
+        assert "5ms" in str(error)
+    else:
+        value = budget.latency_ms if budget.speedup is None else budget.speedup
+        assert value is not None
+        assert math.isfinite(value)
+        assert value > 0
+
+
+@pytest.mark.parametrize(
+    "text", ["5", "ms", "0x", "0ms", "-1ms", "nanms", "infx", "nan", "0.99x", "1..2ms", "5 m s", "5mss", "1e999ms", "x"]
+)
+def test_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="give a time with its unit"):
+        parse_budget(text)
+
+
+def test_other_refusals() -> None:
+    for text in ("", " , ", "2x,2x"):
+        with pytest.raises(BadInput, match="--latency"):
+            parse_budgets(text)
+    with pytest.raises(BadInput, match="p50, p90, p99"):
+        parse_budget("2x", "p95")
+    with pytest.raises(BadInput, match="engine, end_to_end"):
+        parse_budget("2x", scope="host")

@@ -1,0 +1,162 @@
+"""Training: everything random is a function of the step, so that a continued run is the one never stopped."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from passdeploy.data.base import Augmentation
+from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.training import (
+    Checkpoint,
+    TrainSettings,
+    augment,
+    evaluate,
+    learning_rate,
+    parameter_groups,
+    reestimate_batch_norm,
+    train,
+    training_batches,
+)
+from tests import scripted
+
+DATA = scripted.data()
+
+
+class Stop(Exception):
+    """Ends a training at a step."""
+
+
+def model(kind: str = "additive") -> Prompted:
+    torch.manual_seed(4)
+    return Prompted(InputStage(DATA.preprocess, kind), scripted.tiny_resnet(3))
+
+
+@pytest.fixture(autouse=True)
+def _threads(one_thread: None) -> None:
+    """All on one thread."""
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 11, 15])
+def test_resumed_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
+    settings = TrainSettings(epochs=0.1, min_steps=16, batch=16, distill=0.5, lr=0.05)
+    teacher = model("none")
+    whole, broken = model(), model()
+    expected = train(whole, DATA, settings, teacher=teacher, curve_every=4)
+
+    def stop(done: int, total: int, state: str) -> None:
+        assert total == 16
+        if done == stop_at:
+            raise Stop
+
+    checkpoint = tmp_path / "c.ckpt"
+    with pytest.raises(Stop):
+        train(
+            broken, DATA, settings, teacher=teacher, curve_every=4, checkpoint=Checkpoint(checkpoint, 0), progress=stop
+        )
+    assert checkpoint.exists() == (stop_at >= 4)
+    resumed = model()
+    steps: list[int] = []
+    curve = train(
+        resumed, DATA, settings, teacher=teacher, curve_every=4, checkpoint=Checkpoint(checkpoint, 0),
+        progress=lambda done, total, state: steps.append(done),
+    )  # fmt: skip
+    assert steps[0] == stop_at // 4 * 4 + 1
+    assert vars(curve) == vars(expected)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_damaged_checkpoint_never_replaces_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint(tmp_path / "c.ckpt", 0)
+    checkpoint.save({"step": 1, "t": torch.ones(2)})
+
+    def fails(*_: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fails)
+        with pytest.raises(Stop):
+            checkpoint.save({"step": 2})
+    loaded = checkpoint.load()
+    assert loaded is not None
+    assert loaded["step"] == 1
+    assert Checkpoint(None).load() is None
+    assert not Checkpoint(None).due()
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    whole = list(training_batches(DATA, 32, 5, 20))
+    rest = list(training_batches(DATA, 32, 5, 20, start=11))
+    assert [step for step, _, _ in rest] == list(range(11, 20))
+    for (step, images, labels), (again, same_images, same_labels) in zip(whole[11:], rest, strict=True):
+        assert step == again
+        assert torch.equal(images, same_images)
+        assert torch.equal(labels, same_labels)
+    other = next(training_batches(DATA, 32, 6, 1))
+    assert not torch.equal(other[1], whole[0][1])
+    per_epoch = len(DATA.train) // 32
+    seen = torch.cat([labels for _, _, labels in whole[:per_epoch]])
+    assert seen.bincount().tolist() == DATA.train.labels.bincount().tolist()
+
+
+@given(total=st.integers(1, 500), peak=st.floats(1e-4, 1), warmup=st.floats(0, 1))
+def test_the_rate_rises_then_falls(total: int, peak: float, warmup: float) -> None:
+    rates = [learning_rate(step, total, peak, warmup) for step in range(total)]
+    assert all(0 <= rate <= peak + 1e-12 for rate in rates)
+    top = rates.index(max(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_augmented_images_are_shifted_or_mirrored_ones() -> None:
+    images = torch.rand(40, 3, 9, 7)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(augment(images, Augmentation(flip=False, shift=0), generator), images)
+    flipped = augment(images, Augmentation(flip=True, shift=0), generator)
+    same = (flipped == images).flatten(1).all(1)
+    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
+    assert (same | mirrored).all()
+    assert same.any()
+    assert mirrored.any()
+    moved = augment(images, Augmentation(flip=False, shift=2), generator)
+    inner = moved[:, :, 4:5, 3:4]
+    near = images[:, :, 2:7, 1:6].flatten(2)
+    assert (inner.flatten(2) == near).any(2).all()
+
+
+def test_norms_biases_and_prompts_do_not_decay() -> None:
+    network = model()
+    decayed, free = parameter_groups(network, 5e-4)
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert any(p is network.stage.prompt for p in free["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(network.parameters()))
+
+
+def test_batch_norms_see_the_training_data() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3))
+    nn.init.constant_(network[0].running_mean, 9)  # type: ignore[arg-type]
+    before = copy.deepcopy(network[0].weight)
+    reestimate_batch_norm(Prompted(InputStage(DATA.preprocess), network), DATA, images=256, batch=64)
+    images = DATA.train.images(torch.arange(len(DATA.train)))
+    normalised = InputStage(DATA.preprocess)(images)
+    norm = network[0]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert torch.allclose(norm.running_mean, normalised.mean((0, 2, 3)), atol=1e-4)  # type: ignore[arg-type]
+    assert norm.momentum == 0.1
+    assert torch.equal(norm.weight, before)
+
+
+def test_evaluation_counts() -> None:
+    class Constant(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([0.0, 1.0, 0.0]).expand(len(images), 3)
+
+    expected = float((DATA.test.labels == 1).float().mean())
+    assert evaluate(Constant(), DATA.test, batch=7) == pytest.approx(expected)

@@ -1,0 +1,218 @@
+"""Stages are functions of recorded inputs: run once, kept while nothing changes, never half there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from passdeploy import workspace
+from passdeploy.errors import BadInput
+from passdeploy.workspace import Workspace, json_digest, read_json, sha256, write_atomic, write_json
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing in the package catches it."""
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "run")
+
+
+def write(folder: Path) -> None:
+    (folder / "sub").mkdir(exist_ok=True)
+    (folder / "a.txt").write_text("a")
+    (folder / "sub" / "b.txt").write_text("b")
+    (folder / "loop.ckpt").write_text("scratch")
+
+
+def never(folder: Path) -> None:
+    pytest.fail(f"{folder} was run again")
+
+
+def test_a_stage_runs_once(space: Workspace) -> None:
+    assert space.run("s", {"x": 1}, write)
+    assert sorted(p.name for p in space.folder("s").rglob("*")) == ["a.txt", "b.txt", "stage.json", "sub"]
+    record = space.record("s")
+    assert record is not None
+    assert record["inputs"] == {"x": 1}
+    assert set(record["outputs"]) == {"a.txt", "sub/b.txt"}
+    assert not space.run("s", {"x": 1}, never)
+    assert set(read_json(space.root / "manifest.json")["stages"]) == {"s"}
+
+
+def test_other_inputs_run_it_again_from_nothing(space: Workspace) -> None:
+    space.run("s", {"x": 1}, write)
+
+    def other(folder: Path) -> None:
+        assert [p for p in folder.iterdir() if not p.name.startswith(".")] == []
+        (folder / "c.txt").write_text("c")
+
+    assert space.run("s", {"x": 2}, other)
+    assert not (space.folder("s") / "a.txt").exists()
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone", "record"])
+def test_what_is_damaged_is_made_again(space: Workspace, damage: str) -> None:
+    space.run("s", {}, write)
+    before = space.digest("s")
+    if damage == "changed":
+        (space.folder("s") / "a.txt").write_text("A")
+    elif damage == "gone":
+        (space.folder("s") / "sub" / "b.txt").unlink()
+    else:
+        (space.folder("s") / "stage.json").write_text('{"inputs"')
+    assert space.record("s") is None
+    with pytest.raises(BadInput, match="has not run here"):
+        space.digest("s")
+    assert space.run("s", {}, write)
+    assert space.digest("s") == before
+
+
+def test_an_interrupted_stage_is_continued(space: Workspace) -> None:
+    def stopped(folder: Path) -> None:
+        (folder / "log.jsonl").write_text("one\n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        space.run("s", {"x": 1}, stopped)
+    assert space.record("s") is None
+
+    def rest(folder: Path) -> None:
+        assert (folder / "log.jsonl").read_text() == "one\n"
+        write(folder)
+
+    assert space.run("s", {"x": 1}, rest)
+    assert (space.folder("s") / "log.jsonl").exists()
+
+
+def test_what_other_inputs_left_is_not_continued(space: Workspace) -> None:
+    def stopped(folder: Path) -> None:
+        (folder / "log.jsonl").write_text("one\n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        space.run("s", {"x": 1}, stopped)
+    space.run("s", {"x": 2}, lambda folder: write(folder) if not (folder / "log.jsonl").exists() else never(folder))
+
+
+def test_the_time_of_all_attempts_counts(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(workspace.time, "monotonic", lambda: now[0])
+
+    def takes(seconds: float, then: type[BaseException] | None) -> None:
+        def body(folder: Path) -> None:
+            now[0] += seconds
+            write(folder)
+            if then:
+                raise then
+
+        space.run("s", {}, body)
+
+    with pytest.raises(KeyboardInterrupt):
+        takes(3, KeyboardInterrupt)
+    takes(4, None)
+    assert space.seconds("s") == 7
+
+
+def test_killed_at_every_step_of_moving_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is removed or renamed last, a finished stage is not computed twice, and never seen half."""
+    point, survived = 0, False
+    while not survived:
+        point += 1
+        space = Workspace(tmp_path / f"run{point}")
+        space.run("s", {"x": 0}, write)  # an older result is replaced
+        counter = [0]
+        with monkeypatch.context() as patch:
+            for owner, name in ((Path, "unlink"), (Path, "replace"), (shutil, "rmtree"), (os, "fsync")):
+
+                def counted(*a: object, real=getattr(owner, name), counter=counter, at=point, **k: object) -> object:  # type: ignore[no-untyped-def]  # noqa: B008
+                    counter[0] += 1
+                    if counter[0] == at:
+                        raise Killed
+                    return real(*a, **k)
+
+                patch.setattr(owner, name, counted)
+            try:
+                space.run("s", {"x": 1}, write)
+                survived = True
+            except Killed:
+                pass
+        again = Workspace(tmp_path / f"run{point}")
+        again.run("s", {"x": 1}, write)
+        again.update_manifest()
+        record = again.record("s")
+        assert record is not None
+        assert record["inputs"] == {"x": 1}
+        assert set(record["outputs"]) == {"a.txt", "sub/b.txt"}
+        assert read_json(again.root / "manifest.json")["stages"]["s"]["inputs"] == {"x": 1}
+        left = {p.relative_to(again.root).as_posix() for p in again.root.rglob("*") if p.is_file()}
+        assert {"s/a.txt", "s/sub/b.txt", "s/stage.json", "manifest.json"} <= left
+        assert not any(name.endswith(".ckpt") for name in left if name.startswith("s/"))
+    assert point > 5
+
+
+def test_once_recorded_it_is_not_computed_again(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+
+        def killed(*_: object) -> None:
+            raise Killed
+
+        patch.setattr(Workspace, "_adopt", killed)
+        with pytest.raises(Killed):
+            space.run("s", {"x": 1}, write)
+    assert space.record("s") is None
+    assert not space.run("s", {"x": 1}, never)
+    assert space.record("s") is not None
+
+
+def test_a_full_disk(space: Workspace) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(BadInput, match=r"No space left on device.*free some space, then run again") as refused:
+        space.run("s", {}, full)
+    assert refused.value.exit_code == 2
+    assert space.run("s", {}, write)
+
+
+def test_an_atomic_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, {"a": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(workspace.os, "fsync", full)
+    with pytest.raises(BadInput, match="No space left"):
+        write_atomic(file, "other")
+    assert read_json(file) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_json_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{")
+    for name in ("a.json", "none.json"):
+        with pytest.raises(BadInput, match="cannot be read"):
+            read_json(tmp_path / name)
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "nan.json", {"a": float("nan")})
+    assert json_digest({"a": 1, "b": 2}) == json_digest({"b": 2, "a": 1})
+    assert len(sha256(tmp_path / "a.json")) == 64
+
+
+def test_clear(space: Workspace, tmp_path: Path) -> None:
+    space.run("s", {}, write)
+    (space.root / "link").symlink_to(tmp_path)
+    (tmp_path / "precious").write_text("")
+    space.clear()
+    assert list(space.root.iterdir()) == []
+    assert (tmp_path / "precious").exists()
+    (space.root / "thesis.tex").write_text("years")
+    with pytest.raises(BadInput, match="not a run directory"):
+        space.clear()
+    assert (space.root / "thesis.tex").exists()
