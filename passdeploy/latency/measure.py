@@ -53,6 +53,9 @@ class Settings:
         disturbed: A block is disturbed when its median is this fraction above the median block of its kind (or beyond
             four robust standard deviations, whichever is more).
         retries: Rounds that may be repeated, as a fraction of `pairs`.
+        precise: Rounds are added until every ratio's 95 % interval reaches no further than this to either side; None:
+            never.
+        grow: How many times `pairs` rounds there may be for that.
         percentiles: Percentiles that are needed: rounds are added until there are samples enough.
         max_s: Gives up repeating and adding rounds after this long.
     """
@@ -63,12 +66,14 @@ class Settings:
     warmup_s: float = 0.05
     disturbed: float = 0.1
     retries: float = 0.5
+    precise: float | None = 0.012
+    grow: float = 4.0
     percentiles: tuple[float, ...] = (50.0,)
-    max_s: float = 120.0
+    max_s: float = 60.0
 
 
 BENCH = Settings()
-QUICK = Settings(pairs=12, block_s=0.01, warmup_s=0.02)
+QUICK = Settings(pairs=12, block_s=0.01, warmup_s=0.02, precise=None)
 
 
 @dataclass(frozen=True)
@@ -281,18 +286,28 @@ def interleave(
             bad = {name: _disturbed(medians[name], settings) for name in names}
             clean = ~np.logical_or.reduce(list(bad.values()))
             samples = min(sum(len(b) for b, d in zip(blocks[n], bad[n], strict=True) if not d) for n in names)
+            pairs = _pairs(medians, clean if clean.sum() >= settings.pairs / 2 else np.ones_like(clean))
             retried_out = rounds >= settings.pairs * (1 + settings.retries)
-            if (samples >= needed and (clean.sum() >= settings.pairs or retried_out)) or (
-                clock() - start > settings.max_s
-            ):
+            enough = samples >= needed and (clean.sum() >= settings.pairs or retried_out)
+            vague = rounds < settings.grow * settings.pairs and not _precise(pairs, settings.precise)
+            if (enough and not vague) or clock() - start > settings.max_s:
                 break
-    used = clean if clean.sum() >= settings.pairs / 2 else np.ones_like(clean)
-    reference = np.asarray(medians[names[0]])[used]
     return Comparison(
-        measurements={name: _summary(blocks[name], bad[name]) for name in names},
-        pairs={name: tuple((reference / np.asarray(medians[name])[used]).tolist()) for name in names},
-        reference=names[0],
+        measurements={name: _summary(blocks[name], bad[name]) for name in names}, pairs=pairs, reference=names[0]
     )
+
+
+def _pairs(medians: Mapping[str, Sequence[float]], used: np.ndarray) -> dict[str, tuple[float, ...]]:
+    """By name, the reference's (the first one's) block median over the block median of the same round."""
+    reference = np.asarray(next(iter(medians.values())))[used]
+    return {name: tuple((reference / np.asarray(values)[used]).tolist()) for name, values in medians.items()}
+
+
+def _precise(pairs: Mapping[str, Sequence[float]], limit: float | None) -> bool:
+    if limit is None:
+        return True
+    ratios = [median_ratio(values) for values in list(pairs.values())[1:]]
+    return all(r.high <= r.value * (1 + limit) and r.low >= r.value * (1 - limit) for r in ratios)
 
 
 def measure(runner: Timed, settings: Settings = BENCH, *, clock: Clock = time.perf_counter) -> Measurement:

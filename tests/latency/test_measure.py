@@ -67,6 +67,28 @@ def test_a_machine_that_never_calms_down_is_reported_and_ends():
     assert m.noisy and m.blocks <= 60
 
 
+def test_rounds_are_added_until_the_ratio_is_precise():
+    def rounds(noise, **changes):
+        clock, rng = FakeClock(), np.random.default_rng(0)
+        c = interleave(
+            {
+                "a": ScriptedRunner(clock, lambda i, now: 0.02 * rng.lognormal(0, noise)),
+                "b": ScriptedRunner(clock, lambda i, now: 0.01 * rng.lognormal(0, noise)),
+            },
+            Settings(pairs=20, block_calls=1, retries=0.0, **changes),
+            clock=clock,
+        )
+        ratio = c.ratio("b")
+        return c.measurements["a"].blocks, max(ratio.high / ratio.value, ratio.value / ratio.low) - 1
+
+    assert rounds(0.0)[0] == 20
+    loud, width = rounds(0.03)
+    assert 20 < loud < 80 and width < 0.013
+    assert rounds(0.5)[0] == 80  # given up: the interval says how vague it is
+    assert rounds(0.5, precise=None)[0] == 20
+    assert rounds(0.5, grow=2.0)[0] == 40
+
+
 def test_verdicts():
     clock = FakeClock()
 
