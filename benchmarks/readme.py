@@ -1,6 +1,6 @@
 """Writes the README's table of the demo from the newest row of `benchmarks/results/<device>/demo.json`.
 
-python benchmarks/readme.py benchmarks/results/amd-epyc/demo.json
+python benchmarks/readme.py benchmarks/results/amd-epyc-avx-512/demo.json
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     report = json.loads((args.run / "report.json").read_text())
     outside = measure(args.run / "dense.onnx", args.run / "model.onnx")
-    device = args.device or report["target"]["device"].split("(")[0].strip().lower().replace(" ", "-")
+    device = args.device or re.sub(r"[^a-z0-9]+", "-", report["target"]["device"].lower()).strip("-")
     row = {
         "measured": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "device": f"{report['target']['device']}, {os.cpu_count()} cores, {platform.machine()}",

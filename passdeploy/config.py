@@ -164,11 +164,11 @@ class RunConfig(Section):
 
     def finetune_epochs(self) -> float:
         """Passes of fine-tuning."""
-        return 2.0 if self.epochs is None else self.epochs
+        return 2.5 if self.epochs is None else self.epochs
 
     def dense_epochs(self) -> float:
         """Passes of dense training, when it is needed."""
-        return self.dense.epochs or 6 * self.finetune_epochs()
+        return self.dense.epochs or 5 * self.finetune_epochs()
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able, round-trips through `make_config`."""
