@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1}
 """Largest max|a-b| / max|a| between the ONNX file and the engine of a precision; all other proofs are in fp32."""
 TOP1_AGREEMENT = 0.99
-MARGIN = 1.01
+MARGIN = 1.02
 """The loop accepts what is this much inside the budget, so that the engine that ships is inside it too."""
 LOADS = 3
 """Where buffers happen to lie moves an engine's latency by up to 2 %: the load in the middle of these is reported."""

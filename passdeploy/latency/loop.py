@@ -22,7 +22,7 @@ from passdeploy.structure import Structure
 
 INTERVAL_SLACK = 0.98
 """A speed-up budget holds when the lower end of the ratio's interval is at least this share of it."""
-AIM = 1.025
+AIM = 1.035
 """Where in the accepted window of 1.00 to 1.06 times the asked speed-up the loop aims."""
 AGREE = 0.02
 """Two measurements of one structure that differ by more than this call for a third."""
