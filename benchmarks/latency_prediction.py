@@ -1,0 +1,154 @@
+"""How well latency is predicted: structures that were not used for fitting, on the machine at hand.
+
+    python benchmarks/latency_prediction.py --model resnet20 --size 32 --backend onnxruntime
+    python benchmarks/latency_prediction.py --all            every configuration and backend
+    python benchmarks/latency_prediction.py --table          prints the table from what lies in benchmarks/results
+
+The network is profiled as `passdeploy profile` does; then other structures are measured, each twice and some time apart
+(which gives the repeatability of the measurement itself), and predicted by the latency model and by two baselines:
+latency proportional to MACs, and a table of single convolutions, measured in the same run and summed (as HALP does,
+arXiv 2110.10811). Weights are random: latency does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+import numpy as np
+import torch
+from convolution_table import ConvolutionTable
+
+from passdeploy.data.base import Preprocess
+from passdeploy.engines.base import get_backend
+from passdeploy.export import OnnxSlicer
+from passdeploy.groups import find_groups, macs, operators
+from passdeploy.latency.log import MeasurementLog
+from passdeploy.latency.profile import keep_first, profile, varied_widths
+from passdeploy.latency.steps import steps_of
+from passdeploy.meter import Meter
+from passdeploy.models import build
+from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.targets import resolve
+
+RESULTS = Path(__file__).parent / "results"
+CONFIGURATIONS = (("resnet20", 32), ("resnet18", 64), ("resnet18", 224), ("vgg16_bn", 64), ("mobilenet_v2", 224))
+BACKENDS = ("onnxruntime", "openvino")
+HELD_OUT_SEED = 1_000_003
+
+
+def errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
+    ape = np.abs(predicted / measured - 1)
+    return {"mape": float(ape.mean()), "max_ape": float(ape.max()), "bias": float((predicted / measured - 1).mean())}
+
+
+def evaluate(name: str, size: int, backend: str, seconds: float, held_out: int, folder: Path) -> dict[str, Any]:
+    target = resolve("cpu", backend=backend)
+    torch.manual_seed(0)
+    network = build(name, 10).eval()
+    example = torch.randn(1, 3, size, size)
+    groups = find_groups(network, example)
+    ops = operators(network, example, groups)
+    model = Prompted(InputStage(Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, size=(size, size))), network)
+    images = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
+    log_path = folder / f"{name}-{size}-{backend}.log.jsonl"
+    log_path.unlink(missing_ok=True)
+    log = MeasurementLog(log_path)
+    steps = steps_of(target)
+    with Meter(OnnxSlicer(model, groups, (3, size, size)), groups, target, images) as meter:
+        start = time.perf_counter()
+        fitted = profile(meter.sample, ops, groups, budget_s=seconds, log=log, target_key=backend,
+                         steps=steps.candidates, good_enough=0.005)  # fmt: skip
+        profiled_s = time.perf_counter() - start
+        known = {tuple(w) for w in fitted.widths.astype(int)}
+        widths = []
+        for w in varied_widths(groups, HELD_OUT_SEED):
+            if tuple(w) not in known and len(widths) < held_out:
+                widths.append(w)
+            if len(widths) == held_out:
+                break
+        structures = [keep_first(groups, w) for w in widths]
+        rounds = [[log.measure("held-out", s.digest(), backend, lambda s=s: meter.sample(s)).value["ratio"]
+                   for s in structures] for _ in range(2)]  # fmt: skip
+        table = ConvolutionTable(ops, target)
+        dense = np.array(list(groups.units.values()), dtype=float)
+    first, second = np.array(rounds)
+    measured = np.sqrt(first * second)
+    w = np.stack(widths).astype(float)
+    return {
+        "model": name,
+        "size": size,
+        "backend": backend,
+        "version": get_backend(backend).version(),
+        "device": target.device,
+        "dense_ms": fitted.dense_ms,
+        "structures": {"fitted": len(fitted.ratios), "held_out": len(widths)},
+        "profile_s": profiled_s,
+        "step": fitted.step,
+        "steps_swept": dict(steps.families),
+        "cross_validated": {"mape": fitted.mape, "max_ape": fitted.max_ape},
+        "repeatability": {
+            "mean": float(np.abs(first / second - 1).mean()),
+            "max": float(np.abs(first / second - 1).max()),
+        },
+        "passdeploy": errors(fitted.ratios_many(w), measured),
+        "macs": errors(np.asarray(macs(ops, w)) / macs(ops), measured),
+        "convolution_table": errors(table.predict_many(w) / table.predict_many(dense[None]), measured),
+        "load": os.getloadavg()[0],
+    }
+
+
+def table(folder: Path) -> str:
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    lines = [
+        "| network | backend | n | repeats | passdeploy | MACs | convolutions summed | profile |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        cells = [
+            f"{100 * r[k]['mape']:.1f} % ({100 * r[k]['max_ape']:.0f} %)"
+            for k in ("passdeploy", "macs", "convolution_table")
+        ]
+        n = r["structures"]
+        lines.append(
+            f"| {r['model']} at {r['size']} | {r['backend']} | {n['fitted']} + {n['held_out']} "
+            f"| {100 * r['repeatability']['mean']:.1f} % | {' | '.join(cells)} | {r['profile_s']:.0f} s |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--backend", default="onnxruntime", choices=BACKENDS)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for profiling")
+    parser.add_argument("--held-out", type=int, default=40)
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    device = re.sub(r"[^a-z0-9]+", "-", resolve("cpu").device.lower()).strip("-")
+    folder = RESULTS / device / "latency-prediction"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not args.table:
+        todo = (
+            [(n, s, b) for n, s in CONFIGURATIONS for b in BACKENDS]
+            if args.all
+            else [(args.model, args.size, args.backend)]
+        )
+        for name, size, backend in todo:
+            result = evaluate(name, size, backend, args.seconds, args.held_out, folder)
+            (folder / f"{name}-{size}-{backend}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(table(folder))
+
+
+if __name__ == "__main__":
+    main()
