@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from passdeploy.data.base import Augmentation, ImageData, Split, batches
+from passdeploy.teacher import Teacher
 from passdeploy.workspace import write_atomic
 
 Progress = Callable[[int, int, str], None]
@@ -204,8 +205,7 @@ def train(
     """
     device, checkpoint = training_device(), checkpoint or Checkpoint(None)
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    if teacher is not None:
-        teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    tutor = Teacher(teacher, device, data.input_shape) if teacher is not None and settings.distill else None
     total = max(settings.min_steps, round(settings.epochs * steps_per_epoch(data.train, settings.batch)))
     total += settings.extra_steps
     optimiser = torch.optim.SGD(
@@ -225,10 +225,7 @@ def train(
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            target = None
-            if teacher is not None and settings.distill:
-                with torch.no_grad():
-                    target = teacher(images)
+            target = None if tutor is None else tutor(images)
             logits = model(images)
         loss = task_loss(logits, labels, target, settings)
         optimiser.zero_grad()

@@ -23,6 +23,7 @@ from passdeploy.search.method import SearchContext, SearchResult, register_metho
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.search.sensitivity import measure
 from passdeploy.search.statistics import Statistics, collect
+from passdeploy.teacher import Teacher
 from passdeploy.training import (
     TrainSettings,
     autocast_dtype,
@@ -192,8 +193,8 @@ def search_pass(context: SearchContext) -> SearchResult:
     device = training_device()
     model, hyper = search.model, search.hyper
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    teacher = Prompted(InputStage(context.data.preprocess), copy.deepcopy(context.network))
-    teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    dense = Prompted(InputStage(context.data.preprocess), context.network)
+    teacher = Teacher(dense, device, context.data.input_shape) if settings.distill else None
     if not settings.co_adapt:
         _freeze_weights(model.network)
     train = _train_settings(settings, context)
@@ -238,8 +239,7 @@ def search_pass(context: SearchContext) -> SearchResult:
         images = images.to(device, memory_format=torch.channels_last)
         labels = labels.to(device)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            with torch.no_grad():
-                target = teacher(images) if settings.distill else None
+            target = None if teacher is None else teacher(images)
             logits = masker(masks, images)
         loss = task_loss(logits, labels, target, train)
         objective = loss
