@@ -12,6 +12,7 @@ from passdeploy.budget import Budget
 from passdeploy.environment import environment
 from passdeploy.groups import Operator, macs
 from passdeploy.reporting import schema as s
+from passdeploy.reporting.commit import current_commit
 from passdeploy.reporting.picture import prompt_picture, rgb_picture
 from passdeploy.stages import exact, proof_holds, stage_model, thin_model
 from passdeploy.structure import Structure
@@ -302,6 +303,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         provenance=s.Provenance(
             command=run.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            commit=current_commit(),
             model=run.subject.name,
             data=data.name,
             config_sha256=json_digest(config_json),

@@ -245,18 +245,24 @@ def bench(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories or report.json files.")] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run directories, folders of them, or report.json files.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run directory whose report is written again.")] = None,
     form: Annotated[
-        str, typer.Option("--format", help="json, markdown, html, junit, github-action-benchmark.")
+        str, typer.Option("--format", help="json, markdown, html, history, junit, github-action-benchmark.")
     ] = "markdown",
+    trtexec: Annotated[
+        list[Path] | None, typer.Option(help="What trtexec --exportTimes wrote, to stand beside the run's own.")
+    ] = None,
     model: Annotated[str | None, MODEL] = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
     """Prints the report of one run, or of several side by side, in a format for people or for CI.
 
-    Fills $GITHUB_STEP_SUMMARY where it is set. With --out alone it writes the report stage of that run again.
+    `history` is a page with the trend over commits and the best trade-offs. Fills $GITHUB_STEP_SUMMARY where it is
+    set. With --out alone it writes the report stage of that run again.
 
     Example: `passdeploy report runs/demo --format junit > report.xml`
     """
@@ -267,8 +273,10 @@ def report(
         return
     from passdeploy.reporting import load_report
     from passdeploy.reporting.exporters import export, write_step_summary
+    from passdeploy.reporting.files import find_reports
+    from passdeploy.reporting.trtexec import attach
 
-    loaded = [load_report(path) for path in runs]
+    loaded = attach([load_report(path) for given in runs for path in find_reports(given)], trtexec or [])
     write_step_summary(loaded)
     sys.stdout.write(export(loaded, "json" if json_ else form).rstrip("\n") + "\n")
 

@@ -540,6 +540,8 @@ def run_ship(run: Run, budget: BudgetRun, folder: Path) -> None:
         classes=data.classes,
         preprocess=data.preprocess,
         onnx=compiled / "model.onnx",
+        # A speed-up can only be judged again, where the bundle arrives, beside the dense graph.
+        dense_onnx=compiled / "dense.onnx" if budget.budget.speedup is not None else None,
         engines=[EngineSource(compiled / "engine", run.target)],
         images=images,
         report=report,

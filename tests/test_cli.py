@@ -358,6 +358,22 @@ def test_several_budgets_print_a_list(passdeploy: Call, finished: Path) -> None:
     assert [report["budget"]["asked"] for report in json.loads(said.out)] == ["2x", "50x", "5s"]
 
 
+def test_report_in_every_format_with_others_measurements(passdeploy: Call, single: Path, finished: Path) -> None:
+    times = Path("trtexec.json")
+    times.write_text(json.dumps([{"computeMs": 1.25, "latencyMs": 1.5} for _ in range(70)]))
+    beside = passdeploy("report", single, "--trtexec", times)
+    assert beside.code == 0, beside.err
+    assert "trtexec.json" in beside.out and "1.25 ms" in beside.out
+    commit = json.loads(passdeploy("report", single, "--json").out)["provenance"]["commit"]
+    trend = passdeploy("report", single, finished, "--format", "history")
+    assert trend.code == 0, trend.err
+    assert trend.out.startswith("<!doctype html>")
+    assert commit is None or commit[:7] in trend.out
+    refused = passdeploy("report", finished, "--trtexec", times)
+    assert refused.code == 2, "a folder with three budgets is three reports"
+    assert "give one run" in refused.err
+
+
 def test_targets(passdeploy: Call) -> None:
     rows = {row["name"]: row for row in json.loads(passdeploy("targets", "--json").out)}
     assert rows["cpu"]["attached"]

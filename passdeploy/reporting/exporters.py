@@ -55,6 +55,14 @@ def html(reports: Sequence[Report]) -> str:
     return render_html(reports[0]) if len(reports) == 1 else render_comparison(reports, "html")
 
 
+def history(reports: Sequence[Report]) -> str:
+    """One HTML page: the trend over commits, and the best trade-offs over runs."""
+    from passdeploy.reporting.history import history as table
+    from passdeploy.reporting.history import render_history
+
+    return render_history(table(reports))
+
+
 def github_action_benchmark(reports: Sequence[Report]) -> str:
     """Entries for benchmark-action/github-action-benchmark with ``tool: customSmallerIsBetter``.
 
@@ -163,6 +171,7 @@ FORMATS: dict[str, Callable[[Sequence[Report]], str]] = {
     "json": as_json,
     "markdown": markdown,
     "html": html,
+    "history": history,
     "github-action-benchmark": github_action_benchmark,
     "junit": junit,
 }

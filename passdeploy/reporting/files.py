@@ -48,6 +48,31 @@ def load_report(path: Path) -> Report:
     return parse_report(data, str(path))
 
 
+def find_reports(path: Path) -> list[Path]:
+    """The report.json files that `path` stands for: itself, a run's, or, in a folder of runs, all of them.
+
+    Raises:
+        BadInput: There is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise BadInput(f"{path}: no such run folder or report")
+    if (path / "report.json").is_file():
+        return [path / "report.json"]
+    found = {
+        file.parent
+        for file in path.rglob("report.json")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    }
+    # What lies below a run's own report, in its stages and its bundle, are copies of it.
+    runs = [folder / "report.json" for folder in found if found.isdisjoint(folder.parents)]
+    if not runs:
+        raise BadInput(f"{path}: no report.json in it or below; passdeploy run writes one")
+    return sorted(runs)
+
+
 def parse_report(data: Any, where: str = "report") -> Report:
     """Validates what `json.loads` returned.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from passdeploy.errors import BadInput
 from passdeploy.reporting import verdict as v
-from passdeploy.reporting.files import load_report
+from passdeploy.reporting.files import find_reports, load_report
 from passdeploy.reporting.schema import Report
 
 if TYPE_CHECKING:
@@ -68,23 +68,12 @@ def history(reports: Iterable[Report | Path | str]) -> pd.DataFrame:
         if isinstance(item, Report):
             rows.append(row(item))
         else:
-            rows += [row(load_report(path), str(path)) for path in _files(Path(item))]
+            rows += [row(load_report(path), str(path)) for path in find_reports(Path(item))]
     if not rows:
         raise BadInput("no reports: give run folders or report.json files")
     frame = pd.DataFrame(rows)
     frame["created"] = pd.to_datetime(frame["created"], utc=True, errors="coerce", format="ISO8601")
     return frame.sort_values("created", kind="stable", na_position="first").reset_index(drop=True)
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise BadInput(f"{path}: no such run folder or report")
-    found = sorted(path.rglob("report.json"))
-    if not found:
-        raise BadInput(f"{path}: no report.json in it or below; passdeploy run writes one")
-    return found
 
 
 def pareto_front(frame: pd.DataFrame, cost: str = "pruned_ms", value: str = "accuracy") -> pd.DataFrame:

@@ -41,6 +41,7 @@ def render_markdown(report: Report) -> str:
         _groups(report),
         _reasons(report),
         _budgets(report),
+        _imported(report),
         _run(report),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -105,6 +106,24 @@ def _budgets(report: Report) -> str:
         for b in report.budgets
     ]
     return "## All budgets of this search\n\n" + table(("budget", "status", "speed-up", "latency", "accuracy"), rows, 2)
+
+
+def _imported(report: Report) -> str:
+    if not report.imported:
+        return ""
+    rows = [
+        (
+            escape(item.label),
+            escape(item.source),
+            item.scope.replace("_", " "),
+            f.milliseconds(item.latency_ms.p50),
+            f.milliseconds(item.latency_ms.p99),
+            item.latency_ms.n,
+        )
+        for item in report.imported
+    ]
+    text = table(("engine", "source", "scope", "p50", "p99", "calls"), rows, 3)
+    return f"## Measured by other tools\n\nNot interleaved with the engines above: compare with care.\n\n{text}"
 
 
 def _run(report: Report) -> str:

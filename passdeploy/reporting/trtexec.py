@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from passdeploy.errors import BadInput
 from passdeploy.reporting.fields import ranked_samples
-from passdeploy.reporting.schema import Imported, Latency
+from passdeploy.reporting.schema import Imported, Latency, Report
 
 Scope = Literal["engine", "end_to_end"]
 
@@ -51,6 +52,24 @@ def read_trtexec(path: Path, label: str | None = None, scope: Scope = "engine") 
         latency_ms=latency,
         samples=ranked_samples(samples),
     )
+
+
+def attach(reports: Sequence[Report], files: Sequence[Path]) -> list[Report]:
+    """The report with trtexec's measurements beside its own, in the scope of its budget.
+
+    Args:
+        reports: Exactly one when there are files: it has to be clear which report they belong to.
+        files: What ``trtexec --exportTimes`` wrote.
+
+    Raises:
+        BadInput: Several reports, or a file that is none of trtexec's.
+    """
+    if not files:
+        return list(reports)
+    if len(reports) != 1:
+        raise BadInput(f"--trtexec: give one run that the measurements stand beside, not {len(reports)}")
+    imported = [read_trtexec(Path(file), scope=reports[0].budget.scope) for file in files]
+    return [reports[0].model_copy(update={"imported": [*(reports[0].imported or []), *imported]})]
 
 
 def _between(call: Any, part: str) -> float | None:

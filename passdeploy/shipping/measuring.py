@@ -17,7 +17,7 @@ from passdeploy.shipping.manifest import BundleManifest
 from passdeploy.shipping.sums import Refused
 
 if TYPE_CHECKING:
-    from passdeploy.engines.base import Arrays, Runner
+    from passdeploy.engines.base import Arrays, Backend, Engine, Runner
     from passdeploy.latency.measure import Comparison
     from passdeploy.targets import Target
 
@@ -88,7 +88,7 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
     Raises:
         Refused: The backend can't run the engine here.
     """
-    from passdeploy.engines.base import CompileInput, Engine, get_backend
+    from passdeploy.engines.base import Engine, get_backend
     from passdeploy.latency.measure import BENCH, interleave
 
     target = target_of(engine, manifest)
@@ -101,12 +101,8 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
         if reason := backend.runnable(target):
             raise Refused(f"engine {engine.id}: cannot be measured here: {reason}")
         engines: dict[str, Engine] = {}
-        dense = manifest.parts.dense_onnx
-        if budget is not None and budget.speedup is not None and dense is not None:
-            with tempfile.TemporaryDirectory(prefix="passdeploy-verify-") as folder:
-                path = Path(folder, "dense.onnx")
-                path.write_bytes(contents.sealed.read(dense.file))
-                engines["dense"] = backend.compile(CompileInput(path, samples=images), target)
+        if budget is not None and budget.speedup is not None:
+            engines |= _dense(contents, manifest, backend, target, images)
         data, suffix = contents.sealed.read(engine.file), PurePosixPath(engine.file).suffix
         engines["engine"] = Engine(engine.backend, data, suffix, engine.meta)
         with ExitStack() as stack:
@@ -119,6 +115,24 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
     except (BadInput, Unavailable) as error:
         raise Refused(f"engine {engine.id}: cannot be measured here: {error}") from None
     return judge(comparison, budget, manifest)
+
+
+def _dense(
+    contents: Contents, manifest: BundleManifest, backend: Backend, target: Target, images: np.ndarray
+) -> dict[str, Engine]:
+    """The dense engine, compiled here; empty when the bundle has no dense graph or the backend takes no ONNX."""
+    from passdeploy.engines.base import CompileInput
+
+    part = manifest.parts.dense_onnx
+    if part is None:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="passdeploy-verify-") as folder:
+        path = Path(folder, "dense.onnx")
+        path.write_bytes(contents.sealed.read(part.file))
+        try:
+            return {"dense": backend.compile(CompileInput(path, samples=images), target)}
+        except (BadInput, Unavailable):
+            return {}
 
 
 def _budget(manifest: BundleManifest) -> Budget | None:
@@ -147,9 +161,10 @@ def judge(comparison: Comparison, budget: Budget | None, manifest: BundleManifes
         line = f"{budget.percentile} {value:.3f} ms on this machine, {budget.asked} asked"
         return Arrival(latency, None, _status(met), f"{line}: {_status(met)}")
     if "dense" not in comparison.measurements:
-        line = (
-            f"{told} on this machine; {budget.asked} can't be judged: the bundle holds no dense graph to compare with"
-        )
+        why = "the bundle holds no dense graph to compare with"
+        if manifest.parts.dense_onnx is not None:
+            why = "its backend does not compile the bundle's dense graph here"
+        line = f"{told} on this machine; {budget.asked} can't be judged: {why}"
         return Arrival(latency, None, manifest.status, line)
     assert budget.speedup is not None
     ratio = comparison.ratio("engine")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from passdeploy.errors import BadInput, PassdeployError
-from passdeploy.reporting.files import dumps, load_report, parse_report, write_reports
+from passdeploy.reporting.files import dumps, find_reports, load_report, parse_report, write_reports
 from tests.reporting.variants import FILE, STATUSES, data, variant
 
 
@@ -25,6 +25,23 @@ def test_json_alone_gives_back_the_same_pages(status: str, tmp_path: Path) -> No
 def test_a_run_folder_can_be_given(tmp_path: Path) -> None:
     write_reports(variant("within_budget"), tmp_path)
     assert load_report(tmp_path) == variant("within_budget")
+
+
+def test_a_folder_of_runs_stands_for_all_of_them_and_no_copies(tmp_path: Path) -> None:
+    """As a run with several budgets leaves it: final copies, stages and bundles below them, and an unfinished stage."""
+    wanted = []
+    for name in ("runs/a", "runs/b/2x", "runs/b/3x"):
+        for copy in ("", "report", "bundle/parts", ".partial/report"):
+            write_reports(variant("within_budget"), tmp_path / name / copy)
+        wanted.append(tmp_path / name / "report.json")
+    assert find_reports(tmp_path / "runs") == wanted
+    assert find_reports(tmp_path / "runs" / "b" / "2x") == wanted[1:2]
+    assert find_reports(wanted[0]) == wanted[:1]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match=r"no report\.json in it"):
+        find_reports(tmp_path / "empty")
+    with pytest.raises(BadInput, match="no such run folder"):
+        find_reports(tmp_path / "nowhere")
 
 
 def test_keys_of_later_versions_are_ignored(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from passdeploy.errors import BadInput
 from passdeploy.reporting.files import parse_report
 from passdeploy.reporting.html import render_html
-from passdeploy.reporting.trtexec import read_trtexec
+from passdeploy.reporting.markdown import render_markdown
+from passdeploy.reporting.trtexec import attach, read_trtexec
 from tests.reporting.variants import data
 
 
@@ -87,3 +88,26 @@ def test_an_imported_measurement_stands_in_the_report(tmp_path: Path) -> None:
     assert "Measured by other tools" in page
     assert "dense fp16" in page
     assert "1.25 ms" in page
+
+
+def test_a_run_and_trtexec_stand_in_one_report(tmp_path: Path) -> None:
+    path = write(tmp_path / "dense-int8.json", [call(i, 0.4) for i in range(800)])
+    own = parse_report(data())
+    (one,) = attach([own], [path])
+    assert own.imported is None
+    assert attach([own, own], []) == [own, own]
+    assert one.imported is not None and [item.label for item in one.imported] == ["dense-int8.json"]
+    for page in (render_markdown(one), render_html(one)):
+        assert "Measured by other tools" in page
+        assert "400 µs" in page
+    assert "Measured by other tools" not in render_markdown(own)
+    with pytest.raises(BadInput, match="--trtexec: give one run"):
+        attach([own, own], [path])
+
+
+def test_trtexec_is_read_in_the_scope_of_the_budget(tmp_path: Path) -> None:
+    d = data()
+    d["budget"]["scope"] = "end_to_end"
+    (one,) = attach([parse_report(d)], [write(tmp_path / "t.json", [call(i, 1.0) for i in range(20)])])
+    assert one.imported is not None
+    assert (one.imported[0].scope, one.imported[0].latency_ms.p50) == ("end_to_end", pytest.approx(1.3))
