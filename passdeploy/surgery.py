@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import BadInput, nearest
+from passdeploy.groups.attention import cut_heads, head_count
 from passdeploy.groups.channels import side_size
 from passdeploy.groups.types import Groups
 from passdeploy.structure import Structure
@@ -26,15 +27,17 @@ class Zero(nn.Module):
 
     Args:
         like: Zeros of the input's shape (an in-place addition needs them); else a scalar zero.
+        pair: Returns (zeros, None), as `nn.MultiheadAttention` does.
     """
 
-    def __init__(self, like: bool = True) -> None:
+    def __init__(self, like: bool = True, pair: bool = False) -> None:
         super().__init__()
-        self.like = like
+        self.like, self.pair = like, pair
 
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Any:
         """Maps anything to zeros."""
-        return torch.zeros_like(x) if self.like else x.new_zeros(())
+        zeros = torch.zeros_like(x) if self.like else x.new_zeros(())
+        return (zeros, None) if self.pair else zeros
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
@@ -160,6 +163,8 @@ def _cut(module: nn.Module, outside: Tensor | None, inside: Tensor | None) -> No
     elif isinstance(module, nn.PReLU):
         _cut_per_channel(module, outside)
         module.num_parameters = len(outside)
+    elif head_count(module) is not None:
+        cut_heads(module, outside)
     else:
         raise ValueError(f"a {type(module).__name__} can't be cut")
 
@@ -175,10 +180,11 @@ def _remove_branch(model: nn.Module, branch: Mapping[str, Any]) -> None:
     Without the second an in-place activation inside the branch would change the branch's input, which lives on.
     """
     for name in branch["modules"]:
+        pair = isinstance(model.get_submodule(name), nn.MultiheadAttention)
         if name == branch["gate"]:
-            stand_in: nn.Module = Zero(like=branch["zero"] == "like")
+            stand_in: nn.Module = Zero(like=branch["zero"] == "like", pair=pair)
         else:
-            stand_in = Zero() if name in branch["starts"] else nn.Identity()
+            stand_in = Zero(pair=pair) if name in branch["starts"] or pair else nn.Identity()
         _replace(model, name, stand_in.train(model.training))
 
 

@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from passdeploy.groups.attention import head_count
 from passdeploy.groups.types import Side
 
 CONV = (nn.modules.conv._ConvNd,)
@@ -315,7 +316,7 @@ def side_size(module: nn.Module, side: Side) -> int | None:
         return module.num_features
     if isinstance(module, nn.PReLU):
         return module.num_parameters if module.num_parameters > 1 else None
-    return None
+    return head_count(module) if side == "out" else None
 
 
 def _closed(node: Any, names: dict[Any, str]) -> str:

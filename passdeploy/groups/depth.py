@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from passdeploy.groups.attention import describe
+
 _ADDS = {operator.add, operator.iadd, torch.add}
 _MULTIPLIES = {operator.mul, operator.imul, torch.mul}
 _KEEPS_ZERO_MODULES = (
@@ -50,9 +52,19 @@ class Branch:
     starts: tuple[str, ...]
 
 
+class _Tracer(fx.Tracer):
+    """Leaves attentions whole, as it does modules of `torch.nn`."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or describe(m) is not None
+
+
 def trace(model: nn.Module) -> fx.Graph:
-    """Traces a network symbolically; modules of `torch.nn` stay whole. Raises whatever the network's code raises."""
-    return fx.Tracer(autowrap_functions=()).trace(model)
+    """Traces a network symbolically; modules of `torch.nn` and attentions stay whole.
+
+    Raises whatever the network's code raises.
+    """
+    return _Tracer(autowrap_functions=()).trace(model)
 
 
 def _is_add(node: fx.Node) -> bool:
@@ -80,10 +92,24 @@ def _between(result: fx.Node, source: fx.Node) -> set[fx.Node] | None:
     return seen
 
 
+def _drop_unread(graph: fx.Graph) -> None:
+    """Erases what nobody reads: shapes that only assertions look at, attention weights that are thrown away."""
+    for node in reversed(list(graph.nodes)):
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if node.op == "call_function":
+            in_place = name.endswith("_") or name in ("setitem", "iadd", "imul", "isub", "itruediv")
+            unread = not in_place
+        else:
+            unread = node.op == "get_attr" or (node.op == "call_method" and name in ("dim", "size"))
+        if unread and not node.users:
+            graph.erase_node(node)
+
+
 class _Finder:
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
         self.graph = trace(model)
+        _drop_unread(self.graph)
         self.order = {node: i for i, node in enumerate(self.graph.nodes)}
         self.calls: dict[str, list[fx.Node]] = {}
         for node in self.graph.nodes:
@@ -100,6 +126,8 @@ class _Finder:
         module = self.module(node)
         if isinstance(module, _GATES):
             return str(node.target) if module.weight is not None else None
+        if module is not None and describe(module) is not None:
+            return str(node.target)
         if module is not None:
             keeps = isinstance(module, _KEEPS_ZERO_MODULES) or type(module).__name__ in ("StochasticDepth", "DropPath")
             return self.gate(node.args[0], inside) if keeps and node.args else None
@@ -130,8 +158,11 @@ class _Finder:
             if any(call not in inside for call in self.calls[name]):
                 return None
             if name not in own:
+                spec = describe(self.modules[name])
+                if spec is not None:  # surgery takes the children first: a removed parent has none
+                    own += [f"{name}.{child}" for child in (spec.qkv, spec.proj) if child]
                 own.append(name)
-        starts = tuple(name for name in own if any(source in call.all_input_nodes for call in self.calls[name]))
+        starts = tuple(n for n in own if any(source in call.all_input_nodes for call in self.calls.get(n, ())))
         return Branch(_common_prefix(own), tuple(own), gate, starts)
 
     def __iter__(self) -> Iterator[Branch]:

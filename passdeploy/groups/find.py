@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import BadInput
+from passdeploy.groups.attention import Attention, describe, put_stand_ins, replaceable
 from passdeploy.groups.channels import PRODUCERS, Unit, channel_units, side_size
 from passdeploy.groups.check import drop_what_fails, first_line, randomise
 from passdeploy.groups.depth import branches
+from passdeploy.groups.heads import with_heads
 from passdeploy.groups.types import ChannelGroup, Groups, Member, Side
 
 _Signature = tuple[tuple[tuple[str, Side], int], ...]
@@ -70,15 +72,17 @@ def _groups_of_units(
     alike: dict[_Signature, list[Unit]] = {}
     frozen: dict[str, str] = {}
 
+    def produces(key: tuple[str, Side]) -> bool:
+        module = modules[key[0]]
+        return key[1] == "out" and (isinstance(module, PRODUCERS) or describe(module) is not None)
+
     def freeze(unit: Unit, reason: str) -> None:
-        for name, side in unit.channels:
-            if side == "out" and isinstance(modules[name], PRODUCERS):
-                frozen.setdefault(name, reason)
+        for key in filter(produces, unit.channels):
+            frozen.setdefault(key[0], reason)
 
     last = len(order)
     for unit in units:
-        produced = any(side == "out" and isinstance(modules[name], PRODUCERS) for name, side in unit.channels)
-        if unit.reason or not produced:
+        if unit.reason or not any(map(produces, unit.channels)):
             freeze(unit, unit.reason or "nothing produces its channels")
             continue
         keys = sorted(unit.channels, key=lambda key: (order.get(key[0], last), key[0], key[1] == "in"))
@@ -87,7 +91,7 @@ def _groups_of_units(
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}
     for signature, members in alike.items():
-        first = next(name for (name, side), _ in signature if side == "out" and isinstance(modules[name], PRODUCERS))
+        first = next(key[0] for key, _ in signature if produces(key))
         if len(members) < 2:
             freeze(members[0], "its channels can only go all together")
             continue
@@ -112,6 +116,16 @@ def _groups_of_units(
         )
     pruned = {member.module for group in groups for member in group.members if member.side == "out"}
     return groups, {name: reason for name, reason in frozen.items() if name not in pruned}
+
+
+def _units(model: nn.Module, example: Tensor) -> list[Unit]:
+    """All units of a network; attentions are followed through their stand-ins."""
+    specs: dict[str, Attention] = replaceable(model, example)
+    if not specs:
+        return channel_units(model, example)
+    traced = copy.deepcopy(model)
+    put_stand_ins(traced, specs)
+    return with_heads(channel_units(traced, example), specs)
 
 
 def _position(group: ChannelGroup, order: dict[str, int]) -> tuple[int, int]:
@@ -151,7 +165,7 @@ def find_groups(
         ) from error
     frozen: dict[str, str] = {}
     try:
-        units = channel_units(clone, example)
+        units = _units(clone, example)
     except Exception as error:
         units, frozen["channels"] = [], f"the network's graph can't be followed: {first_line(error)}"
     _exclude(units, clone, exclude)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from passdeploy.groups.attention import gate_name
 from passdeploy.groups.types import Groups
 
 
@@ -59,7 +60,7 @@ class Masker:
         gates: dict[str, list[int]] = {}
         for group in groups.groups:
             if group.kind == "depth":
-                gates.setdefault(prefix + group.gate, []).append(offsets[group.name])
+                gates.setdefault(gate_name(model, prefix + group.gate), []).append(offsets[group.name])
             for member in group.members:
                 if member.side != "in":
                     continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from passdeploy.groups.attention import Attention, attentions
 from passdeploy.groups.channels import PRODUCERS, channel_counts
 from passdeploy.groups.types import ChannelGroup, Groups
 
@@ -68,9 +70,11 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
 
 
 def _plane(tensor: Tensor, module: nn.Module) -> tuple[int, int]:
+    """Height and width, or tokens and 1; what a network folded into the batch (windows) counts as height."""
     if isinstance(module, nn.Linear):
-        return int(np.prod(tensor.shape[1:-1])), 1
-    return _pair(tensor.shape[2:])
+        return int(np.prod(tensor.shape[:-1])), 1
+    height, width = _pair(tensor.shape[2:])
+    return int(tensor.shape[0]) * height, width
 
 
 def _shares(name: str, module: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[list[Share], list[Share]]:
@@ -87,6 +91,54 @@ def _shares(name: str, module: nn.Module, groups: Sequence[ChannelGroup]) -> tup
     return inside, outside
 
 
+_Depth = list[tuple[int, set[str]]]
+
+
+def _operator(
+    name: str,
+    module: nn.Module,
+    planes: tuple[tuple[int, int], tuple[int, int]],
+    shares: tuple[list[Share], list[Share]],
+    groups: Sequence[ChannelGroup],
+    depth: _Depth,
+) -> Operator:
+    inside, outside = shares
+    cin, cout = channel_counts(module)
+    conv = module if isinstance(module, nn.modules.conv._ConvNd) else None
+    kind: Literal["conv", "depthwise", "linear"] = "linear"
+    if conv is not None:
+        kind = "depthwise" if conv.groups == cin and conv.groups > 1 else "conv"
+    return Operator(
+        name=name,
+        kind=kind,
+        kernel=_pair(conv.kernel_size) if conv else (1, 1),
+        stride=_pair(conv.stride) if conv else (1, 1),
+        groups=conv.groups if conv else 1,
+        in_hw=planes[0],
+        out_hw=planes[1],
+        cin=cin,
+        cout=cout,
+        in_units=tuple(inside),
+        out_units=tuple(outside),
+        gates=tuple(i for i, branch in depth if name in branch),
+        in_free=cin - sum(groups[g].units * each for g, each in inside),
+        out_free=cout - sum(groups[g].units * each for g, each in outside),
+        bias=isinstance(module.bias, Tensor),
+        transposed=conv is not None and conv.transposed,
+    )
+
+
+def _packed(
+    name: str, module: nn.Module, spec: Attention, plane: tuple[int, int], groups: Sequence[ChannelGroup], depth: _Depth
+) -> Operator:
+    """The layer inside `nn.MultiheadAttention` that makes queries, keys and values: parameters without a module."""
+    features = 3 * spec.heads * spec.head_dim
+    layer = nn.Linear(int(module.embed_dim), features, module.in_proj_bias is not None, device="meta")  # type: ignore[arg-type]
+    outside = [(g, 3 * spec.head_dim * each) for g, each in _shares(name, module, groups)[1]]
+    packed = _operator(f"{name}.in_proj", layer, (plane, plane), ([], outside), groups, depth)
+    return dataclasses.replace(packed, gates=tuple(i for i, branch in depth if name in branch))
+
+
 def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operator, ...]:
     """Lists the convolutions and linear layers in the order in which they run on `example`.
 
@@ -100,36 +152,28 @@ def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operat
     depth = [(i, set(group.branch)) for i, group in enumerate(groups.groups) if group.kind == "depth"]
     found: list[Operator] = []
 
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        name = names[module]
+    def add(name: str, module: nn.Module, planes: tuple[tuple[int, int], tuple[int, int]]) -> None:
         inside, outside = _shares(name, module, groups.groups)
-        cin, cout = channel_counts(module)
-        conv = module if isinstance(module, nn.modules.conv._ConvNd) else None
-        kind: Literal["conv", "depthwise", "linear"] = "linear"
-        if conv is not None:
-            kind = "depthwise" if conv.groups == cin and conv.groups > 1 else "conv"
-        found.append(
-            Operator(
-                name=name,
-                kind=kind,
-                kernel=_pair(conv.kernel_size) if conv else (1, 1),
-                stride=_pair(conv.stride) if conv else (1, 1),
-                groups=conv.groups if conv else 1,
-                in_hw=_plane(inputs[0], module),
-                out_hw=_plane(output, module),
-                cin=cin,
-                cout=cout,
-                in_units=tuple(inside),
-                out_units=tuple(outside),
-                gates=tuple(i for i, branch in depth if name in branch),
-                in_free=cin - sum(groups.groups[g].units * each for g, each in inside),
-                out_free=cout - sum(groups.groups[g].units * each for g, each in outside),
-                bias=isinstance(module.bias, Tensor),
-                transposed=conv is not None and conv.transposed,
-            )
-        )
+        found.append(_operator(name, module, planes, (inside, outside), groups.groups, depth))
+
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        add(names[module], module, (_plane(inputs[0], module), _plane(output, module)))
+
+    def record_attention(name: str, module: nn.Module, spec: Attention) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
+            if any(op.name == f"{name}.{spec.proj}" for op in found):
+                return  # it calls its layers
+            plane = int(np.prod(inputs[0].shape[:-1])), 1
+            if spec.qkv:
+                add(f"{name}.{spec.qkv}", getattr(module, spec.qkv), (plane, plane))
+            else:
+                found.append(_packed(name, module, spec, plane, groups.groups, depth))
+            add(f"{name}.{spec.proj}", getattr(module, spec.proj), (plane, plane))
+
+        return hook
 
     hooks = [m.register_forward_hook(record) for m in clone.modules() if isinstance(m, PRODUCERS)]
+    hooks += [m.register_forward_hook(record_attention(name, m, spec)) for name, m, spec in attentions(clone)]
     with torch.no_grad():
         clone(example.detach().cpu().float())
     for hook in hooks:

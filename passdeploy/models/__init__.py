@@ -1,4 +1,4 @@
-"""Models: named ones (each family one file here), every torchvision classification network, and the user's own."""
+"""Models: named ones (each family one file here), torchvision's classification and segmentation networks, one's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from passdeploy.errors import BadInput, PassdeployError, nearest
 
@@ -34,8 +34,38 @@ def _own() -> list[str]:
 def _torchvision_names() -> list[str]:
     from passdeploy._torchvision import torchvision
 
-    vision = torchvision()
-    return [str(name) for name in vision.models.list_models(module=vision.models)]
+    models = torchvision().models
+    return [str(name) for module in (models, models.segmentation) for name in models.list_models(module=module)]
+
+
+def _torchvision(name: str) -> ModelFactory:
+    """A torchvision network that trains as it runs: without auxiliary classifiers, and with one output."""
+    from passdeploy._torchvision import torchvision
+
+    builder = torchvision().models.get_model_builder(name)
+    takes = inspect.signature(builder).parameters
+    fixed: dict[str, object] = {"weights_backbone": None} if "weights_backbone" in takes else {}
+    if name in ("googlenet", "inception_v3"):
+        fixed = {"aux_logits": False, "init_weights": False}
+
+    def make(num_classes: int = 1000, **options: object) -> nn.Module:
+        network = builder(weights=None, num_classes=num_classes, **fixed, **options)
+        return _with_one_output(network) if "weights_backbone" in takes else network
+
+    return make
+
+
+def _with_one_output(network: nn.Module) -> nn.Module:
+    """A torchvision segmentation network whose output is the logits instead of a dictionary; its names stay."""
+    kind = type(network)
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        """Maps normalised images (N, 3, H, W) to logits (N, classes, H, W)."""
+        logits: Tensor = kind.forward(self, x)["out"]
+        return logits
+
+    network.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    return network
 
 
 def known() -> list[str]:
@@ -56,10 +86,7 @@ def factory(name: str) -> ModelFactory:
 
         return load_attribute(name, "--model")
     if name in _torchvision_names():
-        from passdeploy._torchvision import torchvision
-
-        builder: ModelFactory = torchvision().models.get_model_builder(name)
-        return lambda num_classes=1000: builder(weights=None, num_classes=num_classes)
+        return _torchvision(name)
     raise BadInput(f"--model {name}: no such model{nearest(name, known())}")
 
 

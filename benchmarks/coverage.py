@@ -1,0 +1,217 @@
+"""Which networks can be pruned, with every step proven: the table in docs/coverage.md.
+
+    python benchmarks/coverage.py                       every network that has no row yet, small ones first
+    python benchmarks/coverage.py --only 'regnet*'      some of them
+    python benchmarks/coverage.py --again failed        those again that did not pass (or: all)
+    python benchmarks/coverage.py --table               writes docs/coverage.md from the rows
+
+Every torchvision classification and segmentation network of up to 150 M parameters, a UNet and one network of each of
+many timm families, with random weights, norms and statistics (prunability and equivalence do not depend on training).
+A network passes when at least half of its MACs can be pruned by width alone and, at its smallest, random and largest
+prunable widths, the masked network equals the thin one and the thin one equals ONNX Runtime (relative difference at
+most 1e-4 in float32); the TensorRT-RTX engine for compute capability 8.0 builds at the random widths; and a fresh
+process gets identical outputs from architecture.json and model.safetensors.
+
+Torch-Pruning's MagnitudePruner at 50 % is tried on the same networks. Each network runs in a process of its own with
+limits on CPU time and memory; rows are appended to benchmarks/results/DEVICE/coverage.jsonl, the last one counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import re
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+from coverage_models import Case, cases
+
+from passdeploy.targets import cpu_name
+
+ROOT = Path(__file__).parent
+PAGE = ROOT.parent / "docs" / "coverage.md"
+TOOLS = ("passdeploy", "torch-pruning")
+PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnxruntime", "tensorrt-rtx-cu13")
+Row = dict[str, Any]
+
+
+def results_file() -> Path:
+    """benchmarks/results/DEVICE/coverage.jsonl."""
+    device = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
+    return ROOT / "results" / device / "coverage.jsonl"
+
+
+def read_rows(path: Path) -> dict[tuple[str, str], Row]:
+    """The last row of each network and tool."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {(row["model"], row["tool"]): row for row in map(json.loads, lines)}
+
+
+def succeeded(row: Row) -> bool:
+    """Whether a row says that all went well."""
+    return bool(row.get("passed") if row["tool"] == "passdeploy" else row.get("reloads"))
+
+
+def _limit(cpu_s: int, memory: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 30))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
+def run_one(case: Case, tool: str, args: argparse.Namespace) -> Row:
+    """Tries one network with one tool in a process of its own."""
+    command = [*shlex.split(args.prefix), sys.executable, str(ROOT / "coverage_model.py"), tool, case.name]
+    begun = os.times()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: _limit(args.cpu_seconds, args.memory_gib << 30),
+    )
+    out, err = process.communicate()
+    ended = os.times()
+    rows = [line for line in out.splitlines() if line.startswith("{")]
+    row: Row = {"model": case.name, "tool": tool, "source": case.source, "family": case.family, "task": case.task}
+    row |= {"size": case.size} | (json.loads(rows[-1]) if rows else {})
+    row["cpu_s"] = round(sum(ended[2:4]) - sum(begun[2:4]), 1)
+    if not row.pop("done", False):
+        step = row.pop("running", "start")
+        seconds = row["cpu_s"]
+        last = (err.strip().splitlines() or [f"ended with {process.returncode}"])[-1][:200]
+        why = f"more than {args.cpu_seconds} CPU seconds" if seconds >= args.cpu_seconds else last
+        row |= {"passed": False, "problems": [f"{step}: {why}"], "problem": f"{step}: {why}"}
+    row["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return row
+
+
+def run(args: argparse.Namespace) -> None:
+    path = results_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for tool in args.tools.split(","):
+        for case in cases():
+            if not any(fnmatchcase(case.name, pattern) for pattern in args.only.split(",")):
+                continue
+            old = read_rows(path).get((case.name, tool))
+            if old is not None and (args.again == "none" or (args.again == "failed" and succeeded(old))):
+                continue
+            row = run_one(case, tool, args)
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            state = "pass" if succeeded(row) else "; ".join(row.get("problems", [row.get("problem", "no")]))
+            share = f"{row['prunable']:.0%} prunable, " if "prunable" in row else ""
+            print(f"{tool} {case.name}: {share}{state} ({row['cpu_s']} s)", flush=True)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({part / max(1, whole):.0%})"
+
+
+def _proof(row: Row, name: str) -> str:
+    values = [proof.get(name) for proof in row.get("proofs", {}).values()]
+    return f"{max(values):.0e}" if len(values) == 3 and None not in values else "no"
+
+
+def _line(ours: Row, theirs: Row | None) -> str:
+    other = "not tried"
+    if theirs is not None:
+        told = [word for word in ("prunes", "runs", "reloads") if theirs.get(word)]
+        other = ", ".join(told) or "no"
+    reason = "pass" if ours.get("passed") else "; ".join(ours.get("problems", []))
+    engine = f"{ours['engine_mib']} MiB" if "engine_mib" in ours else "no"
+    cells = [
+        f"`{ours['model']}`",
+        f"{ours.get('params', 0) / 1e6:.1f}",
+        f"{ours['prunable']:.0%}" if "prunable" in ours else "",
+        f"{ours.get('channel_groups', '')} + {ours.get('depth_units', '')}",
+        _proof(ours, "masked_vs_thin"),
+        _proof(ours, "thin_vs_onnx"),
+        engine,
+        "identical" if ours.get("reloads") else "no",
+        f"{ours['cpu_s']:.0f}",
+        other,
+        reason.replace("|", "/")[:200],
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+HEAD = """\
+| network | M parameters | MACs prunable | groups + blocks | masked = thin | thin = ONNX | engine | reload | CPU s \
+| Torch-Pruning | result |
+|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def _section(title: str, rows: Iterable[Row], theirs: dict[str, Row]) -> list[str]:
+    rows = list(rows)
+    if not rows:
+        return []
+    passed = sum(bool(row.get("passed")) for row in rows)
+    known = [theirs[row["model"]] for row in rows if row["model"] in theirs]
+    lines = [f"## {title}", "", f"{_share(passed, len(rows))} pass."]
+    if known:
+        pruned = sum(bool(row.get("prunes") and row.get("runs")) for row in known)
+        loaded = sum(bool(row.get("reloads")) for row in known)
+        lines[-1] += (
+            f" Torch-Pruning prunes and runs {_share(pruned, len(known))}; its own state file, which is a pickle, "
+            f"loads again for {loaded} of them."
+        )
+    return [*lines, "", HEAD, *(_line(row, theirs.get(row["model"])) for row in rows), ""]
+
+
+def table() -> str:
+    """docs/coverage.md from the rows."""
+    rows = read_rows(results_file())
+    order = [case.name for case in cases()]
+    ours = [rows[name, "passdeploy"] for name in order if (name, "passdeploy") in rows]
+    theirs = {name: row for (name, tool), row in rows.items() if tool == "torch-pruning"}
+    versions = ", ".join(f"{k} {v}" for k, v in ours[-1]["versions"].items()) if ours else ""
+    about = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
+    lines = [
+        "# Networks that can be pruned",
+        "",
+        "Written by `python benchmarks/coverage.py --table` from the rows that `python benchmarks/coverage.py` appends "
+        f"to `benchmarks/results/{results_file().parent.name}/coverage.jsonl`. {about}",
+        "",
+        "*MACs prunable*: what goes when every channel group keeps one unit and all blocks stay. *groups + blocks*: "
+        "channel groups and residual blocks that can be removed. *masked = thin*, *thin = ONNX*: the largest relative "
+        "difference at the three widths. *Torch-Pruning*: what its `MagnitudePruner` at 50 % gets done: `prunes` (at "
+        "least 5 % of the parameters are gone), `runs` (the forward pass works), `reloads` (its own state file gives "
+        "identical outputs).",
+        "",
+        f"Versions: {versions}. {len(ours)} of {len(order)} networks have been tried.",
+        "",
+    ]
+    lines += _section("torchvision", (r for r in ours if r["source"] == "torchvision"), theirs)
+    lines += _section("passdeploy", (r for r in ours if r["source"] == "passdeploy"), theirs)
+    lines += _section("timm: a network of each family", (r for r in ours if r["source"] == "timm"), theirs)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="*", help="names or patterns, separated by commas")
+    parser.add_argument("--tools", default=",".join(TOOLS))
+    parser.add_argument("--again", choices=("none", "failed", "all"), default="none")
+    parser.add_argument("--cpu-seconds", type=int, default=900, help="of one network's process")
+    parser.add_argument("--memory-gib", type=int, default=12)
+    parser.add_argument("--prefix", default="", help="put before each network's command, such as 'nice -n 10'")
+    parser.add_argument("--table", action="store_true", help="writes docs/coverage.md and stops")
+    args = parser.parse_args()
+    if args.table:
+        PAGE.write_text(table())
+        return
+    run(args)
+
+
+if __name__ == "__main__":
+    main()

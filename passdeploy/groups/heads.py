@@ -1,0 +1,64 @@
+"""Turns the features inside an attention's stand-in into heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from passdeploy.groups.attention import VALUE, Attention
+from passdeploy.groups.channels import Unit
+
+
+def _merged(units: Sequence[Unit], specs: Mapping[str, Attention]) -> list[Unit]:
+    """Units of the features of one head become one unit."""
+    parent = list(range(len(units)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    first: dict[tuple[str, int], int] = {}
+    for i, unit in enumerate(units):
+        for (name, side), channels in unit.channels.items():
+            base = name.removesuffix(f".{VALUE}")
+            if base == name or side != "out":
+                continue
+            for channel in channels:
+                a, b = root(first.setdefault((base, channel // specs[base].head_dim), i)), root(i)
+                parent[max(a, b)] = min(a, b)
+    merged: dict[int, Unit] = {}
+    for i, unit in enumerate(units):
+        into = merged.setdefault(root(i), Unit())
+        into.reason = into.reason or unit.reason
+        for key, channels in unit.channels.items():
+            into.channels[key] += channels
+    return list(merged.values())
+
+
+def with_heads(units: Sequence[Unit], specs: Mapping[str, Attention]) -> list[Unit]:
+    """Units of a network with stand-ins as units of the network itself.
+
+    Args:
+        units: From `channel_units` on the network with stand-ins.
+        specs: By qualified name, the attentions that stand-ins were put for.
+    """
+    result = []
+    for unit in _merged(units, specs):
+        own = Unit(reason=unit.reason)
+        for (name, side), channels in unit.channels.items():
+            base = name.removesuffix(f".{VALUE}")
+            if base == name:
+                own.channels[(name, side)] += channels
+                continue
+            spec = specs[base]
+            if side == "out":
+                heads = sorted({channel // spec.head_dim for channel in channels})
+                own.channels[(base, "out")] += heads
+                if spec.qkv:
+                    own.channels[(f"{base}.{spec.qkv}", "out")] += [row for head in heads for row in spec.rows(head)]
+            elif spec.qkv:
+                own.channels[(f"{base}.{spec.qkv}", "in")] += channels
+            else:
+                own.reason = own.reason or f"its channels meet {base}: attention"
+        result.append(own)
+    return result
