@@ -33,6 +33,11 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
 Out = Annotated[Path, typer.Option("--out", help="Run directory.")]
 
+Exclude = Annotated[list[str] | None, typer.Option(help="Module or pattern that stays whole; repeatable.")]
+MinWidth = Annotated[list[str] | None, typer.Option(help="Least channels, NAME=CHANNELS; repeatable.")]
+FixedWidth = Annotated[list[str] | None, typer.Option(help="Channels to have, NAME=CHANNELS; repeatable.")]
+Tie = Annotated[list[str] | None, typer.Option(help="Layers that keep the same channels, NAME,NAME; repeatable.")]
+
 MODEL = typer.Option("--model", help="Name, or module:function that returns an nn.Module.")
 OPTIONS: dict[str, Any] = {}
 
@@ -72,6 +77,10 @@ def run(
     epochs: Annotated[float | None, typer.Option(help="Passes of fine-tuning.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same run.")] = None,
     profile: Annotated[str | None, typer.Option(help="Latency profile measured elsewhere.")] = None,
+    exclude: Exclude = None,
+    min_width: MinWidth = None,
+    fixed_width: FixedWidth = None,
+    tie: Tie = None,
     require_measured: Annotated[
         bool, typer.Option("--require-measured", help="Exit 1 if nothing was measured.")
     ] = False,
@@ -87,6 +96,7 @@ def run(
 
     Exit status: 0 goal met or unverified, 1 goal not met, 2 bad input, 130 interrupted (run again to continue).
     """
+    from passdeploy.config import groups_flags
     from passdeploy.console import Ui
     from passdeploy.pipeline import Run
 
@@ -105,6 +115,7 @@ def run(
         epochs=epochs,
         seed=seed,
         profile_file=profile,
+        groups=groups_flags(exclude, min_width, fixed_width, tie),
         require_measured=True if require_measured else None,
     )
     made = _configuration(config, flags, console=not json_)
@@ -444,17 +455,25 @@ def doctor(json_: Json = False, debug: Debug = False) -> None:
 def groups(
     model: Annotated[str | None, MODEL] = None,
     data: Annotated[str | None, typer.Option(help="For the input size and classes.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Latency profile, for each group's share of the latency.")] = None,
+    exclude: Exclude = None,
+    min_width: MinWidth = None,
+    fixed_width: FixedWidth = None,
+    tie: Tie = None,
     config: Annotated[Path | None, typer.Option(help="YAML file (default: ./passdeploy.yaml).")] = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Shows which layers belong together: members, width and share of the MACs of each group.
+    """Shows which layers belong together: members, width, share of the MACs and of the latency of each group.
 
-    Example: `passdeploy groups --model resnet20 --data fashion-mnist`
+    Example: `passdeploy groups --model resnet20 --data fashion-mnist --min-width 'layer1.*=8'`
     """
+    from passdeploy.config import groups_flags
     from passdeploy.summary import groups_table, groups_to_json, network_groups
 
-    made = _configuration(config, _values(model=model, data=data), console=not json_, needs_data=False)
+    section = groups_flags(exclude, min_width, fixed_width, tie)
+    flags = _values(model=model, data=data, profile_file=profile, groups=section)
+    made = _configuration(config, flags, console=not json_, needs_data=False)
     subject = network_groups(made)
     if json_:
         _print_json(groups_to_json(subject))

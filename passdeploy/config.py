@@ -63,7 +63,7 @@ class SearchConfig(Section):
         keep_at_least: No group falls below this share of its units.
     """
 
-    epochs: Positive = 1.0
+    epochs: Positive = 0.75
     min_steps: int = Field(default=150, ge=1)
     lr: NonNegative = 0.05
     hyper_lr: NonNegative = 3e-3
@@ -117,9 +117,15 @@ class GroupsConfig(Section):
 
     Attributes:
         exclude: Module names or patterns (``layer1.*``) that stay whole.
+        min_width: By module name or pattern, the channels (an attention's: heads) that must be left.
+        fixed: By module name or pattern, the channels that the pruned network must have.
+        tie: Sets of names or patterns whose layers keep the same channels.
     """
 
     exclude: tuple[str, ...] = ()
+    min_width: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    fixed: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    tie: tuple[tuple[str, ...], ...] = ()
 
 
 class RunConfig(Section):
@@ -164,7 +170,7 @@ class RunConfig(Section):
 
     def finetune_epochs(self) -> float:
         """Passes of fine-tuning."""
-        return 2.5 if self.epochs is None else self.epochs
+        return 2.25 if self.epochs is None else self.epochs
 
     def dense_epochs(self) -> float:
         """Passes of dense training, when it is needed."""
@@ -223,6 +229,36 @@ def load_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BadInput(f"--config {path}: must be a mapping of keys to values, is a {type(values).__name__}")
     return values
+
+
+def groups_flags(
+    exclude: list[str] | None, min_width: list[str] | None, fixed: list[str] | None, tie: list[str] | None
+) -> dict[str, Any] | None:
+    """The `groups` section from repeated flags: ``NAME``, ``NAME=CHANNELS``, ``NAME,NAME``; None without any.
+
+    Raises:
+        BadInput: A width is not of the form ``NAME=CHANNELS``.
+    """
+
+    def widths(flag: str, given: list[str]) -> dict[str, int]:
+        found = {}
+        for text in given:
+            name, _, width = text.rpartition("=")
+            if not name or not width.isdigit():
+                raise BadInput(f"{flag} {text}: expected NAME=CHANNELS, such as layer1.*=16")
+            found[name] = int(width)
+        return found
+
+    section: dict[str, Any] = {}
+    if exclude:
+        section["exclude"] = exclude
+    if min_width:
+        section["min_width"] = widths("--min-width", min_width)
+    if fixed:
+        section["fixed"] = widths("--fixed-width", fixed)
+    if tie:
+        section["tie"] = [[name.strip() for name in text.split(",")] for text in tie]
+    return section or None
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -195,7 +195,9 @@ class Run:
                 "file": profile,
             }
         if stage == "search":
-            keys: tuple[str, ...] = ("search", "prompt", "train_batch", "seed", "method", "latency", "percentile")
+            keys: tuple[str, ...] = (
+                "search", "prompt", "groups", "train_batch", "seed", "method", "latency", "percentile"
+            )  # fmt: skip
             return common | {"profile": shared("profile"), "dense": shared("dense"), **{k: config[k] for k in keys}}
         assert run is not None
         digest = run.space.digest

@@ -18,7 +18,7 @@ from passdeploy import models
 from passdeploy.config import RunConfig
 from passdeploy.data.base import ImageData
 from passdeploy.errors import BadInput
-from passdeploy.groups import Groups, Operator, find_groups, operators
+from passdeploy.groups import Groups, Operator, control, find_groups, operators
 from passdeploy.weights import load_weights, packaged_weights, unwrap
 
 Model = str | nn.Module | Callable[..., nn.Module]
@@ -52,7 +52,9 @@ class Subject:
     @cached_property
     def groups(self) -> Groups:
         """Channel groups and depth units of the network."""
-        return find_groups(self.network, self.example, exclude=self.config.groups.exclude)
+        asked = self.config.groups
+        found = find_groups(self.network, self.example, exclude=asked.exclude)
+        return control(found, min_width=asked.min_width, fixed=asked.fixed, tie=asked.tie)
 
     @cached_property
     def operators(self) -> tuple[Operator, ...]:

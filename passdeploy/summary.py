@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
-from passdeploy.groups import macs
+from passdeploy.groups import ChannelGroup, macs, units_of
 from passdeploy.reporting.format import milliseconds
 from passdeploy.reporting.schema import Report
 from passdeploy.reporting.verdict import numbers, verdict
@@ -77,23 +78,48 @@ def _shares(subject: Subject) -> list[float]:
     return shares
 
 
+def _latency_shares(subject: Subject) -> list[float] | None:
+    """Of the dense latency, what goes when a group is at its smallest; None without a profile."""
+    file = subject.config.profile_file
+    if file is None:
+        return None
+    from passdeploy.latency.model import LatencyModel
+
+    full = units_of(subject.groups)
+    model = LatencyModel.load(Path(file), subject.operators, [int(units) for units in full])
+    rows = np.repeat(full[None], len(full), axis=0)
+    for index, group in enumerate(subject.groups.groups):
+        rows[index, index] = 0 if group.kind == "depth" else group.least
+    return [float(share) for share in 1 - model.predict_many(rows) / model.dense_ms]
+
+
+def _bounds(group: ChannelGroup) -> str:
+    if group.fixed is not None:
+        return f"fixed at {group.fixed}"
+    return f"at least {group.least}" if group.least > 1 else ""
+
+
 def groups_to_json(subject: Subject) -> dict[str, Any]:
     """Groups, what can't be pruned and why."""
+    latency = _latency_shares(subject)
+    entries = []
+    for index, (group, share) in enumerate(zip(subject.groups.groups, _shares(subject), strict=True)):
+        members = [{"module": m.module, "side": m.side, "channels": m.size} for m in group.members]
+        entry = {
+            "name": group.name,
+            "kind": group.kind,
+            "units": group.units,
+            "share_macs": round(share, 4),
+            "share_latency": None if latency is None else round(latency[index], 4),
+            "least": 0 if group.kind == "depth" else group.least,
+            "fixed": group.fixed,
+            "members": list(group.branch) if group.kind == "depth" else members,
+        }
+        entries.append(entry)
     return {
         "model": subject.name,
         "macs": float(macs(subject.operators)),
-        "groups": [
-            {
-                "name": group.name,
-                "kind": group.kind,
-                "units": group.units,
-                "share_macs": round(share, 4),
-                "members": list(group.branch)
-                if group.kind == "depth"
-                else [{"module": m.module, "side": m.side, "channels": m.size} for m in group.members],
-            }
-            for group, share in zip(subject.groups.groups, _shares(subject), strict=True)
-        ],
+        "groups": entries,
         "frozen": dict(subject.groups.frozen),
     }
 
@@ -101,12 +127,20 @@ def groups_to_json(subject: Subject) -> dict[str, Any]:
 def groups_table(subject: Subject) -> RenderableType:
     """One row per group."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, justify in (("group", "left"), ("units", "right"), ("MACs touched", "right"), ("members", "left")):
+    latency = _latency_shares(subject)
+    headings = [("group", "left"), ("units", "right"), ("MACs touched", "right"), ("members", "left")]
+    if latency is not None:
+        headings.insert(3, ("latency saved at most", "right"))
+    for heading, justify in headings:
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for group, share in zip(subject.groups.groups, _shares(subject), strict=True):
+    for index, (group, share) in enumerate(zip(subject.groups.groups, _shares(subject), strict=True)):
         names = list(group.branch) if group.kind == "depth" else sorted({member.module for member in group.members})
         units = "block" if group.kind == "depth" else str(group.units)
-        table.add_row(group.name, units, f"{share:.1%}", Text(", ".join(names), style="dim"))
+        bounds = _bounds(group)
+        cells = [group.name, f"{units} ({bounds})" if bounds else units, f"{share:.1%}"]
+        if latency is not None:
+            cells.append(f"{latency[index]:.1%}")
+        table.add_row(*cells, Text(", ".join(names), style="dim"))
     frozen = [Text(f"whole: {name} ({why})", style="dim") for name, why in subject.groups.frozen.items()]
     return Group(table, *frozen)
 

@@ -406,3 +406,20 @@ def test_doctor(passdeploy: Call) -> None:
     said = passdeploy("doctor", "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out)["ok"]
+
+
+def test_groups_under_control_of_the_user(passdeploy: Call) -> None:
+    flags = ("--exclude", "layer3", "--min-width", "layer1.*.conv1=8", "--fixed-width", "conv1=12")
+    flags += ("--tie", "layer2.0.conv1,layer2.1.conv1")
+    said = json.loads(passdeploy("groups", "--model", "resnet20", *flags, "--json").out)
+    found = {group["name"]: group for group in said["groups"]}
+    assert not any(name.startswith("layer3") for name in found)
+    assert (found["layer1.0.conv1"]["least"], found["conv1"]["fixed"]) == (8, 12)
+    assert "layer2.1.conv1" in {member["module"] for member in found["layer2.0.conv1"]["members"]}
+    assert "fixed at 12" in passdeploy("groups", "--model", "resnet20", *flags).out
+
+
+def test_a_width_that_is_none_is_refused(passdeploy: Call) -> None:
+    said = passdeploy("groups", "--model", "resnet20", "--min-width", "layer1")
+    assert said.code == 2
+    assert "--min-width layer1: expected NAME=CHANNELS" in said.err

@@ -1,5 +1,6 @@
 """Channel groups and depth units: what can be removed from a network, masked execution, and what operators cost."""
 
+from passdeploy.groups.control import control
 from passdeploy.groups.find import find_groups
 from passdeploy.groups.masking import Masker, as_masks, masked_parameters
 from passdeploy.groups.operators import Operator, channels, macs, operators, params, units_of
@@ -13,6 +14,7 @@ __all__ = [
     "Operator",
     "as_masks",
     "channels",
+    "control",
     "find_groups",
     "macs",
     "masked_parameters",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from passdeploy.errors import BadInput
 from passdeploy.groups.attention import Attention, describe, put_stand_ins, replaceable
 from passdeploy.groups.channels import PRODUCERS, Unit, channel_units, side_size
 from passdeploy.groups.check import drop_what_fails, first_line, randomise
+from passdeploy.groups.control import matches
 from passdeploy.groups.depth import branches
 from passdeploy.groups.heads import with_heads
 from passdeploy.groups.types import ChannelGroup, Groups, Member, Side
@@ -44,11 +44,6 @@ def _traceable_copy(model: nn.Module) -> nn.Module:
     return clone.requires_grad_(True)
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a module is named by a pattern, or lies inside a module that is."""
-    return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in patterns)
-
-
 def _exclude(units: list[Unit], model: nn.Module, patterns: Sequence[str]) -> None:
     """Freezes the units that an excluded layer produces.
 
@@ -57,10 +52,10 @@ def _exclude(units: list[Unit], model: nn.Module, patterns: Sequence[str]) -> No
     """
     layers = [name for name, module in model.named_modules() if isinstance(module, PRODUCERS)]
     for pattern in patterns:
-        if not any(_matches(layer, [pattern]) for layer in layers):
+        if not any(matches(layer, [pattern]) for layer in layers):
             raise BadInput(f"exclude {pattern!r}: names no convolution or linear layer of the network")
     for unit in units:
-        if any(side == "out" and _matches(name, patterns) for name, side in unit.channels):
+        if any(side == "out" and matches(name, patterns) for name, side in unit.channels):
             unit.reason = unit.reason or "excluded by the user"
 
 
@@ -176,7 +171,7 @@ def find_groups(
             found += [
                 ChannelGroup(f"depth:{b.name}", "depth", 1, branch=b.modules, gate=b.gate, starts=b.starts)
                 for b in branches(clone)
-                if not any(_matches(name, exclude) for name in (b.name, *b.modules))
+                if not any(matches(name, exclude) for name in (b.name, *b.modules))
             ]
         except Exception as error:
             frozen["depth"] = f"the network can't be traced symbolically: {first_line(error)}"

@@ -48,6 +48,8 @@ class ChannelGroup:
         gate: Depth only: the module of the branch whose zero output makes the whole branch zero.
         starts: Depth only: the modules fed by the branch's input.
         zero: Depth only: what surgery puts at the gate: a zero ``like`` its input, or a ``scalar`` one.
+        least: Units below which no method goes.
+        fixed: Units that every pruned network has; None: free.
     """
 
     name: str
@@ -58,6 +60,8 @@ class ChannelGroup:
     gate: str = ""
     starts: tuple[str, ...] = ()
     zero: Literal["like", "scalar"] = "like"
+    least: int = 1
+    fixed: int | None = None
 
 
 @dataclass(frozen=True)

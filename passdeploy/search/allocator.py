@@ -47,7 +47,7 @@ class Allocation:
 
 
 def width_grids(groups: Groups, step: int, keep_at_least: float, depth: bool = True) -> list[np.ndarray]:
-    """Widths that each group may take, ascending; the full width is always among them.
+    """Widths that each group may take, ascending; the full width is among them unless another one is fixed.
 
     Args:
         groups: Of the network.
@@ -60,12 +60,15 @@ def width_grids(groups: Groups, step: int, keep_at_least: float, depth: bool = T
         if group.kind == "depth":
             grids.append(np.array([0, 1] if depth else [1]))
             continue
+        if group.fixed is not None:
+            grids.append(np.array([group.fixed]))
+            continue
         channels = max(member.per_unit for member in group.members)
         units_per_step = max(1, step // channels)
         # A narrow group still gets a choice: half steps cost a little alignment, which the latency model knows.
         while units_per_step > 4 and group.units // units_per_step < 4:
             units_per_step //= 2
-        floor = max(1, int(np.ceil(keep_at_least * group.units)))
+        floor = max(group.least, int(np.ceil(keep_at_least * group.units)))
         widths = [w for w in range(units_per_step, group.units, units_per_step) if w >= floor]
         grids.append(np.array([*widths, group.units]))
     return grids
@@ -131,6 +134,10 @@ class Allocator:
         """The lowest widths that the grids allow."""
         return np.array([grid[0] for grid in self.grids])
 
+    def widest(self) -> np.ndarray:
+        """The highest widths that the grids allow: the dense network's, but for those that are fixed."""
+        return np.array([grid[-1] for grid in self.grids])
+
     def solve(self, importance: Importance, target_ms: float) -> Allocation | None:
         """The best structure with a predicted latency of at most `target_ms`; None when none is that fast."""
         widths, price = self._widths(importance, target_ms)
@@ -176,8 +183,8 @@ class LatencyAllocator(Allocator):
 
     def _widths(self, importance: Importance, target_ms: float) -> tuple[np.ndarray | None, float]:
         cost = self.tables(importance)
-        widths, now = self.full.copy(), self.dense_ms
-        loss, price = 0.0, 0.0
+        widths, price = self.widest(), 0.0
+        now, loss = float(self.predict(widths[None])[0]), float(self.losses(widths[None], cost)[0])
         while now > target_ms:
             for reach in (self.LOOKAHEAD, int(self.full.max())):
                 candidates = self._lower(widths, reach)

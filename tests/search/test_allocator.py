@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from passdeploy.groups import Groups, find_groups, macs, operators
+from passdeploy.groups import Groups, control, find_groups, macs, operators
 from passdeploy.groups.operators import Operator
 from passdeploy.models.cifar_resnet import CifarResNet
 from passdeploy.search.allocator import ALLOCATORS, Allocator, LatencyAllocator, width_grids
@@ -159,3 +160,19 @@ def test_grids(step: int, share: float, depth: bool) -> None:
             assert list(grid) == ([0, 1] if depth else [1])
         else:
             assert grid[0] >= max(1, np.ceil(share * group.units))
+
+
+@pytest.mark.parametrize("kind", ["latency", "global", "uniform", "knapsack"])
+@pytest.mark.parametrize("ratio", [0.7, 0.85, 1.2])
+def test_the_users_widths_are_kept_to(kind: str, ratio: float) -> None:
+    importlib.import_module("passdeploy.search.baselines.knapsack")
+    groups, ops = network()
+    asked = control(groups, min_width={"layer2.*.conv1": 12}, fixed={"layer1.0.conv1": 4})
+    model = Staircase(ops, 4)
+    solver = ALLOCATORS[kind](asked, model, width_grids(asked, 4, 0.1))
+    found = solver.solve(importance(5), ratio * solver.dense_ms)
+    assert found is not None
+    fixed, least = groups.names.index("layer1.0.conv1"), groups.names.index("layer2.1.conv1")
+    assert found.widths[fixed] == 4 or found.widths[groups.names.index("depth:layer1.0")] == 0
+    assert found.widths[least] >= 12
+    assert model.predict_many(found.widths[None].astype(float))[0] <= ratio * solver.dense_ms
