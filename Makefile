@@ -13,6 +13,7 @@ APT = $(shell if [ "$$(id -u)" = 0 ]; then echo "apt-get"; \
 
 # Threads that spin while they wait starve each other on a busy machine: training is many times slower without these.
 export OMP_WAIT_POLICY := passive
+export GOMP_SPINCOUNT := 3000
 export KMP_BLOCKTIME := 0
 export DEBIAN_FRONTEND := noninteractive
 

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-# Before torch is imported: spinning threads of one library spoil the other's measurements.
+# Before torch is imported: spinning threads of one library spoil the other's measurements. A spin of some ten
+# microseconds does no harm, and saves a training step the sleep between two operators (a fifth of it on two cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 import typer
