@@ -20,7 +20,9 @@ PACKAGES = (
     "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch-tensorrt", "polygraphy", "cuda-bindings",
     "pycuda", "triton",
 )  # fmt: skip
-VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+VARIABLES = (
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
