@@ -80,6 +80,15 @@ def test_all_promised_files(single: Path) -> None:
     assert not list(single.rglob("*.ckpt"))
 
 
+def test_a_bundle_carries_the_dense_graph_when_its_budget_is_a_speedup(finished: Path) -> None:
+    """Where it arrives, `verify --measure` has to judge the speed-up again."""
+    held = {
+        name: json.loads((finished / name / "bundle" / "bundle.json").read_text())["parts"] for name in ("2x", "5s")
+    }
+    assert held["2x"]["dense_onnx"]["sha256"] == digest(finished / "dense.onnx")
+    assert held["5s"]["dense_onnx"] is None
+
+
 def test_each_budget_has_its_own_folder(finished: Path) -> None:
     for name in FINAL:
         assert (finished / "2x" / name).exists(), name

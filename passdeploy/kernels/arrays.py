@@ -6,51 +6,12 @@ speak DLPack only: `torch.from_dlpack`, and the torch operators.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from passdeploy.errors import BadInput
 from passdeploy.kernels import enqueue
 from passdeploy.kernels.enqueue import Loader
-
-_KINDS = {"<f4": "f32", "<f2": "f16"}
-
-
-@dataclass(frozen=True)
-class View:
-    """What the CUDA array interface says of an array that is dense in the order of its indices."""
-
-    address: int
-    shape: tuple[int, ...]
-    kind: str
-
-
-def view(array: Any, name: str, *, bfloat16: bool = False) -> View:
-    """Reads ``array.__cuda_array_interface__``.
-
-    Args:
-        array: Any object with the attribute.
-        name: For the error message.
-        bfloat16: Read 16-bit unsigned integers as bfloat16, for which the interface has no name.
-
-    Raises:
-        BadInput: No such attribute, or not a dense array of a known type.
-    """
-    interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is None:
-        raise BadInput(f"{name}: {type(array).__name__} does not offer the CUDA array interface; is it on the GPU?")
-    kind = {"|u1": "u8", **_KINDS, **({"<u2": "bf16"} if bfloat16 else {})}.get(interface["typestr"])
-    if kind is None:
-        raise BadInput(f"{name}: arrays of type {interface['typestr']} are not supported")
-    shape, strides = tuple(interface["shape"]), interface.get("strides")
-    size = int(interface["typestr"][2:])
-    dense: list[int] = []
-    for extent in reversed(shape):
-        dense.insert(0, size)
-        size *= extent
-    if strides is not None and any(s != d for s, d, n in zip(strides, dense, shape, strict=True) if n > 1):
-        raise BadInput(f"{name}: has gaps or another order of its dimensions; make it contiguous")
-    return View(int(interface["data"][0]), shape, kind)
+from passdeploy.kernels.interface import view
 
 
 def prompted_input_into(

@@ -59,11 +59,12 @@ class Model:
                 self._running -= 1
                 self._state.notify_all()
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def run(self, images: Any) -> np.ndarray:
         """Classifies images.
 
         Args:
-            images: float32 (n, 3, H, W), RGB in [0, 1], or uint8 (n, H, W, 3), RGB; any n.
+            images: float32 (n, 3, H, W), RGB in [0, 1], or uint8 (n, H, W, 3), RGB; any n. TensorRT also takes float32
+                arrays that lie on its GPU and speak the CUDA array interface (pycuda, cupy, torch).
 
         Returns:
             Logits (n, classes), float32, in the order of `classes`.
@@ -71,11 +72,26 @@ class Model:
         Raises:
             BadInput: Wrong type or shape, or the model is closed.
         """
+        if hasattr(images, "__cuda_array_interface__"):
+            return self._run_on_device(images)
         images = self._prepare(images)
         with self._in_use() as executor:
             if not len(images):
                 return np.zeros((0, len(self.classes)), np.float32)
             return in_batches(executor.run, images, self.engine.batch)
+
+    def _run_on_device(self, images: Any) -> np.ndarray:
+        from passdeploy.kernels.interface import view
+
+        seen = view(images, "images")
+        if seen.kind != "f32" or len(seen.shape) != 4 or seen.shape[1:] != self._shape:
+            raise BadInput(
+                f"images: {seen.kind} {list(seen.shape)}, expected f32 [n, {', '.join(map(str, self._shape))}]"
+            )
+        with self._in_use() as executor:
+            if not seen.shape[0]:
+                return np.zeros((0, len(self.classes)), np.float32)
+            return executor.run_on_device(seen)
 
     def _prepare(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)

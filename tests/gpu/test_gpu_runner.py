@@ -73,6 +73,19 @@ def test_threads_get_their_own_answers(gpu_bundle: Path, streams: int, cuda_grap
         assert np.max(np.abs(answer - expected[at : at + 4])) <= 1e-3 * np.max(np.abs(expected))
 
 
+@pytest.mark.parametrize("count", [3, 4, 9])
+def test_images_that_lie_on_the_gpu(gpu_bundle: Path, count: int) -> None:
+    import torch
+
+    images = np.random.default_rng(1).random((count, *SHAPE), dtype=np.float32)
+    with load(gpu_bundle) as model:
+        if model.engine.backend == "onnxruntime":
+            pytest.skip("takes host arrays")
+        expected = model.run(images)
+        answer = model.run(torch.from_numpy(images).cuda())
+    assert np.max(np.abs(answer - expected)) <= 1e-3 * np.max(np.abs(expected))
+
+
 def test_a_process_without_torch(gpu_bundle: Path) -> None:
     program = (
         "import sys; from passdeploy.shipping.runner import load; load(sys.argv[1]).close();"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from passdeploy.errors import BadInput
 from passdeploy.shipping.contents import EngineInfo
 from passdeploy.shipping.sums import Refused
+
+if TYPE_CHECKING:
+    from passdeploy.kernels.interface import View
 
 _EXECUTORS = {
     "onnxruntime": "onnxruntime",
@@ -26,6 +30,10 @@ class Executor:
     def run(self, images: np.ndarray) -> np.ndarray:
         """Maps exactly one batch of images (batch, C, H, W) float32 to logits (batch, classes) of its own memory."""
         raise NotImplementedError
+
+    def run_on_device(self, images: View) -> np.ndarray:
+        """Maps any number of images that lie on the GPU, (n, C, H, W) float32, to logits (n, classes) on the host."""
+        raise BadInput("images: lie on a GPU; this backend takes host arrays, copy them first")
 
     def bind(self, images: np.ndarray) -> None:
         """Puts the input of `call` in place (what a measurement of scope `engine` needs)."""

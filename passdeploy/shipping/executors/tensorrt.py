@@ -1,7 +1,11 @@
 """TensorRT and TensorRT-RTX in this process, through cuda-bindings: streams and CUDA graphs.
 
-Each stream has an execution context, device memory, pinned host memory and, where the engine allows it, one CUDA graph
-of copy in, inference and copy out, so that a call is one launch. Not run so far, for want of a GPU.
+Each stream has an execution context, device memory, pinned host memory and, where the engine allows it, a CUDA graph of
+the inference, so that a call is two copies and one launch. Images may lie on the GPU already: any array that speaks the
+CUDA array interface (pycuda, cupy, torch), in the device's primary context (``import pycuda.autoprimaryctx``).
+
+On a GPU: tests/gpu/test_gpu_runner.py. Not run so far, for want of one; without it the same code runs in the tests over
+an emulated CUDA run time.
 """
 
 from __future__ import annotations
@@ -9,14 +13,19 @@ from __future__ import annotations
 import ctypes
 import queue
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from passdeploy.errors import PassdeployError
+from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.shipping.contents import EngineInfo
 from passdeploy.shipping.executors.base import Executor
 from passdeploy.shipping.sums import Refused
+
+if TYPE_CHECKING:
+    from passdeploy.engines._cuda import Buffer, Stream
+    from passdeploy.kernels.interface import View
 
 
 class _Pinned:
@@ -42,10 +51,23 @@ class _Slot:
     """What one inference at a time needs."""
 
     def __init__(self, trt: Any, engine: Any, batch: int, cuda_graphs: bool) -> None:
+        with ExitStack() as parts:  # a GPU that is full half way through must get back what was taken
+            self._prepare(trt, engine, batch, parts)
+            self.source.write(np.zeros(self.source.shape, self.source.dtype), self.stream.handle)
+            self.enqueue()  # the first inference may allocate, which a capture must not see
+            self.stream.synchronise()
+            self.launch = self._captured() if cuda_graphs else self.enqueue
+            self._parts = parts.pop_all()
+
+    def _prepare(self, trt: Any, engine: Any, batch: int, parts: ExitStack) -> None:
         from passdeploy.engines._cuda import Buffer, Stream
 
+        def held(part: Any) -> Any:
+            parts.callback(part.free)
+            return part
+
         self.context = engine.create_execution_context()
-        self.stream = Stream()
+        self.stream: Stream = held(Stream())
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         if len(inputs) != 1 or len(names) != 2:
@@ -56,48 +78,54 @@ class _Slot:
         shape = tuple(batch if size < 0 else size for size in engine.get_tensor_shape(name))
         if shape[0] != batch or not self.context.set_input_shape(name, shape):
             raise Refused(f"the engine does not take batches of {batch}")
-        self.source = Buffer(shape, trt.nptype(engine.get_tensor_dtype(name)))
-        self.result = Buffer(tuple(self.context.get_tensor_shape(result)), trt.nptype(engine.get_tensor_dtype(result)))
-        self.context.set_tensor_address(name, self.source.pointer)
-        self.context.set_tensor_address(result, self.result.pointer)
-        self.host_in = _Pinned(self.source.shape, self.source.dtype)
-        self.host_out = _Pinned(self.result.shape, self.result.dtype)
-        self.host_in.array[...] = 0
-        self._all()  # the first inference may allocate, which a capture must not see
-        self.stream.synchronise()
-        self.launch: Callable[[], Any] = self._all
-        if cuda_graphs:
-            try:
-                self.launch = self.stream.capture(self._all)
-            except PassdeployError:  # an engine with control flow that depends on data can't be captured
-                self.launch = self._all
+        shapes = {name: shape, result: tuple(self.context.get_tensor_shape(result))}
+        made = {n: held(Buffer(size, trt.nptype(engine.get_tensor_dtype(n)))) for n, size in shapes.items()}
+        self.source: Buffer = made[name]
+        self.result: Buffer = made[result]
+        for tensor, buffer in made.items():
+            self.context.set_tensor_address(tensor, buffer.pointer)
+        self.host_in: _Pinned = held(_Pinned(self.source.shape, self.source.dtype))
+        self.host_out: _Pinned = held(_Pinned(self.result.shape, self.result.dtype))
+
+    def _captured(self) -> Callable[[], Any]:
+        """The launch of a graph of the inference; its plain enqueueing where the engine can't be captured."""
+        capturable = getattr(self.context, "is_stream_capturable", lambda stream: True)  # TensorRT-RTX can tell
+        if not capturable(int(self.stream.handle)):
+            return self.enqueue
+        try:
+            return self.stream.capture(self.enqueue)
+        except PassdeployError:  # control flow that depends on data
+            return self.enqueue
 
     def enqueue(self) -> None:
         if not self.context.execute_async_v3(int(self.stream.handle)):
             raise Refused("the inference could not be enqueued")
 
-    def _all(self) -> None:
+    def run(self, images: np.ndarray) -> np.ndarray:
+        np.copyto(self.host_in.array, images)
+        return self._run(self.host_in.pointer, self.source.nbytes, "cudaMemcpyHostToDevice")
+
+    def run_on_device(self, address: int, count: int) -> np.ndarray:
+        """The first `count` images of a batch, which lie at an address of the GPU; what follows them is ignored."""
+        nbytes = self.source.nbytes // self.source.shape[0] * count
+        return self._run(address, nbytes, "cudaMemcpyDeviceToDevice")[:count]
+
+    def _run(self, address: int, nbytes: int, kind: str) -> np.ndarray:
         from cuda.bindings import runtime
 
         from passdeploy.engines._cuda import check
 
-        kinds, stream = runtime.cudaMemcpyKind, self.stream.handle
-        to_device, to_host = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
-        source, result = self.source, self.result
-        check(runtime.cudaMemcpyAsync(source.pointer, self.host_in.pointer, source.nbytes, to_device, stream))
-        self.enqueue()
-        check(runtime.cudaMemcpyAsync(self.host_out.pointer, result.pointer, result.nbytes, to_host, stream))
-
-    def run(self, images: np.ndarray) -> np.ndarray:
-        np.copyto(self.host_in.array, images)
+        kinds, stream, result = runtime.cudaMemcpyKind, self.stream.handle, self.result
+        check(runtime.cudaMemcpyAsync(self.source.pointer, address, nbytes, getattr(kinds, kind), stream))
         self.launch()
+        to_host = kinds.cudaMemcpyDeviceToHost
+        check(runtime.cudaMemcpyAsync(self.host_out.pointer, result.pointer, result.nbytes, to_host, stream))
         self.stream.synchronise()
         return np.array(self.host_out.array, dtype=np.float32)
 
     def free(self) -> None:
-        for part in (self.source, self.result, self.host_in, self.host_out, self.stream):
-            part.free()
         self.context = None
+        self._parts.close()
 
 
 class TensorRtExecutor(Executor):
@@ -105,15 +133,40 @@ class TensorRtExecutor(Executor):
 
     def __init__(self, trt: Any, runtime: Any, engine: Any, batch: int, streams: int, cuda_graphs: bool) -> None:
         self._runtime, self._engine = runtime, engine
-        self._slots = [_Slot(trt, engine, batch, cuda_graphs) for _ in range(streams)]
+        self._slots: list[_Slot] = []
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
-        for slot in self._slots:
-            self._free.put(slot)
+        try:
+            for _ in range(streams):
+                self._slots.append(_Slot(trt, engine, batch, cuda_graphs))
+                self._free.put(self._slots[-1])
+        except BaseException:
+            self.close()  # one stream too many for the GPU's memory must not keep what the others took
+            raise
 
     def run(self, images: np.ndarray) -> np.ndarray:
         slot = self._free.get()
         try:
             return slot.run(images)
+        finally:
+            self._free.put(slot)
+
+    def run_on_device(self, images: View) -> np.ndarray:
+        from cuda.bindings import runtime
+
+        from passdeploy.engines._cuda import check
+
+        slot = self._free.get()
+        try:
+            if slot.source.dtype != np.float32:
+                raise BadInput(f"images: the engine takes {slot.source.dtype} on the GPU; give host arrays")
+            if images.stream is not None:  # whoever fills the array has to be done
+                check(runtime.cudaStreamSynchronize(images.stream))
+            batch = slot.source.shape[0]
+            image = slot.source.nbytes // batch
+            starts = range(0, images.shape[0], batch)
+            return np.concatenate(
+                [slot.run_on_device(images.address + at * image, min(batch, images.shape[0] - at)) for at in starts]
+            )
         finally:
             self._free.put(slot)
 
@@ -123,7 +176,7 @@ class TensorRtExecutor(Executor):
 
     def call(self) -> None:
         slot = self._slots[0]
-        slot.enqueue()
+        slot.launch()
         slot.stream.synchronise()
 
     def close(self) -> None:

@@ -27,8 +27,8 @@ _BACKENDS = {
         "engines/_common.py",
     ),
     "openvino": ("shipping/executors/openvino.py",),
-    "tensorrt": ("shipping/executors/tensorrt.py", "engines/_cuda.py"),
-    "tensorrt_rtx": ("shipping/executors/tensorrt.py", "engines/_cuda.py"),
+    "tensorrt": ("shipping/executors/tensorrt.py", "engines/_cuda.py", "kernels/interface.py"),
+    "tensorrt_rtx": ("shipping/executors/tensorrt.py", "engines/_cuda.py", "kernels/interface.py"),
 }
 
 
