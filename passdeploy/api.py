@@ -138,6 +138,8 @@ def save_profile(config: RunConfig, out: Path, save: Path, *, quiet: bool = Fals
     from passdeploy.stages import stage_model
     from passdeploy.workspace import copy_file
 
+    if config.profile.cache == "use":
+        config = config.model_copy(update={"profile": config.profile.model_copy(update={"cache": "refresh"})})
     running = Run(config, out, Ui(quiet))
     if not running.measured:
         raise BadInput(f"--target {config.target}: is not attached, so nothing can be measured; run this where it is")

@@ -15,6 +15,11 @@ SCOPES = ("engine", "end_to_end")
 OVERSHOOT = 1.06
 """The loop aims at 1.00 to this many times the asked speed-up: much faster than asked has thrown accuracy away."""
 
+FASTEST = "fastest"
+"""The other way round: with a minimum accuracy, the fastest structure that keeps it."""
+LADDER = ("1.25x", "1.5x", "2x", "2.5x", "3x", "4x", "5x")
+"""Speed-ups among which the fastest one is sought, by bisection, after one search for all of them."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -80,9 +85,16 @@ def parse_budget(text: str, percentile: str = "p50", scope: str = "engine") -> B
 
 
 def parse_budgets(text: str | list[str], percentile: str = "p50", scope: str = "engine") -> tuple[Budget, ...]:
-    """Parses one or several budgets, separated by commas; each must be typed differently."""
-    items = text.split(",") if isinstance(text, str) else list(text)
-    budgets = tuple(parse_budget(item, percentile, scope) for item in items if item.strip())
+    """Parses one or several budgets, separated by commas; each must be typed differently.
+
+    ``fastest`` alone stands for all of `LADDER`.
+    """
+    items = [item.strip() for item in (text.split(",") if isinstance(text, str) else text)]
+    if FASTEST in items:
+        if len(items) > 1:
+            raise BadInput(f"--latency {','.join(items)}: {FASTEST} stands alone, with --min-accuracy")
+        items = list(LADDER)
+    budgets = tuple(parse_budget(item, percentile, scope) for item in items if item)
     if not budgets:
         raise BadInput("--latency: nothing given; give a time with its unit (5ms) or a speed-up (2x)")
     names = [budget.asked for budget in budgets]

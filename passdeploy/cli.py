@@ -69,7 +69,8 @@ def run(
     weights: Annotated[str | None, typer.Option(help="Weights: safetensors, or a tensor-only .pth.")] = None,
     data: Annotated[str | None, typer.Option(help="Name, image folder, or module:function.")] = None,
     target: Annotated[str | None, typer.Option(help="cpu, a100, h100, l4, ... (passdeploy targets).")] = None,
-    latency: Annotated[str | None, typer.Option(help="5ms, 800us, 2x; several: 2x,3x.")] = None,
+    latency: Annotated[str | None, typer.Option(help="5ms, 800us, 2x; several: 2x,3x; or fastest.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="At least this on validation (0.93).")] = None,
     backend: Annotated[str | None, typer.Option(help="onnxruntime, openvino, tensorrt_rtx, ...")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 (CPU), fp16 (GPU), bf16, int8, fp8.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images per inference.")] = None,
@@ -96,6 +97,8 @@ def run(
 
     Example: `passdeploy run --model resnet20 --data fashion-mnist --target cpu --latency 2x --out runs/demo`
 
+    The other way round: `--latency fastest --min-accuracy 0.93`.
+
     Exit status: 0 goal met or unverified, 1 goal not met, 2 bad input, 130 interrupted (run again to continue).
     """
     from passdeploy.config import groups_flags
@@ -108,6 +111,7 @@ def run(
         data=data,
         target=target,
         latency=latency,
+        min_accuracy=min_accuracy,
         backend=backend,
         precision=precision,
         batch=batch,
@@ -128,7 +132,7 @@ def run(
     else:
         from passdeploy.summary import render
 
-        for budget, report in zip(running.runs, reports, strict=True):
+        for budget, report in zip(running.answers, reports, strict=True):
             out_console.print(render(report, budget.space.root))
     raise typer.Exit(exit_code(reports, made.require_measured))
 

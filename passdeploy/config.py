@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from passdeploy.budget import parse_budgets
+from passdeploy.budget import FASTEST, parse_budgets
 from passdeploy.errors import BadInput, nearest
 
 DEFAULT_FILE = "passdeploy.yaml"
@@ -106,10 +106,13 @@ class ProfileConfig(Section):
     Attributes:
         seconds: Time for measuring structures.
         structures: At most this many.
+        cache: ``use`` the latency model that this machine has of the same network, target and backend version, if
+            any; ``refresh``: measure again and keep that; ``off``: neither.
     """
 
     seconds: Positive = 30.0
     structures: int = Field(default=120, ge=8)
+    cache: Literal["use", "refresh", "off"] = "use"
 
 
 class GroupsConfig(Section):
@@ -130,6 +133,8 @@ class GroupsConfig(Section):
 
 class RunConfig(Section):
     """Everything a run depends on. `None` means: choose the default.
+
+    `latency` ``fastest`` with `min_accuracy` (on the validation split): the fastest structure that keeps it.
 
     `axis` ``macs``: budgets such as ``2x`` are in multiply-accumulates, as in papers; nothing is measured on the way.
     """
@@ -208,6 +213,8 @@ def make_config(values: dict[str, Any], origin: str = "configuration") -> RunCon
             raise BadInput(f"{origin}: unknown key {key!r}{hint}") from None
         raise BadInput(f"{origin}: {key}: {first['msg'].lower()} (given: {first['input']!r})") from None
     parse_budgets(list(config.latency), config.percentile, config.scope)
+    if config.latency == (FASTEST,) and config.min_accuracy is None:
+        raise BadInput(f"{origin}: latency {FASTEST} needs min_accuracy (0.93: at least 93 % on the validation split)")
     return config
 
 

@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from passdeploy import stages
-from passdeploy.budget import Budget, parse_budgets
+from passdeploy.budget import FASTEST, Budget, parse_budgets
 from passdeploy.config import RunConfig, differing_keys
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData
@@ -120,6 +120,7 @@ class Run:
             BudgetRun(i, budget, Workspace(out / budget.asked) if several else self.space)
             for i, budget in enumerate(self.budgets)
         ]
+        self.answers = self.runs
 
     @property
     def measured(self) -> bool:
@@ -265,13 +266,31 @@ class Run:
         return load_report(run.space.folder("report") / "report.json")
 
     def run(self) -> list[Report]:
-        """Everything; one report per budget."""
+        """Everything; one report for each of `self.answers`."""
         self.shared()
+        if self.config.latency == (FASTEST,):
+            return [self._fastest()]
         return [self.finish(run) for run in self.runs]
 
-    def publish(self, run: BudgetRun) -> None:
-        """Puts the final copies where the design promises them."""
-        folder, root = run.space.folder, run.space.root
+    def _fastest(self) -> Report:
+        """Bisects for the fastest budget whose network keeps the accuracy; it is published at the top as well."""
+        kept, lost = -1, len(self.runs)
+        reports: dict[int, Report] = {}
+        while lost - kept > 1:
+            middle = (kept + lost) // 2
+            run = self.runs[middle]
+            reports[middle] = self.finish(run)
+            status = reports[middle].status
+            self.ui.say(f"{run.budget.asked}: {status.replace('_', ' ')}")
+            kept, lost = (middle, lost) if reports[middle].goal_met else (kept, middle)
+        best = max(kept, 0)  # when none keeps it, the slowest one says by how much
+        self.answers = [self.runs[best]]
+        self.publish(self.runs[best], self.space.root)
+        return reports[best]
+
+    def publish(self, run: BudgetRun, root: Path | None = None) -> None:
+        """Puts the final copies where the design promises them: into the budget's folder, or into `root`."""
+        folder, root = run.space.folder, root or run.space.root
         files = {
             "structure.json": folder("fit") / "structure.json",
             "model.safetensors": folder("finetune") / "model.safetensors",
@@ -283,7 +302,7 @@ class Run:
             "report.md": folder("report") / "report.md",
             "report.html": folder("report") / "report.html",
         }
-        for space in {self.space.root: self.space, root: run.space}.values():
+        for space in {self.space.root: self.space, run.space.root: run.space}.values():
             space.update_manifest()
         skipped = self._skipped(run)
         for name, source in files.items():

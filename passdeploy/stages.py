@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, export_onnx, onnx_function
 from passdeploy.groups import Masker, as_masks, macs
+from passdeploy.latency.cache import ProfileCache
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.loop import close_loop, meets
 from passdeploy.latency.macs import SCHEMA as MACS
@@ -130,28 +132,46 @@ def run_profile(run: Run, folder: Path) -> None:
         model = LatencyModel.load(Path(config.profile_file), subject.operators, units)
         write_json(folder / "profile.json", model.to_json())
     elif run.measured:
-        with meter(run) as timed:
-            if timed.slicer.reason:
-                run.ui.say(f"Structures are exported one by one ({timed.slicer.reason}).")
-            steps = steps_of(run.target)
-            write_json(folder / "steps.json", steps.to_json())
-            measured = profile(
-                timed.sample,
-                subject.operators,
-                subject.groups,
-                budget_s=config.profile.seconds,
-                seed=config.seed,
-                log=MeasurementLog(folder / "measurements.jsonl"),
-                target_key=run.target.name,
-                steps=steps.candidates,
-                most=config.profile.structures,
-                bytes_per_weight={"fp32": 4, "int8": 1, "fp8": 1}.get(run.target.precision, 2),
-                provenance={**run.target_facts(), "model": subject.name},
-                progress=lambda share: run.ui.step(round(100 * share), 100),
-            )
-        write_json(folder / "profile.json", measured.to_json())
+        # The seed is left out: any sample of structures will do.
+        asked = config.profile.model_dump(exclude={"cache"})
+        cache = ProfileCache(
+            subject.operators, units, {"target": run.target_facts(), "scope": config.scope, "profile": asked}
+        )
+        known = cache.load() if config.profile.cache == "use" else None
+        if known is not None:
+            run.ui.say(f"Latency model: measured here on {known.provenance.get('date', 'another day')}, from the cache.")
+        else:
+            known = _measured_profile(run, folder)
+            if config.profile.cache != "off":
+                cache.store(known)
+        write_json(folder / "profile.json", known.to_json())
     else:
         write_json(folder / "profile.json", {"schema": ROOFLINE, "target": run.target.name})
+
+
+def _measured_profile(run: Run, folder: Path) -> LatencyModel:
+    """Fits the latency model to engines of varied structures, measured on the target."""
+    config, subject = run.config, run.subject
+    with meter(run) as timed:
+        if timed.slicer.reason:
+            run.ui.say(f"Structures are exported one by one ({timed.slicer.reason}).")
+        steps = steps_of(run.target)
+        write_json(folder / "steps.json", steps.to_json())
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        return profile(
+            timed.sample,
+            subject.operators,
+            subject.groups,
+            budget_s=config.profile.seconds,
+            seed=config.seed,
+            log=MeasurementLog(folder / "measurements.jsonl"),
+            target_key=run.target.name,
+            steps=steps.candidates,
+            most=config.profile.structures,
+            bytes_per_weight={"fp32": 4, "int8": 1, "fp8": 1}.get(run.target.precision, 2),
+            provenance={**run.target_facts(), "model": subject.name, "date": today},
+            progress=lambda share: run.ui.step(round(100 * share), 100),
+        )
 
 
 def run_search(run: Run, folder: Path) -> None:

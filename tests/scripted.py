@@ -165,7 +165,7 @@ SETTINGS = {
     "search": {"epochs": 1, "min_steps": 60},
     "finetune": {"min_steps": 30},
     # Nothing is decided by the clock: as many structures as there may be, however long they take.
-    "profile": {"seconds": 1e6, "structures": 30},
+    "profile": {"seconds": 1e6, "structures": 30, "cache": "off"},
 }
 """Configuration of a run that takes seconds."""
 

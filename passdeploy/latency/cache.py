@@ -1,0 +1,57 @@
+"""Latency models of this machine, kept between runs: per network, target, settings and version of the backend.
+
+What a model predicts depends on the shapes of the network's operators, not on its weights, so any run of the same
+network on the same target may use it. It only steers; what ships is decided by the closed loop's own measurements.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from passdeploy.errors import BadInput
+from passdeploy.groups import Operator
+from passdeploy.latency.features import Features
+from passdeploy.latency.model import LatencyModel, operators_digest
+from passdeploy.workspace import json_digest
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for latency profiles (not created)."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "passdeploy" / "profiles"
+
+
+class ProfileCache:
+    """The place of one latency model in the cache.
+
+    Args:
+        operators: What the network executes.
+        units: Units of each group.
+        settings: All else that latency depends on, and how it is measured; JSON-able.
+    """
+
+    def __init__(self, operators: Sequence[Operator], units: Sequence[int], settings: dict[str, Any]) -> None:
+        self._operators, self._units = operators, units
+        shapes = operators_digest(Features(operators, units, 1, 4))
+        self.path = cache_dir() / f"{json_digest({'operators': shapes, **settings})}.json"
+
+    def load(self) -> LatencyModel | None:
+        """The model, or None: there is none, or what is there can't be read (by this version)."""
+        if not self.path.is_file():
+            return None
+        try:
+            return LatencyModel.load(self.path, self._operators, self._units)
+        except BadInput:
+            return None
+
+    def store(self, model: LatencyModel) -> bool:
+        """Keeps a model for later runs; False where nothing can be written, which is no reason to fail."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            model.save(self.path)
+        except OSError:
+            return False
+        return True
