@@ -139,7 +139,8 @@ def run_profile(run: Run, folder: Path) -> None:
         )
         known = cache.load() if config.profile.cache == "use" else None
         if known is not None:
-            run.ui.say(f"Latency model: measured here on {known.provenance.get('date', 'another day')}, from the cache.")
+            date = known.provenance.get("date", "another day")
+            run.ui.say(f"Latency model: from this machine's cache, measured on {date}.")
         else:
             known = _measured_profile(run, folder)
             if config.profile.cache != "off":
