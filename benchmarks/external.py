@@ -49,7 +49,10 @@ RIVALS: dict[str, Callable[[], Any]] = {
     "tp-group-norm": lambda: tp.importance.GroupMagnitudeImportance(p=2),
     "tp-bn-scale": lambda: tp.importance.BNScaleImportance(),
     "tp-random": lambda: tp.importance.RandomImportance(),
+    "tp-default": lambda: tp.importance.GroupMagnitudeImportance(p=2),
 }
+AS_DOCUMENTED = "tp-default"
+"""The same ratio in every group and no rounding, as Torch-Pruning's documentation begins; the others are global."""
 TURNS = 10
 
 
@@ -64,11 +67,11 @@ def pruned(run: Run, rival: str, ratio: float, step: int) -> nn.Module:
         network,
         run.subject.example[:1],
         importance=RIVALS[rival](),
-        global_pruning=True,
+        global_pruning=rival != AS_DOCUMENTED,
         pruning_ratio=ratio,
         max_pruning_ratio=1 - run.config.search.keep_at_least,
         ignored_layers=outputs[-1:],
-        round_to=step,
+        round_to=None if rival == AS_DOCUMENTED else step,
     ).step()
     return network.eval()
 
