@@ -49,6 +49,8 @@ def _config(job: dict[str, Any]) -> Any:
 
         if job["compute_capabilities"] == "current":
             return CreateConfigRTX(use_gpu=True, **common)
+        if job["compute_capabilities"] is None:  # whatever the library does when it is not told
+            return CreateConfigRTX(**common)
         return CreateConfigRTX(compute_capabilities=[tuple(c) for c in job["compute_capabilities"]], **common)
     if options.get("version_compatible"):
         common["version_compatible"] = True

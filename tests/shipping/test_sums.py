@@ -135,3 +135,14 @@ def test_what_changes_after_opening_is_noticed_when_read(folder: Path) -> None:
         sealed.read("a.txt")
     with pytest.raises(Refused, match="not listed"):
         sealed.read("../secret")
+
+
+def test_large_bundles_are_hashed_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(9):
+        (tmp_path / f"{index}.bin").write_bytes(bytes([index]) * (1000 + index))
+    root = sums.write(tmp_path)
+    monkeypatch.setattr(sums, "_WORTH_THREADS", 0)
+    assert sums.open_sealed(tmp_path).root == root
+    (tmp_path / "7.bin").write_bytes(bytes([7]) * 1006 + b"!")
+    with pytest.raises(sums.Refused, match=r"7\.bin: content does not match"):
+        sums.open_sealed(tmp_path)

@@ -1,0 +1,19 @@
+"""The CUDA kernels against the copy-bandwidth floor, eager PyTorch and torch.compile: benchmarks/kernels.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.gpu_sections.base import Bench
+
+SCRIPT = Path(__file__).parents[1] / "kernels.py"
+
+
+def run(bench: Bench) -> None:
+    """In a process of its own, which goes on where it stopped."""
+    command = [sys.executable, str(SCRIPT), "--out", str(bench.folder / "kernels.json")]
+    done = subprocess.run([*command, *(["--quick"] if bench.quick else [])])
+    if done.returncode != 0:
+        bench.say(f"kernels: benchmarks/kernels.py ended with status {done.returncode}")

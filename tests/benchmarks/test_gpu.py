@@ -1,0 +1,208 @@
+"""benchmarks/gpu.py and gpu_compare.py, as far as they need no GPU: rows, resuming, pages, verdicts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu_compare import FAILURES, Metric, compare, judge, main, metrics
+from benchmarks.gpu_sections.base import Bench
+from benchmarks.gpu_sections.budgets import command, row_of
+from benchmarks.gpu_sections.summary import render
+from passdeploy.cli import app
+from tests.reporting.variants import data
+
+ROOT = Path(__file__).parents[2]
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+
+
+def ratio(value: float, width: float = 0.01) -> dict[str, Any]:
+    return {"value": value, "low": value * (1 - width), "high": value * (1 + width), "n": 40, "confidence": 0.95}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    said: list[str] = []
+    made = Bench("NVIDIA Test 80GB", "9.0", "h100", tmp_path / "nvidia-test-80gb", tmp_path / "runs", say=said.append)
+    made.folder.mkdir()
+    facts = {"device": made.device, "compute_capability": "9.0", "driver": "580.1", "quick": False}
+    (made.folder / "machine.json").write_text(json.dumps(facts | {"versions": {"torch": "2.13.0"}}))
+    return made
+
+
+def fill(bench: Bench, speedup: float = 2.05, status: str = "within_budget", compiled: float = 1.4) -> None:
+    """Rows as the sections write them."""
+    report = data()
+    report["status"] = status
+    report["speedup"] |= {"latency": speedup, "latency_ci95": [speedup * 0.99, speedup * 1.01]}
+    bench.case("budgets", "resnet50 fp16 batch 64 2x", lambda: row_of(report))
+    engine = {
+        "dense_ms": 9.0,
+        "pruned_ms": 4.0,
+        "speedup": ratio(speedup),
+        "macs": 3.6,
+        "realisation": 0.6,
+        "noisy": False,
+    }
+    bench.case("engines", "resnet18 fp16 batch 64 inductor", lambda: engine)
+    bench.case("engines", "resnet18 fp16 batch 64 tensorrt", lambda: {"skipped": "TensorRT's libraries are missing"})
+    bench.case("rtx", "attached (CURRENT) fp16", lambda: {"build_s": 2.0, "difference": 1e-3, "p50_ms": 0.4})
+    bench.case("search", "resnet18 batch 64 masked kernels",
+               lambda: {"step_ratio": ratio(1.04), "search_step_s": 0.104, "plain_step_s": 0.1})  # fmt: skip
+    case = {
+        "us": {"kernel": 80.0},
+        "of_copy_bandwidth": 0.9,
+        "times_eager": ratio(3.5),
+        "times_compile": ratio(compiled),
+    }
+    (bench.folder / "kernels.json").write_text(
+        json.dumps({"cases": {"masked_affine_act 64x112x112": case}, "copy_gb_per_s": 2900.0})
+    )
+
+
+@without_gpu
+@pytest.mark.parametrize("script", ["gpu.py", "kernels.py"])
+def test_without_a_gpu_it_is_one_line_and_exit_2(script: str) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert f"benchmarks/{script}: no NVIDIA GPU" in done.stderr
+
+
+def test_unknown_sections_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import gpu
+
+    assert gpu.main(["kernel"]) == 2
+    assert "no section kernel; known: rtx, kernels" in capsys.readouterr().err
+    for name in gpu.SECTIONS:
+        assert callable(importlib.import_module(f"benchmarks.gpu_sections.{name}").run)
+
+
+def test_cases_that_are_there_are_not_done_again(bench: Bench) -> None:
+    calls: list[str] = []
+
+    def broken() -> dict[str, Any]:
+        calls.append("broken")
+        raise ValueError("no\nluck")
+
+    for _ in range(2):
+        bench.case("engines", "a", lambda: calls.append("a") or {"dense_ms": 1.0})  # type: ignore[func-returns-value]
+        bench.case("engines", "b", broken)
+    assert calls == ["a", "broken"]
+    assert [row["key"] for row in bench.rows("engines")] == ["a", "b"]
+    assert bench.rows("engines")[1]["error"] == "ValueError: no luck"
+    bench.retry = True
+    bench.case("engines", "a", broken)
+    bench.case("engines", "b", lambda: {"dense_ms": 2.0})
+    assert calls == ["a", "broken"]
+    assert [row.get("dense_ms") for row in bench.rows("engines")] == [1.0, 2.0]
+
+
+def test_a_row_that_was_cut_off_is_done_again(bench: Bench) -> None:
+    bench.case("search", "a", lambda: {"n": 1})
+    path = bench.folder / "search.jsonl"
+    path.write_text(path.read_text() + '{"key": "b", "n"')
+    assert [row["key"] for row in bench.rows("search")] == ["a"]
+
+
+def test_the_summary_names_the_device_and_holds_every_section(bench: Bench) -> None:
+    fill(bench)
+    page = render(bench)
+    assert page.startswith("# NVIDIA Test 80GB\n\nCompute capability 9.0, driver 580.1; torch 2.13.0.")
+    for said in (
+        "## Budgets",
+        "## Kernels",
+        "## Search",
+        "## Engines",
+        "## TensorRT-RTX on this GPU",
+        "2.05x (2.03 to 2.07)",
+    ):
+        assert said in page
+    assert "of copy bandwidth of at least 0.85: 1 of 1" in page
+    assert "TensorRT's libraries are missing" in page
+    widths = {len(line.split("|")) for line in page.split("## Engines")[1].split("## ")[0].splitlines() if "|" in line}
+    assert len(widths) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "verdict"),
+    [
+        (Metric(2.0, 1.98, 2.02), Metric(1.8, 1.78, 1.82), "regressed"),
+        (Metric(2.0, 1.98, 2.02), Metric(1.97, 1.95, 1.99), "can't tell"),
+        (Metric(2.0, 1.5, 2.5), Metric(1.5, 1.2, 1.8), "can't tell"),
+        (Metric(2.0, 1.995, 2.005), Metric(2.0, 1.995, 2.005), "same"),
+        (Metric(2.0, 1.98, 2.02), Metric(2.3, 2.28, 2.32), "improved"),
+        (Metric(2.0), Metric(1.0), "can't tell"),
+        (Metric(2.0, 1.98, 2.02), Metric(None), "failed"),
+        (Metric(None), Metric(2.0), "improved"),
+        (Metric(2.0, 1.98, 2.02, True), Metric(1.98, 1.96, 2.0, False), "budget missed"),
+        (Metric(1.9, 1.88, 1.92, False), Metric(1.9, 1.88, 1.92, False), "can't tell"),
+    ],
+)
+def test_verdicts_are_by_interval(old: Metric, new: Metric, verdict: str) -> None:
+    assert judge(old, new) == verdict
+
+
+def test_what_is_better_smaller_is_turned_round(bench: Bench) -> None:
+    fill(bench)
+    step = metrics(bench.folder)["resnet18 batch 64 masked kernels: step"]
+    assert step.value == pytest.approx(1 / 1.04)
+    assert step.low < step.value < step.high  # type: ignore[operator]
+
+
+def test_a_regression_fails_and_is_shown(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(bench, compiled=1.2)
+    new = tmp_path / "new" / bench.folder.name
+    new.parent.mkdir()
+    bench.folder.rename(new)
+    stored = Bench(bench.device, "9.0", "h100", tmp_path / "stored" / new.name, tmp_path, say=lambda line: None)
+    page = tmp_path / "page.md"
+    arguments = [str(new.parent), "--baseline", str(tmp_path / "stored"), "--markdown", str(page)]
+    assert main(arguments) == 0
+    assert "No baseline of NVIDIA Test 80GB" in page.read_text()
+    stored.folder.mkdir(parents=True)
+    (stored.folder / "machine.json").write_text((new / "machine.json").read_text())
+    fill(stored)
+    assert main(arguments) == 1
+    assert page.read_text().startswith("## ❌ Regressed on NVIDIA Test 80GB")
+    (line,) = [line for line in page.read_text().splitlines() if "regressed |" in line]
+    assert line.startswith("| masked_affine_act 64x112x112: over compile | 1.400")
+    assert main([str(tmp_path / "nothing")]) == 2
+    capsys.readouterr()
+
+
+def test_a_budget_that_is_missed_fails(bench: Bench, tmp_path: Path) -> None:
+    fill(bench)
+    other = Bench(bench.device, "9.0", "h100", tmp_path / "other", tmp_path, say=lambda line: None)
+    fill(other, speedup=1.99, status="over_budget")
+    verdicts = compare(metrics(bench.folder), metrics(other.folder))
+    assert verdicts["resnet50 fp16 batch 64 2x: budget"] == "budget missed"
+    assert all(v not in FAILURES for name, v in verdicts.items() if "budget" not in name and "half" not in name)
+
+
+def test_the_run_is_spelt_as_the_command_line_takes_it(bench: Bench, tmp_path: Path) -> None:
+    import typer
+
+    words = command(bench, "resnet50", ("1.5x", "2x"), tmp_path)
+    assert words[1:4] == ["-m", "passdeploy", "run"]
+    parsed = typer.main.get_command(app).commands["run"].make_context("run", words[4:])  # type: ignore[attr-defined]
+    assert (parsed.params["latency"], parsed.params["batch"], parsed.params["target"]) == ("1.5x,2x", 64, "h100")
+
+
+def test_generated_pictures_can_be_told_apart() -> None:
+    from benchmarks.gpu_sections.pictures import _split
+
+    split = _split(40, 0)
+    images = split.images(torch.arange(40))
+    assert images.shape == (40, 3, 224, 224)
+    spectra = torch.fft.rfft2(images.mean(1) - images.mean((1, 2, 3))[:, None, None]).abs()
+    strongest = spectra.flatten(1).argmax(1)
+    assert torch.equal(strongest[:10], strongest[10:20]), "a class has its frequency"
+    assert len(set(strongest[:10].tolist())) == 10
