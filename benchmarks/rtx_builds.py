@@ -2,7 +2,7 @@
 
     python benchmarks/rtx_builds.py [MODEL ...]
 
-Appends a row per model, precision and compute capability to benchmarks/results/none/rtx_builds.jsonl and leaves out
+Appends a row per model, precision and compute capability to benchmarks/results/no-gpu/rtx_builds.jsonl and leaves out
 rows that are there already, so that it continues where it stopped. What is shown is that they build, how large they are
 and how long it took; nothing is run. int8 is calibrated on noise: its scales do not matter here.
 """
@@ -28,7 +28,7 @@ from passdeploy.targets import Target
 
 MODELS = ("resnet18", "resnet50", "vgg16", "mobilenet_v2", "vit_b_16")
 PRECISIONS = ("fp32", "fp16", "int8")
-RESULTS = Path(__file__).parent / "results" / "none" / "rtx_builds.jsonl"
+RESULTS = Path(__file__).parent / "results" / "no-gpu" / "rtx_builds.jsonl"
 SIZE = (3, 224, 224)
 
 

@@ -59,7 +59,7 @@ def test_an_intact_bundle_is_verified(sealed_bundle: Path) -> None:
 
 
 def test_every_single_byte_change_is_refused(bundle: Path) -> None:
-    """560 positions over all files, their first and last bytes among them; the runner is asked every tenth time."""
+    """By verify and by the runner, at 560 positions over all files, their first and last bytes among them."""
     rng = np.random.default_rng(0)
     files = sorted(path for path in bundle.rglob("*") if path.is_file())
     positions = [(f, at) for f in files for at in (0, f.stat().st_size - 1)]
@@ -67,17 +67,11 @@ def test_every_single_byte_change_is_refused(bundle: Path) -> None:
     # By file first, so that the small ones get their share.
     drawn = rng.integers(len(files), size=560 - len(positions))
     positions += [(files[index], int(rng.integers(sizes[index]))) for index in drawn]
-    for number, (path, at) in enumerate(positions):
+    for path, at in positions:
         before = path.read_bytes()
         value = bytes([before[at] ^ (1 << int(rng.integers(8)))])
         path.write_bytes(before[:at] + value + before[at + 1 :])
-        if number % 10 == 0:
-            refused(bundle)
-        else:
-            result = verify(bundle, run=False)
-            assert not result.ok, f"{path.name} at {at}"
-            assert result.reason
-            assert "\n" not in result.reason
+        refused(bundle)
         path.write_bytes(before)
     assert verify(bundle).ok, "the test itself left the bundle as it was"
 
