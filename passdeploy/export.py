@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
+from passdeploy.errors import BadInput
+from passdeploy.groups.check import first_line
 from passdeploy.onnx_export import INPUT, OUTPUT, export_model
 from passdeploy.onnx_slicer import OnnxSlicer
 
-__all__ = ["INPUT", "OUTPUT", "OnnxSlicer", "export_model", "export_onnx", "onnx_function"]
+__all__ = ["INPUT", "OUTPUT", "OnnxSlicer", "export_model", "export_onnx", "export_program", "onnx_function"]
 
 
 def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int], batch: int = 1) -> Path:
@@ -29,6 +33,24 @@ def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int], batch:
     path = Path(path)
     write_atomic(path, proto.SerializeToString())
     return path
+
+
+def export_program(model: nn.Module, images: np.ndarray) -> torch.export.ExportedProgram:
+    """A model as a `torch.export` program, in eval mode, for backends that start from it.
+
+    Args:
+        model: On the CPU.
+        images: (batch, 3, H, W); the batch is fixed.
+
+    Raises:
+        BadInput: The model can't be exported.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model.eval(), (torch.from_numpy(np.ascontiguousarray(images)),))
+    except Exception as error:
+        raise BadInput(f"the model cannot be exported by torch.export ({first_line(error)}); see --debug") from error
 
 
 def onnx_function(data: bytes) -> Callable[[np.ndarray], np.ndarray]:

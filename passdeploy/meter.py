@@ -12,26 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from passdeploy.engines.base import Arrays, CompileInput, Engine, Runner, get_backend
-from passdeploy.export import INPUT, OnnxSlicer
+from passdeploy.engines._end_to_end import EndToEnd
+from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
+from passdeploy.export import INPUT, OnnxSlicer, export_program
 from passdeploy.groups import Groups
 from passdeploy.latency.measure import Comparison, Settings, interleave
 from passdeploy.latency.sampler import Sampler
 from passdeploy.structure import Structure
 from passdeploy.targets import Target
-
-
-class EndToEnd(Runner):
-    """Times a runner with its transfers: inputs from and outputs to the host's memory."""
-
-    def __init__(self, runner: Runner, inputs: Arrays) -> None:
-        self.runner, self.inputs = runner, inputs
-
-    def call(self) -> None:
-        self.runner.run(self.inputs)
-
-    def close(self) -> None:
-        self.runner.close()
 
 
 def open_runner(engine: Engine, target: Target, images: np.ndarray, scope: str = "engine") -> Runner:
@@ -82,7 +70,10 @@ class Meter:
         with tempfile.TemporaryDirectory(prefix="passdeploy-") as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(self.slicer.slice(structure))
-            return self._backend.compile(CompileInput(onnx=path, samples=self.images), self.target)
+            program = None
+            if self._backend.wants_program:
+                program = export_program(self.slicer.thin(structure), self.images[: self.target.batch])
+            return self._backend.compile(CompileInput(path, program, self.images), self.target)
 
     def _timed(self, structure: Structure) -> Runner:
         return open_runner(self.engine(structure), self.target, self.images[: self.target.batch], self.scope)

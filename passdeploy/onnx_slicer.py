@@ -87,6 +87,10 @@ class OnnxSlicer:
         data: bytes = export_model(self._thin(arch), self.input_shape, self.batch).SerializeToString()
         return data
 
+    def thin(self, structure: Structure) -> nn.Module:
+        """The thin model of a structure, whose ONNX file `slice` gives; its weights' values are not the network's."""
+        return self._thin(architecture(self.groups, structure))
+
     def _thin(self, arch: Mapping[str, Any]) -> nn.Module:
         network = apply_architecture(self._network, arch)
         if not self.prefix:

@@ -95,6 +95,8 @@ class Backend:
     name: ClassVar[str]
     suffix: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    wants_program: ClassVar[bool] = False
+    """Whether `compile` starts from `CompileInput.exported_program`."""
 
     def available(self, target: Target) -> str | None:
         """None when engines can be compiled for `target` here, else what is missing and how to get it."""

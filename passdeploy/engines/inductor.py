@@ -33,6 +33,7 @@ class Inductor(Backend):
     name: ClassVar[str] = "inductor"
     suffix: ClassVar[str] = ".pt2"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
+    wants_program: ClassVar[bool] = True
 
     def available(self, target: Target) -> str | None:
         if compiler() is None:

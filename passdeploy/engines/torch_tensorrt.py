@@ -25,6 +25,7 @@ class TorchTensorRt(Backend):
     name: ClassVar[str] = "torch_tensorrt"
     suffix: ClassVar[str] = ".pt2"
     precisions: ClassVar[tuple[str, ...]] = ("fp16", "fp32", "bf16")
+    wants_program: ClassVar[bool] = True
 
     def available(self, target: Target) -> str | None:
         if target.compute_capability is None:

@@ -196,7 +196,9 @@ def _ports(path: Path) -> tuple[m.Port, m.Port]:
             raise BadInput(f"{path}: {value.name!r} has {len(shape)} axes, expected {layout}")
         return m.Port(name=value.name, shape=shape, layout=layout)
 
-    return port(inputs[0], "NCHW"), port(model.graph.output[0], "NC")
+    output = model.graph.output[0]
+    rank = len(output.type.tensor_type.shape.dim)
+    return port(inputs[0], "NCHW"), port(output, "NCHW" if rank == 4 else "NC")
 
 
 def _budget(report: Mapping[str, Any]) -> m.Budget | None:

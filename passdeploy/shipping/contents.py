@@ -56,6 +56,11 @@ class Contents:
         """(C, H, W) of one image."""
         return tuple(self.manifest["input"]["shape"][1:])
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one image's logits: (classes,), or (classes, H, W) of a segmentation."""
+        return tuple(self.manifest["output"]["shape"][1:])
+
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Sample images (n, C, H, W) and the outputs (n, classes) that are expected for them, float32."""
         entry = self.manifest["samples"]
@@ -147,7 +152,7 @@ def read_contents(sealed: Sealed) -> Contents:
         onnx = manifest["parts"]["onnx"]["sha256"]
         engines = tuple(_engine(sealed, entry, onnx) for entry in manifest["engines"])
         contents = Contents(sealed, manifest, engines)
-        if len(contents.classes) != manifest["output"]["shape"][-1] or len(contents.input_shape) != 3:
+        if len(contents.classes) != manifest["output"]["shape"][1] or len(contents.input_shape) != 3:
             raise Refused(f"{MANIFEST}: class names or input shape do not fit; get the bundle again")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{MANIFEST}: malformed ({type(error).__name__}: {error}); get the bundle again") from None

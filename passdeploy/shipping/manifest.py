@@ -168,8 +168,8 @@ class BundleManifest(_Model):
     def _bound(self) -> BundleManifest:
         if len({engine.id for engine in self.engines}) != len(self.engines):
             raise ValueError("two engines of the same id")
-        if len(self.classes) != self.output.shape[-1]:
-            raise ValueError(f"{len(self.classes)} class names for {self.output.shape[-1]} outputs")
+        if len(self.classes) != self.output.shape[1]:  # the class axis, of a map of classes too
+            raise ValueError(f"{len(self.classes)} class names for {self.output.shape[1]} outputs")
         return self
 
     def to_json(self) -> str:

@@ -17,7 +17,7 @@ from passdeploy.shipping.manifest import BundleManifest
 from passdeploy.shipping.sums import Refused
 
 if TYPE_CHECKING:
-    from passdeploy.engines.base import Arrays, Backend, Engine, Runner
+    from passdeploy.engines.base import Backend, Engine
     from passdeploy.latency.measure import Comparison
     from passdeploy.targets import Target
 
@@ -43,16 +43,6 @@ class Arrival:
     speedup: dict[str, Any] | None
     status: str
     message: str
-
-
-class _EndToEnd:
-    """Times whole runs, transfers included."""
-
-    def __init__(self, runner: Runner, inputs: Arrays) -> None:
-        self._runner, self._inputs = runner, inputs
-
-    def call(self) -> None:
-        self._runner.run(self._inputs)
 
 
 def target_of(engine: EngineInfo, manifest: BundleManifest) -> Target:
@@ -88,6 +78,7 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
     Raises:
         Refused: The backend can't run the engine here.
     """
+    from passdeploy.engines._end_to_end import EndToEnd
     from passdeploy.engines.base import Engine, get_backend
     from passdeploy.latency.measure import BENCH, interleave
 
@@ -110,7 +101,7 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
             for name, made in engines.items():
                 runner = stack.enter_context(backend.runner(made, target))
                 runner.bind(inputs)
-                timed[name] = runner if scope == "engine" else _EndToEnd(runner, inputs)
+                timed[name] = runner if scope == "engine" else EndToEnd(runner, inputs)
             comparison = interleave(timed, BENCH)
     except (BadInput, Unavailable) as error:
         raise Refused(f"engine {engine.id}: cannot be measured here: {error}") from None

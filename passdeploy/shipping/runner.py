@@ -40,6 +40,7 @@ class Model:
         self.contents = contents
         self.engine = engine
         self.classes = contents.classes
+        self._output_shape = contents.output_shape
         self._shape = contents.input_shape
         self._executor: Executor | None = executor
         self._state = threading.Condition()
@@ -67,7 +68,7 @@ class Model:
                 arrays that lie on its GPU and speak the CUDA array interface (pycuda, cupy, torch).
 
         Returns:
-            Logits (n, classes), float32, in the order of `classes`.
+            Logits (n, classes), or (n, classes, H, W) of a segmentation, float32, in the order of `classes`.
 
         Raises:
             BadInput: Wrong type or shape, or the model is closed.
@@ -77,7 +78,7 @@ class Model:
         images = self._prepare(images)
         with self._in_use() as executor:
             if not len(images):
-                return np.zeros((0, len(self.classes)), np.float32)
+                return np.zeros((0, *self._output_shape), np.float32)
             return in_batches(executor.run, images, self.engine.batch)
 
     def _run_on_device(self, images: Any) -> np.ndarray:
@@ -90,7 +91,7 @@ class Model:
             )
         with self._in_use() as executor:
             if not seen.shape[0]:
-                return np.zeros((0, len(self.classes)), np.float32)
+                return np.zeros((0, *self._output_shape), np.float32)
             return executor.run_on_device(seen)
 
     def _prepare(self, images: np.ndarray) -> np.ndarray:

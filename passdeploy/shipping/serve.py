@@ -61,7 +61,8 @@ def ask(server: Server, model: str, contents: Contents) -> str:
     allowed = max(engine.tolerance for engine in contents.engines)
     if not difference <= allowed:
         raise PassdeployError(f"serve: {model}: answers differ from the bundle's samples by {difference:.1e}")
-    names = [contents.classes[i] for i in answers.argmax(axis=1)]
+    chosen = answers.argmax(axis=1)
+    names = [contents.classes[i] for i in (chosen if chosen.ndim == 1 else np.unique(chosen))]
     return f"{model}: {len(images)} sample images answered ({', '.join(names)}), difference {difference:.1e}"
 
 

@@ -44,12 +44,12 @@ def write_model(folder: Path, contents: Contents, name: str, *, engine: str | No
     shutil.copytree(contents.sealed.folder, folder / "bundle")
     shutil.copyfile(Path(__file__).with_name("mlserver_model.py"), folder / "passdeploy_runtime.py")
     copy_runner(folder / "runner", {e.backend for e in chosen})
-    shape, classes = list(contents.input_shape), len(contents.classes)
+    shape, output = list(contents.input_shape), list(contents.output_shape)
     settings = {
         "name": name,
         "implementation": "passdeploy_runtime.PassdeployRuntime",
         "inputs": [{"name": contents.manifest["input"]["name"], "datatype": "FP32", "shape": [-1, *shape]}],
-        "outputs": [{"name": contents.manifest["output"]["name"], "datatype": "FP32", "shape": [-1, classes]}],
+        "outputs": [{"name": contents.manifest["output"]["name"], "datatype": "FP32", "shape": [-1, *output]}],
         "parameters": {
             "version": contents.sealed.root[:12],
             "extra": {} if engine is None else {"engine": chosen[0].id},

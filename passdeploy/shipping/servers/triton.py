@@ -103,7 +103,7 @@ def _python(folder: Path, contents: Contents, name: str, instances: int, engine:
         input_name=contents.manifest["input"]["name"],
         input_dims=contents.input_shape,
         output_name=contents.manifest["output"]["name"],
-        output_dims=[len(contents.classes)],
+        output_dims=contents.output_shape,
         gpu=all(map(_is_gpu, chosen)),
         instances=instances,
         preferred_batch=batch,

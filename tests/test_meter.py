@@ -1,0 +1,88 @@
+"""How structures are measured: by backends that start from torch.export too, and end to end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from passdeploy.data.base import Preprocess
+from passdeploy.engines._end_to_end import EndToEnd
+from passdeploy.engines.base import Arrays, Runner, get_backend
+from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, onnx_function
+from passdeploy.groups import find_groups
+from passdeploy.latency.measure import QUICK, interleave
+from passdeploy.latency.profile import keep_first
+from passdeploy.meter import Meter
+from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.targets import resolve
+from tests.scripted import tiny_resnet
+
+SHAPE = (3, 16, 12)
+
+
+def meter(backend: str) -> Meter:
+    torch.manual_seed(0)
+    network = tiny_resnet().eval()
+    groups = find_groups(network, torch.randn(1, *SHAPE))
+    model = Prompted(InputStage(Preprocess(size=SHAPE[1:])), network)
+    images = np.random.default_rng(0).random((2, *SHAPE), dtype=np.float32)
+    return Meter(OnnxSlicer(model, groups, SHAPE), groups, resolve("cpu", backend=backend), images)
+
+
+def test_structures_are_measured_on_inductor_too() -> None:
+    """A real AOTInductor package: what would be timed computes what the ONNX file of the structure does."""
+    inductor = get_backend("inductor")
+    if reason := inductor.available(resolve("cpu")):
+        pytest.skip(f"inductor: {reason}")
+    with meter("inductor") as timed:
+        widths = [0 if g.kind == "depth" and i % 2 else max(1, g.units // 2) for i, g in enumerate(timed.groups.groups)]
+        structure = keep_first(timed.groups, np.array(widths))
+        engine = timed.engine(structure)
+        with inductor.runner(engine, timed.target) as runner:
+            got = runner.run({INPUT: timed.images})[OUTPUT]
+        expected = np.concatenate(
+            [onnx_function(timed.slicer.slice(structure))(timed.images[i : i + 1]) for i in range(2)]
+        )
+        assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+class _Own(Runner):
+    """Times itself, as an engine in a child process does."""
+
+    def __init__(self) -> None:
+        self.bound: Arrays | None = None
+        self.asked: list[tuple[float, int]] = []
+        self.runs = 0
+
+    def bind(self, inputs: Arrays) -> None:
+        self.bound = inputs
+
+    def run(self, inputs: Arrays) -> Arrays:
+        self.runs += 1
+        return {}
+
+    def end_to_end_block(self, seconds: float, calls: int) -> list[float]:
+        assert self.bound is not None
+        self.asked.append((seconds, calls))
+        return [0.002] * calls
+
+    def block(self, seconds: float, calls: int) -> list[float]:
+        raise AssertionError("the engine's scope")
+
+
+def test_a_runner_that_times_its_transfers_itself_does() -> None:
+    runner, inputs = _Own(), {INPUT: np.zeros((1, *SHAPE), np.float32)}
+    measured = interleave({"own": EndToEnd(runner, inputs)}, QUICK).measurements["own"]
+    assert measured.p50 == pytest.approx(2.0)
+    assert runner.bound is inputs
+    assert runner.asked and runner.runs == 0
+
+
+def test_a_runner_that_does_not_is_timed_from_outside() -> None:
+    class Plain(_Own):
+        end_to_end_block = None  # type: ignore[assignment]
+
+    runner = Plain()
+    assert interleave({"plain": EndToEnd(runner, {})}, QUICK).measurements["plain"].n > 0
+    assert runner.runs > 0
