@@ -23,7 +23,7 @@ from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, export_onnx, onnx_funct
 from passdeploy.groups import Masker, as_masks, macs
 from passdeploy.latency.cache import ProfileCache
 from passdeploy.latency.log import MeasurementLog
-from passdeploy.latency.loop import close_loop, meets
+from passdeploy.latency.loop import close_gap, close_loop, meets
 from passdeploy.latency.macs import SCHEMA as MACS
 from passdeploy.latency.macs import MacsModel
 from passdeploy.latency.measure import BENCH, Settings
@@ -33,7 +33,7 @@ from passdeploy.latency.roofline import Roofline
 from passdeploy.latency.steps import steps_of
 from passdeploy.meter import Meter, compare_engines, open_runner
 from passdeploy.reporting import write_reports
-from passdeploy.search.allocator import ALLOCATORS, width_grids
+from passdeploy.search.allocator import ALLOCATORS, LatencyAllocator, width_grids
 from passdeploy.search.method import SearchContext, SearchResult, get_method
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.structure import Structure
@@ -54,6 +54,8 @@ LOADS = 3
 """Where buffers happen to lie moves an engine's latency by up to 2 %: the load in the middle of these is reported."""
 MOST_FITS = 12
 """Structures that the closed loop measures at most."""
+MOST_GAP_FITS = 6
+"""As many again, at most, to find one between what is far too fast and what is too slow."""
 
 
 ROOFLINE = "passdeploy.roofline/1"
@@ -234,6 +236,7 @@ def _fit_measured(
     facts: dict[str, Any],
     allocate: Callable[[float], Allocated | None],
     fastest: Callable[[], Allocated],
+    narrow: Callable[[Structure, float], Allocated | None],
     dense_ms: float,
 ) -> tuple[Structure, str, dict[str, Any]]:
     """The closed loop on measured engines: the structure, the status, and what it reaches."""
@@ -261,6 +264,7 @@ def _fit_measured(
             if meets(asked, dense):
                 return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
         found = close_loop(allocate, fastest, measure, asked, dense_ms, MOST_FITS, MARGIN)
+        found = close_gap(found, narrow, measure, asked, dense_ms, MOST_GAP_FITS, MARGIN)
     chosen = found.chosen
     facts["candidates"] = [
         {
@@ -299,9 +303,15 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         widths = allocator.fastest()
         return allocator.structure(importance, widths), float(allocator.predict(widths[None])[0])
 
+    def narrow(slower: Structure, target_ms: float) -> tuple[Structure, float] | None:
+        if not isinstance(allocator, LatencyAllocator):
+            return None
+        found = allocator.narrow(importance, target_ms, _widths(run, slower))
+        return None if found is None else (found.structure, found.predicted_ms)
+
     closed = run.measured and run.config.axis == "latency"
     if closed:
-        structure, status, reached = _fit_measured(run, budget, folder, facts, allocate, fastest, dense_ms)
+        structure, status, reached = _fit_measured(run, budget, folder, facts, allocate, fastest, narrow, dense_ms)
     elif asked.target_ratio(dense_ms) >= 1:
         structure, status = groups.dense(), "dense_inside"
         reached = {"latency_ms": dense_ms, "speedup": 1.0, "measured": False}

@@ -36,6 +36,8 @@ ALLOCATIONS = 40
 
 MISSES = 3
 """So many structures outside in a row, and the fastest one is tried."""
+GAP = 1.10
+"""A structure this much faster than asked is only taken when narrowing the next slower one gives nothing between."""
 
 
 class Timing(Protocol):
@@ -290,3 +292,51 @@ def close_loop(
     if barely:
         return FitResult(min(barely, key=search.over), True, candidates)
     return FitResult(max(candidates, key=search.over), False, candidates, exhausted=floor is None)
+
+
+def close_gap(
+    found: FitResult,
+    narrow: Callable[[Structure, float], tuple[Structure, float] | None],
+    measure: Callable[[Structure], Timing],
+    budget: Budget,
+    dense_ms: float,
+    most: int = 6,
+    margin: float = 1.005,
+) -> FitResult:
+    """Looks between a structure that is much faster than asked and the next slower one, which is outside.
+
+    They often differ by a whole block, which the scores give up all at once; what lies between keeps the block and is
+    narrower elsewhere.
+
+    Args:
+        found: By `close_loop`; returned as it is when it is not more than `GAP` faster than asked.
+        narrow: (structure, predicted latency in ms) -> a narrower one with the same blocks, and its prediction; None
+            when there is none.
+        measure: As for `close_loop`.
+        budget: What is asked.
+        dense_ms: The dense engine, by the model that predicts.
+        most: Measurements at most.
+        margin: As for `close_loop`.
+    """
+
+    def over(candidate: Candidate) -> float:
+        return excess(budget, candidate.timing)
+
+    slower = [c for c in found.candidates if not c.inside and over(c) < over(found.chosen)]
+    if not (found.feasible and over(found.chosen) > GAP and slower):
+        return found
+    start = max(slower, key=over)
+    between = close_loop(
+        lambda target_ms: narrow(start.structure, target_ms),
+        lambda: (found.chosen.structure, found.chosen.predicted_ms),
+        measure,
+        budget,
+        dense_ms,
+        most,
+        margin,
+    )
+    known = {c.structure.digest() for c in found.candidates}
+    candidates = found.candidates + [c for c in between.candidates if c.structure.digest() not in known]
+    if not between.feasible or over(between.chosen) >= over(found.chosen):
+        return FitResult(found.chosen, True, candidates, found.plateau)
+    return FitResult(between.chosen, True, candidates, between.plateau)

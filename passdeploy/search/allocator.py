@@ -140,7 +140,9 @@ class Allocator:
 
     def solve(self, importance: Importance, target_ms: float) -> Allocation | None:
         """The best structure with a predicted latency of at most `target_ms`; None when none is that fast."""
-        widths, price = self._widths(importance, target_ms)
+        return self._allocation(importance, *self._widths(importance, target_ms))
+
+    def _allocation(self, importance: Importance, widths: np.ndarray | None, price: float) -> Allocation | None:
         if widths is None:
             return None
         predicted = float(self.predict(widths[None])[0])
@@ -156,11 +158,15 @@ class LatencyAllocator(Allocator):
     LOOKAHEAD = 3
     """Grid levels a single move may go down: a staircase has flat treads."""
 
-    def _lower(self, widths: np.ndarray, reach: int) -> np.ndarray:
+    def narrow(self, importance: Importance, target_ms: float, start: np.ndarray) -> Allocation | None:
+        """As `solve`, but from the widths `start` downwards and with the blocks that it has."""
+        return self._allocation(importance, *self._widths(importance, target_ms, start))
+
+    def _lower(self, widths: np.ndarray, reach: int, blocks: bool = True) -> np.ndarray:
         moves = []
         alive = self.alive(widths[None])[0]
         for g, grid in enumerate(self.grids):
-            if not alive[g]:
+            if not alive[g] or (self.depth[g] and not blocks):
                 continue
             moves += [(g, int(level)) for level in grid[grid < widths[g]][::-1][:reach]]
         return self._apply(widths, moves)
@@ -181,13 +187,15 @@ class LatencyAllocator(Allocator):
             candidates[row, g] = level
         return candidates
 
-    def _widths(self, importance: Importance, target_ms: float) -> tuple[np.ndarray | None, float]:
+    def _widths(
+        self, importance: Importance, target_ms: float, start: np.ndarray | None = None
+    ) -> tuple[np.ndarray | None, float]:
         cost = self.tables(importance)
-        widths, price = self.widest(), 0.0
+        widths, price = self.widest() if start is None else start, 0.0
         now, loss = float(self.predict(widths[None])[0]), float(self.losses(widths[None], cost)[0])
         while now > target_ms:
             for reach in (self.LOOKAHEAD, int(self.full.max())):
-                candidates = self._lower(widths, reach)
+                candidates = self._lower(widths, reach, blocks=start is None)
                 if not len(candidates):
                     continue
                 latency = self.predict(candidates)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from passdeploy.budget import OVERSHOOT, parse_budget
-from passdeploy.latency.loop import close_loop
+from passdeploy.latency.loop import GAP, close_gap, close_loop
 from passdeploy.structure import Structure
 
 UNITS = 256
@@ -191,3 +191,40 @@ def test_the_limit_on_measurements_is_kept():
         rng = np.random.default_rng(most)
         world = World(lambda k: 2 + 9 * (k / UNITS) ** 1.3, lambda n, rng=rng: rng.lognormal(0, 0.3))
         world.run("2x", most=most)
+
+
+class Blocks(World):
+    """Whole blocks of 64 go at once; a network with the same blocks can be made narrower by `fine` units at a time."""
+
+    def __init__(self, truth, fine):
+        super().__init__(truth, grid=64, least=64)
+        self.fine = fine
+
+    def narrow(self, structure, ms):
+        k = min(sum(structure.masks["g"]), int(ms / 10 * UNITS)) // self.fine * self.fine
+        return (keep(k), 10 * k / UNITS) if k >= self.least else None
+
+    def run(self, asked):
+        budget = parse_budget(asked)
+        found = close_loop(self.allocate, self.fastest, self.measure, budget, 10.0)
+        return found, close_gap(found, self.narrow, self.measure, budget, 10.0)
+
+
+def test_between_two_numbers_of_blocks_a_narrower_network_is_found():
+    world = Blocks(linear, fine=4)
+    coarse, found = world.run("1.6x")  # with 2 blocks 2x, with 3 blocks 1.33x
+    assert world.speed(coarse) == 2.0 and coarse.plateau
+    assert found.feasible and not found.plateau and 1.6 <= world.speed(found) <= 1.6 * OVERSHOOT
+    assert len(found.candidates) == len({c.structure.digest() for c in found.candidates}) > len(coarse.candidates)
+
+
+def test_the_faster_one_stays_when_there_is_nothing_between():
+    world = Blocks(linear, fine=64)
+    coarse, found = world.run("1.6x")
+    assert found.chosen.structure == coarse.chosen.structure and found.plateau
+
+
+def test_no_gap_is_looked_into_where_there_is_none():
+    world = Blocks(linear, fine=1)
+    before, found = world.run("1.9x")  # 2x is within GAP
+    assert world.speed(before) / 1.9 < GAP and found is before
