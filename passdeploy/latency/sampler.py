@@ -20,6 +20,7 @@ import numpy as np
 
 from passdeploy.latency.measure import FLOOR, Clock, Settings, Timed, no_garbage_collection, warm_up
 
+LEAST_ROUNDS = 3
 QUIET = 0.02
 """A sample is quiet when the dense engine's floor in it is within this of the best ever seen."""
 
@@ -34,6 +35,8 @@ class Sampler:
         most: Blocks of each at most, where the machine is not quiet.
         block_s: Shortest block.
         calls: Fewest calls of a block.
+        enough_s: Three rounds do, where they take this long: for calls of tens of milliseconds, more structures tell the
+            model more than more calls.
         max_s: No more rounds after this long.
         clock: Seconds, for tests.
         cpu_clock: CPU seconds of this process, for tests.
@@ -48,12 +51,14 @@ class Sampler:
         most: int = 20,
         block_s: float = 0.004,
         calls: int = 2,
-        max_s: float = 4.0,
+        enough_s: float = 0.5,
+        max_s: float = 2.0,
         clock: Clock = time.perf_counter,
         cpu_clock: Clock = time.process_time,
     ) -> None:
         self.dense, self.one_thread = dense, one_thread
-        self.rounds, self.most, self.block_s, self.calls, self.max_s = rounds, most, block_s, calls, max_s
+        self.rounds, self.most, self.block_s, self.calls = rounds, most, block_s, calls
+        self.enough_s, self.max_s = enough_s, max_s
         self._clock, self._cpu = clock, cpu_clock
         self.best = float("inf")
         warm_up(dense, Settings(block_s=block_s), clock)
@@ -88,7 +93,7 @@ class Sampler:
             for done in range(1, self.most + 1):
                 dense_times += self._block(self.dense)
                 thin_times += self._block(thin)
-                if done < self.rounds:
+                if done < self.rounds and (done < LEAST_ROUNDS or self._clock() - start < self.enough_s):
                     continue
                 floor = float(np.quantile([t for _, t in dense_times], FLOOR))
                 self.best = min(self.best, floor)
