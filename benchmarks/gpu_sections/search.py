@@ -19,7 +19,7 @@ def cost(model: str, batch: int, pairs: int, kernels: bool) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "cost.json")
         words = [sys.executable, str(SCRIPT), "--model", model, "--data", PICTURES, "--batch", str(batch)]
-        switch = {} if kernels else {"PASSDEPLOY_KERNELS": "0"}
+        switch = {"PASSDEPLOY_KERNELS": "1" if kernels else "0"}
         done = subprocess.run(
             [*words, "--pairs", str(pairs), "--out", str(out)], cwd=ROOT, env=environment() | switch,
             capture_output=True, text=True,

@@ -1,0 +1,153 @@
+"""The masked forward with the kernel: of a search on CUDA, and of a masked network that is compiled as it is.
+
+`passdeploy.groups.Masker` scales the consumers' weights instead, which moves no activation at all. Which of the two is
+faster on a GPU is measured by benchmarks/gpu.py (section search); until it has been, the weights are the default.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.errors import BadInput
+from passdeploy.groups import Groups, Masker, as_masks
+from passdeploy.kernels import masked_graph, masked_op
+from passdeploy.kernels.masked_graph import MASKS, insert_masks, trace
+from passdeploy.structure import Structure
+
+SWITCH = "PASSDEPLOY_KERNELS"
+"""Environment variable: ``1`` lets a search on CUDA mask activations by the kernel."""
+
+
+class _MaskedActivation(torch.autograd.Function):
+    """``activation(x) * mask`` with masks of zeros and ones, whose gradient reaches masked channels too.
+
+    The kernel's own formula masks before the activation, where a ReLU's slope at 0 would hide from a masked channel
+    what it is worth. So the masks' gradient is taken from the backward kernel as if nothing were masked.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, activation: str) -> Tensor:
+        mask = mask.float()
+        ctx.save_for_backward(x, mask)
+        ctx.activation = activation
+        ones, zeros = torch.ones_like(mask), torch.zeros_like(mask)
+        result: Tensor = masked_op._forward(x, mask, ones, zeros, None, activation)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (x, mask), (grad_y,) = ctx.saved_tensors, grads
+        ones, zeros = torch.ones_like(mask), torch.zeros_like(mask)
+        rest = (ones, zeros, None, ctx.activation)
+        grad_x = grad_mask = None
+        if ctx.needs_input_grad[0]:
+            grad_x = masked_op._backward(grad_y, x, mask, *rest, True, False, False)[0]
+        if ctx.needs_input_grad[1]:
+            grad_mask = masked_op._backward(grad_y, x, ones, *rest, False, True, False)[1]
+        return grad_x, grad_mask, None
+
+
+def trained_input(x: Tensor, masks: Tensor, index: Tensor, activation: str) -> Tensor:
+    """As `masked_input`, for training: (N, C) or (N, C, ...)."""
+    if x.dim() == 3:
+        return masked_graph.masked_input(x, masks, index, activation)
+    result: Tensor = _MaskedActivation.apply(x, masks[index], activation)
+    return result
+
+
+class KernelMasker(Masker):
+    """A `Masker` that masks in the place of an activation function where it can, and scales weights elsewhere.
+
+    Same outputs and same gradients of masks and parameters; the modules and parameters are the model's own.
+
+    Raises:
+        BadInput: The model can't be traced.
+    """
+
+    def __init__(self, model: nn.Module, groups: Groups, prefix: str = "") -> None:
+        super().__init__(model, groups, prefix)
+        self.graph = trace(self.model)
+        sites = consumers(self)
+        self.fused = insert_masks(self.graph, sites, self.total, everywhere=False, function=trained_input)
+        self._scaled = [item for item in self._scaled if item.name.removesuffix(".weight") not in self.fused]
+
+    def __call__(self, masks: Mapping[str, Tensor], *inputs: Tensor) -> Any:
+        own = {**self.parameters(masks), MASKS: self.vector(masks)}
+        return torch.func.functional_call(self.graph, own, inputs)
+
+
+def consumers(masker: Masker) -> dict[str, Tensor]:
+    """Consumers whose input channels are dimension 1 of what they read, and the positions of those channels' masks.
+
+    Convolutions and linear layers; anything else keeps its masks in its weights.
+    """
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    return {
+        name: item.index
+        for item in masker._scaled
+        if isinstance(module := masker.model.get_submodule(name := item.name.removesuffix(".weight")), kinds)
+        and getattr(module, "groups", 1) == 1
+        and len(item.index) == (module.in_features if isinstance(module, nn.Linear) else module.in_channels)
+    }
+
+
+def search_masker(model: nn.Module, groups: Groups, prefix: str = "") -> Masker:
+    """What a search executes its network with: `Masker`, or on CUDA, when `SWITCH` asks for it, the kernel.
+
+    Args:
+        model: Already on its device.
+        groups: Of the network.
+        prefix: Where the network lies inside `model`.
+    """
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    if on_gpu and os.environ.get(SWITCH) == "1":
+        try:
+            return KernelMasker(model, groups, prefix)
+        except BadInput:
+            pass  # control flow that depends on data: the masks stay in the weights
+    return Masker(model, groups, prefix)
+
+
+def masked_network(
+    model: nn.Module, groups: Groups, structure: Structure, prefix: str = "", *, plain: bool = False
+) -> nn.Module:
+    """A copy of a model that computes under a structure's masks with every activation still there, for compilers.
+
+    Args:
+        model: In eval mode, on the CPU.
+        groups: Of the network.
+        structure: The masks. Removed blocks are multiplied by 0, not left out.
+        prefix: Where the network lies inside `model`.
+        plain: Mask with PyTorch's multiplication, for backends that do not know the kernel.
+
+    Raises:
+        BadInput: The model can't be traced, or has consumers whose inputs can't be masked one by one.
+    """
+    model = copy.deepcopy(model).eval()
+    masker = Masker(model, groups, prefix)
+    masks = as_masks(groups.canonical(structure).masks)
+    sites = consumers(masker)
+    graph = trace(masker.model)
+    function = masked_graph.plain_input if plain else masked_graph.masked_input
+    done = insert_masks(graph, sites, masker.total, everywhere=True, function=function)
+    scaled = [item.name for item in masker._scaled if item.name.removesuffix(".weight") not in done]
+    with torch.no_grad():
+        values = masker.parameters(masks)
+        own = dict(graph.named_parameters())
+        for name in (*scaled, *masker._gates):  # gates: a removed branch ends in zeros
+            if name.removesuffix(".weight") in done and name in masker._gates:
+                values[name] = own[name] * _gate(masker, name, masks)
+            own[name].copy_(values[name])
+        getattr(graph, MASKS).copy_(masker.vector(masks))
+    return graph.eval()
+
+
+def _gate(masker: Masker, name: str, masks: Mapping[str, Tensor]) -> Tensor:
+    vector = masker.vector(masks)
+    return torch.stack([vector[position] for position in masker._gates[name]]).prod()

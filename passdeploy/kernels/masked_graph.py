@@ -1,0 +1,151 @@
+"""Puts `masked_affine_act` into a network's graph: masks act on the activations that consumers read.
+
+Where such an activation comes straight out of a ReLU (or SiLU, ...) that nothing but consumers under the same mask
+read, the operator takes that function's place: masking then costs no pass over memory of its own. Elsewhere it is an
+operator of its own, or, in a search, is left to the consumer's weights (`passdeploy.groups.Masker`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from passdeploy.errors import BadInput
+from passdeploy.kernels.masked_op import masked_affine_act
+
+MASKS = "passdeploy_masks"
+"""Buffer of the graph: the masks of all groups end to end and a 1, as `Masker.vector` gives them."""
+_MODULES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Hardswish: "hardswish",
+}
+_FUNCTIONS: dict[Any, str] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), "relu"),
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+}
+
+
+def masked_input(x: Tensor, masks: Tensor, index: Tensor, activation: str) -> Tensor:
+    """``activation(x) * mask`` by the kernel: (N, C, ...), or (..., C) for a linear layer's tokens, by PyTorch."""
+    mask = masks[index]
+    if x.dim() == 3:
+        return _activate(x, activation) * mask.to(x.dtype)
+    # The activations are 0 at 0, so that masking before or after them is the same.
+    ones, zeros = torch.ones_like(mask), torch.zeros_like(mask)
+    return masked_affine_act(x, mask, ones, zeros, None, activation)
+
+
+def plain_input(x: Tensor, masks: Tensor, index: Tensor, activation: str) -> Tensor:
+    """The same in operators that every ONNX backend knows."""
+    mask = masks[index].to(x.dtype)
+    return _activate(x, activation) * (mask if x.dim() == 3 else mask.view(-1, *[1] * (x.dim() - 2)))
+
+
+def _activate(x: Tensor, activation: str) -> Tensor:
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "none": lambda t: t,
+        "relu": F.relu,
+        "relu6": F.relu6,
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "hardswish": F.hardswish,
+    }
+    return functions[activation](x)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The network's graph; its modules and parameters are the network's own.
+
+    Raises:
+        BadInput: It can't be traced, or what it does was fixed while it was traced.
+    """
+    try:
+        graph = fx.symbolic_trace(model)
+    except Exception as error:
+        line = str(error).strip().splitlines()
+        told = line[0][:160] if line else type(error).__name__
+        raise BadInput(f"the network's graph cannot be traced ({told})") from None
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and "training" in node.kwargs:
+            raise BadInput(f"the network's graph cannot be traced ({node.name} is told whether it trains)")
+    return graph
+
+
+def activation_of(graph: fx.GraphModule, node: fx.Node) -> str | None:
+    """Which of the kernel's activations a node is; None for any other."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        kind = _MODULES.get(type(module))
+        exact = not isinstance(module, nn.GELU) or module.approximate == "none"
+        return kind if exact else None
+    if node.op in ("call_function", "call_method"):
+        return _FUNCTIONS.get(node.target) if set(node.kwargs) <= {"inplace"} else None
+    return None
+
+
+def insert_masks(
+    graph: fx.GraphModule,
+    sites: Mapping[str, Tensor],
+    total: int,
+    *,
+    everywhere: bool,
+    function: Callable[..., Tensor] = masked_input,
+) -> set[str]:
+    """Adds the operator in front of consumers, in place.
+
+    Args:
+        graph: Of `trace`.
+        sites: Qualified name of a consumer -> (channels,) position of every input channel's mask in the vector.
+        total: Length of the vector less one.
+        everywhere: Whether consumers whose activation can't be replaced get an operator of their own.
+        function: What is inserted, called as `masked_input` is.
+
+    Returns:
+        The consumers that are masked so.
+    """
+    device = next(iter(graph.parameters())).device
+    graph.register_buffer(MASKS, torch.ones(total + 1, device=device), persistent=False)
+    consumers: dict[fx.Node, str] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.target in sites and node.args and not node.kwargs:
+            consumers[node] = str(node.target)
+    calls: dict[str, int] = {}
+    for name in consumers.values():
+        calls[name] = calls.get(name, 0) + 1
+    done: set[str] = set()
+    sources: dict[fx.Node, list[fx.Node]] = {}
+    for node, name in consumers.items():
+        if calls[name] == 1:  # a module that is called twice has one weight for both
+            sources.setdefault(node.args[0], []).append(node)  # type: ignore[arg-type]
+    for source, users in sources.items():
+        first = sites[consumers[users[0]]]
+        same = [user for user in users if torch.equal(sites[consumers[user]], first)]
+        kind = activation_of(graph, source)
+        replaces = kind is not None and set(source.users) == set(same)
+        if not replaces and not everywhere:
+            continue
+        for index, members in enumerate([same] if replaces else [[user] for user in users]):
+            where = sites[consumers[members[0]]]
+            buffer = f"passdeploy_index_{source.name}_{index}"
+            graph.register_buffer(buffer, where.to(device), persistent=False)
+            with graph.graph.inserting_before(members[0] if not replaces else source):
+                masks, positions = graph.graph.get_attr(MASKS), graph.graph.get_attr(buffer)
+                taken = source.args[0] if replaces else source
+                made = graph.graph.call_function(function, (taken, masks, positions, kind if replaces else "none"))
+            for member in members:
+                member.replace_input_with(source, made)
+                done.add(consumers[member])
+        if replaces:
+            graph.graph.erase_node(source)
+    graph.graph.lint()
+    graph.recompile()
+    return done

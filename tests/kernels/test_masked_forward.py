@@ -1,0 +1,150 @@
+"""The masked forward with the kernel's operator is the Masker's: outputs, gradients, training; and surgery's."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from passdeploy import models
+from passdeploy.data.base import Preprocess
+from passdeploy.errors import BadInput
+from passdeploy.export import export_model, onnx_function
+from passdeploy.groups import Groups, Masker, as_masks, find_groups
+from passdeploy.groups.check import random_structure
+from passdeploy.kernels.masked_forward import KernelMasker, masked_network, search_masker
+from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.surgery import relative_difference, thin
+
+SIZE = 32
+NETWORKS = ("resnet20", "mobilenet_v3_small", "squeezenet1_1")
+
+
+@cache
+def _made(name: str) -> tuple[Prompted, Groups]:
+    torch.manual_seed(0)
+    network = models.build(name, 10)
+    for module in network.modules():  # statistics that tell channels apart
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.bias, 0, 0.2)
+    groups = find_groups(network.eval(), torch.randn(1, 3, SIZE, SIZE))
+    return Prompted(InputStage(Preprocess(size=(SIZE, SIZE)), "additive"), network), groups
+
+
+def prompted(name: str) -> tuple[Prompted, Groups]:
+    """A network of one's own, and its groups."""
+    model, groups = _made(name)
+    return copy.deepcopy(model), groups
+
+
+def soft(groups: Groups, seed: int = 0) -> dict[str, Tensor]:
+    """Masks of zeros and ones that want a gradient."""
+    masks = as_masks(groups.canonical(random_structure(groups, seed)).masks)
+    return {name: mask.requires_grad_() for name, mask in masks.items()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_and_gradients_are_the_maskers(name: str) -> None:
+    model, groups = prompted(name)
+    model.eval()
+    images = torch.rand(2, 3, SIZE, SIZE)
+    kernel, plain = KernelMasker(model, groups, "network."), Masker(model, groups, "network.")
+    assert kernel.fused, "nothing was fused"
+    found: list[tuple[Tensor, list[Tensor]]] = []
+    for masker in (kernel, plain):
+        masks = soft(groups)
+        logits = masker(masks, images)
+        wanted = [*masks.values(), *model.parameters()]
+        gradients = torch.autograd.grad(logits.square().sum(), wanted, allow_unused=True)
+        found.append(
+            (logits, [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, wanted, strict=True)])
+        )
+    (logits, gradients), (expected, others) = found
+    assert relative_difference(expected, logits) <= 1e-5
+    largest = max(float(a.abs().max()) for a in others)
+    for a, b in zip(others, gradients, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * max(1e-3 * largest, float(a.abs().max()))
+    hidden = [g for g, mask in zip(gradients, masks.values(), strict=False) if (mask == 0).any()]
+    assert any((g[m == 0] != 0).any() for g, m in zip(gradients, masks.values(), strict=False)), hidden
+
+
+def test_training_updates_the_models_own_batch_norms() -> None:
+    model, groups = prompted("resnet20")
+    images = torch.rand(4, 3, SIZE, SIZE)
+    states = []
+    for kind in (KernelMasker, Masker):
+        fresh, _ = prompted("resnet20")
+        fresh.train()
+        optimiser = torch.optim.SGD(fresh.parameters(), 0.01)
+        masker = kind(fresh, groups, "network.")
+        for _ in range(2):
+            optimiser.zero_grad()
+            masker(soft(groups), images).square().mean().backward()
+            optimiser.step()
+        states.append(fresh.state_dict())
+    before = model.state_dict()
+    moved = 0
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-4)
+        moved += not torch.equal(value, before[name])
+    assert moved > len(before) / 2
+
+
+def test_on_a_cpu_a_search_keeps_its_masks_in_the_weights() -> None:
+    model, groups = prompted("resnet20")
+    assert type(search_masker(model, groups, "network.")) is Masker
+
+
+class Branching(nn.Module):
+    """What it does depends on its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y if y.sum() > 0 else -y)
+
+
+def test_a_network_that_cannot_be_traced_is_named() -> None:
+    network = Branching().eval()
+    groups = find_groups(network, torch.rand(1, 3, 12, 12))
+    with pytest.raises(BadInput, match="cannot be traced"):
+        KernelMasker(network, groups)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_masked_network_is_the_thin_one(name: str, plain: bool) -> None:
+    model, groups = prompted(name)
+    model.eval()
+    structure = random_structure(groups, 3)
+    images = torch.rand(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        masked = masked_network(model, groups, structure, "network.", plain=plain)(images)
+        small = Prompted(model.stage, thin(model.network, groups, structure).eval())(images)
+    assert relative_difference(small, masked) <= 1e-4
+
+
+def test_the_plain_masked_network_is_an_onnx_file_with_everything_still_in_it() -> None:
+    model, groups = prompted("resnet20")
+    model.eval()
+    structure = random_structure(groups, 1)
+    proto = export_model(masked_network(model, groups, structure, "network.", plain=True), (3, SIZE, SIZE))
+    kinds = [node.op_type for node in proto.graph.node]
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    assert kinds.count("Conv") == convolutions, "no block may vanish"
+    assert kinds.count("Mul") >= convolutions - 1, "a mask in front of every convolution but the first"
+    images = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
+    with torch.no_grad():
+        expected = Prompted(model.stage, thin(model.network, groups, structure).eval())(torch.from_numpy(images))
+    got = torch.from_numpy(onnx_function(proto.SerializeToString())(images))
+    assert relative_difference(expected, got) <= 1e-4
