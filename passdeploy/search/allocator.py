@@ -162,7 +162,7 @@ class LatencyAllocator(Allocator):
         """As `solve`, but from the widths `start` downwards and with the blocks that it has."""
         return self._allocation(importance, *self._widths(importance, target_ms, start))
 
-    def _lower(self, widths: np.ndarray, reach: int, blocks: bool = True) -> np.ndarray:
+    def _lower(self, widths: np.ndarray, reach: int, blocks: bool) -> np.ndarray:
         moves = []
         alive = self.alive(widths[None])[0]
         for g, grid in enumerate(self.grids):
@@ -171,12 +171,12 @@ class LatencyAllocator(Allocator):
             moves += [(g, int(level)) for level in grid[grid < widths[g]][::-1][:reach]]
         return self._apply(widths, moves)
 
-    def _higher(self, widths: np.ndarray) -> np.ndarray:
+    def _higher(self, widths: np.ndarray, blocks: bool) -> np.ndarray:
         moves = []
         alive = self.alive(widths[None])[0]
         for g, grid in enumerate(self.grids):
             above = grid[grid > widths[g]]
-            if alive[g] and len(above):
+            if alive[g] and len(above) and (blocks or not self.depth[g]):
                 moves.append((g, above[0]))
         return self._apply(widths, moves)
 
@@ -191,11 +191,12 @@ class LatencyAllocator(Allocator):
         self, importance: Importance, target_ms: float, start: np.ndarray | None = None
     ) -> tuple[np.ndarray | None, float]:
         cost = self.tables(importance)
+        blocks = start is None  # whether blocks may come and go
         widths, price = self.widest() if start is None else start, 0.0
         now, loss = float(self.predict(widths[None])[0]), float(self.losses(widths[None], cost)[0])
         while now > target_ms:
             for reach in (self.LOOKAHEAD, int(self.full.max())):
-                candidates = self._lower(widths, reach, blocks=start is None)
+                candidates = self._lower(widths, reach, blocks)
                 if not len(candidates):
                     continue
                 latency = self.predict(candidates)
@@ -210,17 +211,19 @@ class LatencyAllocator(Allocator):
             rate = np.where(useful, (losses - loss) / np.maximum(saved, 1e-12), np.inf)
             best = int(np.argmin(rate))
             widths, now, loss, price = candidates[best], float(latency[best]), float(losses[best]), float(rate[best])
-        return self._polish(widths, loss, cost, target_ms), max(price, 0.0)
+        return self._polish(widths, loss, cost, target_ms, blocks), max(price, 0.0)
 
-    def _polish(self, widths: np.ndarray, loss: float, cost: np.ndarray, target_ms: float) -> np.ndarray:
+    def _polish(
+        self, widths: np.ndarray, loss: float, cost: np.ndarray, target_ms: float, blocks: bool
+    ) -> np.ndarray:
         """Gives back units while the target allows, and swaps: one group up, another one down."""
         for _ in range(4 * len(self.grids)):
-            higher = self._higher(widths)
+            higher = self._higher(widths, blocks)
             if not len(higher):
                 break
             pool = [higher[self.predict(higher) <= target_ms]]
             if not len(pool[0]):
-                pool = [self._lower(row, 1) for row in higher]
+                pool = [self._lower(row, 1, blocks) for row in higher]
             candidates = np.concatenate(pool)
             candidates = candidates[self.predict(candidates) <= target_ms] if len(candidates) else candidates
             if not len(candidates):
