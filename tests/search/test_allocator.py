@@ -176,3 +176,19 @@ def test_the_users_widths_are_kept_to(kind: str, ratio: float) -> None:
     assert found.widths[fixed] == 4 or found.widths[groups.names.index("depth:layer1.0")] == 0
     assert found.widths[least] >= 12
     assert model.predict_many(found.widths[None].astype(float))[0] <= ratio * solver.dense_ms
+
+
+@FAST
+@given(seed=seeds, ratio=st.floats(0.3, 1.0), removed=st.integers(0, 3))
+def test_narrowing_leaves_the_blocks_as_they_are(seed: int, ratio: float, removed: int) -> None:
+    chosen = allocator("latency")
+    assert isinstance(chosen, LatencyAllocator)
+    start = chosen.widest()
+    start[np.flatnonzero(chosen.depth)[:removed]] = 0
+    found = chosen.narrow(importance(seed), ratio * chosen.dense_ms, start)
+    if found is None:
+        lowest = np.where(chosen.depth, start, chosen.fastest())
+        assert float(chosen.predict(lowest[None])[0]) > ratio * chosen.dense_ms
+    else:
+        assert (found.widths[chosen.depth] == start[chosen.depth]).all()
+        assert found.predicted_ms <= ratio * chosen.dense_ms + 1e-9
