@@ -124,7 +124,7 @@ def test_nothing_is_given_up_for_nothing(seed: int, ratio: float) -> None:
     assert isinstance(chosen, LatencyAllocator)
     if found is None:
         return
-    wider = chosen._higher(found.widths)
+    wider = chosen._higher(found.widths, True)
     if len(wider):
         cost = chosen.tables(scores)
         helps = chosen.losses(wider, cost) < chosen.losses(found.widths[None], cost)[0] - 1e-12
