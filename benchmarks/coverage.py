@@ -25,9 +25,12 @@ import os
 import re
 import resource
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -71,7 +74,6 @@ def _limit(cpu_s: int, memory: int) -> None:
 def run_one(case: Case, tool: str, args: argparse.Namespace) -> Row:
     """Tries one network with one tool in a process of its own."""
     command = [*shlex.split(args.prefix), sys.executable, str(ROOT / "coverage_model.py"), tool, case.name]
-    begun = os.times()
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -80,37 +82,51 @@ def run_one(case: Case, tool: str, args: argparse.Namespace) -> Row:
         preexec_fn=lambda: _limit(args.cpu_seconds, args.memory_gib << 30),
     )
     out, err = process.communicate()
-    ended = os.times()
     rows = [line for line in out.splitlines() if line.startswith("{")]
     row: Row = {"model": case.name, "tool": tool, "source": case.source, "family": case.family, "task": case.task}
     row |= {"size": case.size} | (json.loads(rows[-1]) if rows else {})
-    row["cpu_s"] = round(sum(ended[2:4]) - sum(begun[2:4]), 1)
+    row["cpu_s"] = round(sum(row.get("seconds", {}).values()), 1)
     if not row.pop("done", False):
         step = row.pop("running", "start")
-        seconds = row["cpu_s"]
         last = (err.strip().splitlines() or [f"ended with {process.returncode}"])[-1][:200]
-        why = f"more than {args.cpu_seconds} CPU seconds" if seconds >= args.cpu_seconds else last
+        timed_out = process.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
+        why = f"more than {args.cpu_seconds} CPU seconds" if timed_out else last
         row |= {"passed": False, "problems": [f"{step}: {why}"], "problem": f"{step}: {why}"}
     row["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
     return row
 
 
-def run(args: argparse.Namespace) -> None:
-    path = results_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
+def waiting(args: argparse.Namespace, path: Path) -> list[tuple[Case, str]]:
+    """What is to be tried: networks and tools that were asked for and have no row (or one that failed)."""
+    rows, todo = read_rows(path), []
     for tool in args.tools.split(","):
         for case in cases():
             if not any(fnmatchcase(case.name, pattern) for pattern in args.only.split(",")):
                 continue
-            old = read_rows(path).get((case.name, tool))
-            if old is not None and (args.again == "none" or (args.again == "failed" and succeeded(old))):
-                continue
-            row = run_one(case, tool, args)
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            state = "pass" if succeeded(row) else "; ".join(row.get("problems", [row.get("problem", "no")]))
-            share = f"{row['prunable']:.0%} prunable, " if "prunable" in row else ""
-            print(f"{tool} {case.name}: {share}{state} ({row['cpu_s']} s)", flush=True)
+            old = rows.get((case.name, tool))
+            if old is None or args.again == "all" or (args.again == "failed" and not succeeded(old)):
+                todo.append((case, tool))
+    return todo
+
+
+def run(args: argparse.Namespace) -> None:
+    path = results_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + 60 * args.minutes
+
+    def one(pair: tuple[Case, str]) -> None:
+        if time.monotonic() > until:
+            return
+        case, tool = pair
+        row = run_one(case, tool, args)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        state = "pass" if succeeded(row) else "; ".join(row.get("problems", [row.get("problem", "no")]))
+        share = f"{row['prunable']:.0%} prunable, " if "prunable" in row else ""
+        print(f"{tool} {case.name}: {share}{state} ({row['cpu_s']} s)", flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(one, waiting(args, path)))
 
 
 def _share(part: int, whole: int) -> str:
@@ -204,6 +220,8 @@ def main() -> None:
     parser.add_argument("--again", choices=("none", "failed", "all"), default="none")
     parser.add_argument("--cpu-seconds", type=int, default=900, help="of one network's process")
     parser.add_argument("--memory-gib", type=int, default=12)
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time; each takes one thread")
+    parser.add_argument("--minutes", type=float, default=1e6, help="start no network after this time")
     parser.add_argument("--prefix", default="", help="put before each network's command, such as 'nice -n 10'")
     parser.add_argument("--table", action="store_true", help="writes docs/coverage.md and stops")
     args = parser.parse_args()

@@ -23,8 +23,8 @@ from coverage_models import CLASSES, Case, cases
 from torch import Tensor, nn
 
 from passdeploy.groups import Groups, find_groups, macs, operators, params
-from passdeploy.groups.channels import tensors
 from passdeploy.groups.check import difference, first_line, masked_against_thin, random_structure, randomise
+from passdeploy.groups.depgraph import tensors
 from passdeploy.structure import Structure
 from passdeploy.surgery import apply_architecture, architecture, thin
 from passdeploy.weights import load_weights, save_weights

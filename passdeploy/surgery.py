@@ -18,6 +18,7 @@ from passdeploy.groups.attention import cut_heads, head_count
 from passdeploy.groups.channels import side_size
 from passdeploy.groups.types import Groups
 from passdeploy.structure import Structure
+from passdeploy.weights import unwrap
 
 SCHEMA = "passdeploy.architecture/1"
 
@@ -220,7 +221,7 @@ def apply_architecture(model: nn.Module, arch: Mapping[str, Any]) -> nn.Module:
     if not isinstance(arch, Mapping) or arch.get("schema") != SCHEMA:
         found = arch.get("schema") if isinstance(arch, Mapping) else type(arch).__name__
         raise BadInput(f"architecture: schema is {found!r}, expected {SCHEMA!r}")
-    clone = copy.deepcopy(model)
+    clone = copy.deepcopy(unwrap(model))
     known = {name for name, _ in clone.named_modules(remove_duplicate=False)}
     name = ""
     try:

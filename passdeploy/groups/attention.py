@@ -137,6 +137,15 @@ def put_stand_ins(model: nn.Module, specs: dict[str, Attention]) -> None:
         setattr(model.get_submodule(parent), leaf, StandIn(model.get_submodule(name), spec).eval())
 
 
+def packed_weights(module: nn.Module, heads: Sequence[int]) -> Tensor | None:
+    """(heads, values): the queries', keys' and values' weights of heads that `nn.MultiheadAttention` keeps itself."""
+    spec = describe(module)
+    if spec is None or spec.qkv or not isinstance(module, nn.MultiheadAttention):
+        return None
+    weight = module.in_proj_weight.detach()
+    return torch.stack([weight[spec.rows(head)].flatten() for head in heads])
+
+
 def gate_name(model: nn.Module, name: str) -> str:
     """The layer whose zero weights make a gate's output zero: an attention's projection, else the gate itself."""
     spec = describe(model.get_submodule(name))

@@ -7,17 +7,15 @@ and group norms unite the channels of one of their groups, because only whole on
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
-import torch
 from torch import Tensor, nn
 
 from passdeploy.groups.attention import head_count
+from passdeploy.groups.depgraph import WithInput, chunks, dependency_graph
 from passdeploy.groups.types import Side
 
 CONV = (nn.modules.conv._ConvNd,)
@@ -68,103 +66,11 @@ class _UnionFind:
             self.parent[max(a, b)] = min(a, b)
 
 
-class _WithInput(nn.Module):
-    """The network behind an identity layer that stands for its input, so that the graph sees what the input feeds."""
-
-    def __init__(self, network: nn.Module, example: Tensor) -> None:
-        super().__init__()
-        channels = example.shape[1] if example.ndim > 2 else example.shape[-1]
-        self.input: nn.Module
-        if example.ndim == 4:
-            self.input = nn.Conv2d(channels, channels, 1, bias=False)
-            nn.init.dirac_(self.input.weight)
-        else:
-            channels = example.shape[-1]
-            self.input = nn.Linear(channels, channels, bias=False)
-            nn.init.eye_(self.input.weight)
-        self.input.to(example.dtype)
-        self.network = network
-
-    def forward(self, x: Tensor) -> Any:
-        # times 1: an output that comes straight out of a layer gets a node of its own
-        return [output * 1 for output in tensors(self.network(self.input(x)))]
-
-
-def tensors(outputs: Any) -> list[Tensor]:
-    """All floating-point tensors in a network's outputs (a tensor, or nested tuples, lists and dictionaries)."""
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    if isinstance(outputs, Mapping):
-        outputs = outputs.values()
-    return [tensor for output in outputs for tensor in tensors(output)] if isinstance(outputs, Iterable) else []
-
-
-def _map_equal_parts(node: Any) -> bool:
-    """Sets the index maps of a split into equal parts; False when the node is something else.
-
-    DepGraph takes its first consumer for the reader of the first part, which need not be so. `_Walk` unites channels at
-    the same place of all parts, so that any part may stand for the one that is read.
-    """
-    from torch_pruning.dependency.index_mapping import _SplitIndexMapping
-
-    found = _chunks(node) if type(node.module).__name__ == "_SplitOp" else None
-    if found is None:
-        return False
-    each = found[0]
-    node.module.split_sizes = [each] * len(node.outputs)
-    node.module.offsets = [each * i for i in range(len(node.outputs) + 1)]
-    for edge in node.dependencies:
-        if any(edge.target is output for output in node.outputs):
-            edge.index_mapping[0] = _SplitIndexMapping(offset=[0, each], reverse=False)
-    for output in node.outputs:
-        for edge in output.dependencies:
-            if edge.target is node:
-                edge.index_mapping[0] = _SplitIndexMapping(offset=[0, each], reverse=True)
-    return True
-
-
 def is_passing(module: nn.Module) -> bool:
     """Whether a module's input and output channels go together: norms, PReLU, depthwise and grouped convolutions."""
     if isinstance(module, CONV):
         return module.groups > 1
     return isinstance(module, (*NORMS, nn.PReLU))
-
-
-def _dependency_graph(model: _WithInput, example: Tensor) -> tuple[Any, set[int]]:
-    """DepGraph's graph, and the nodes (by id) whose index maps it could not work out."""
-    import torch_pruning as tp
-    from torch_pruning.dependency import index_mapping
-
-    broken: set[int] = set()
-    kinds = tp.ops.OPTYPE
-    maps = {
-        kinds.CONCAT: index_mapping.update_concat_index_mapping,
-        kinds.SPLIT: index_mapping.update_split_index_mapping,
-        kinds.RESHAPE: index_mapping.update_reshape_index_mapping,
-        kinds.UNBIND: index_mapping.update_unbind_index_mapping,
-        kinds.EXPAND: index_mapping.update_expand_index_mapping,
-        kinds.SLICE: index_mapping.update_slice_index_mapping,
-    }
-
-    def update(graph: Any) -> None:
-        """As DepGraph's own, but a node that it can't handle does not end the whole graph."""
-        nodes = sorted(graph.module2node.values(), key=lambda node: node.type != kinds.SPLIT)
-        for node in nodes:
-            if node.type in maps:
-                try:
-                    if not _map_equal_parts(node):
-                        maps[node.type](graph, node)
-                except Exception:
-                    broken.add(id(node))
-
-    with (
-        torch.enable_grad(),
-        warnings.catch_warnings(),
-        mock.patch.object(index_mapping, "update_index_mapping", update),
-    ):
-        warnings.simplefilter("ignore")
-        graph = tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
-    return graph, broken
 
 
 class _Walk:
@@ -205,7 +111,7 @@ class _Walk:
         for node in self.nodes:
             self._unite_conv_groups(node)
             self._unite_norm_groups(node)
-            self._unite_chunks(node)
+            self._unitechunks(node)
 
     def _joined(self, node: Any) -> bool:
         pruner = self.graph.get_pruner_of_module(node.module)
@@ -259,13 +165,13 @@ class _Walk:
                 first = self.atom(node, "out", channel - channel % each)[0]
                 self.sets.unite(first, self.atom(node, "out", channel)[0])
 
-    def _unite_chunks(self, node: Any) -> None:
+    def _unitechunks(self, node: Any) -> None:
         """Equal parts of a split must stay equal: a channel goes with those at its place in the other parts.
 
         A network computes where it splits from the channels it is given, so parts of different sizes would be cut at
         the wrong place.
         """
-        found = _chunks(node)
+        found = chunks(node)
         if found is None:
             return
         each, whole = found
@@ -274,28 +180,6 @@ class _Walk:
         for channel in range(whole):
             if channel in known and channel % each in known:
                 self.sets.unite(known[channel], known[channel % each])
-
-
-def _chunks(node: Any) -> tuple[int, int] | None:
-    """(channels of each part, of all) when a node splits the channels, or takes one part of them; None otherwise."""
-    kind, grad = type(node.module).__name__, node.grad_fn
-    shape: Sequence[int] = getattr(grad, "_saved_self_sym_sizes", ())
-    if kind not in ("_SplitOp", "_SliceOp") or len(shape) < 2 or not node.inputs:
-        return None
-    whole = int(shape[1])
-    if grad._saved_dim not in (1, 1 - len(shape), (1 - len(shape)) % 2**64):  # unsigned in some versions
-        return None
-    if hasattr(grad, "_saved_split_sizes"):
-        sizes = {int(size) for size in grad._saved_split_sizes}
-        return (sizes.pop(), whole) if len(sizes) == 1 else None
-    if hasattr(grad, "_saved_split_size"):
-        each, start = int(grad._saved_split_size), 0
-    elif getattr(grad, "_saved_step", 0) == 1:
-        start = int(grad._saved_start)
-        each = min(int(grad._saved_end), whole) - start
-    else:
-        return None
-    return (each, whole) if 0 < each < whole and whole % each == 0 and start % each == 0 else None
 
 
 def channel_counts(module: nn.Module) -> tuple[int, int]:
@@ -341,8 +225,8 @@ def channel_units(network: nn.Module, example: Tensor) -> list[Unit]:
         network: In eval mode, with parameters that require gradients; it is traced, not changed.
         example: An input.
     """
-    model = _WithInput(network, example)
-    graph, broken = _dependency_graph(model, example)
+    model = WithInput(network, example)
+    graph, broken = dependency_graph(model, example)
     names = {module: name for name, module in model.named_modules()}
     walk = _Walk(graph)
     walk.run()

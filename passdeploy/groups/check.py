@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from passdeploy.groups.channels import tensors
+from passdeploy.groups.depgraph import tensors
 from passdeploy.groups.masking import Masker
 from passdeploy.groups.types import ChannelGroup, Groups
 from passdeploy.structure import Structure

@@ -16,6 +16,7 @@ from passdeploy.groups.control import matches
 from passdeploy.groups.depth import branches
 from passdeploy.groups.heads import with_heads
 from passdeploy.groups.types import ChannelGroup, Groups, Member, Side
+from passdeploy.groups.wrapped import plain_network, uncuttable
 
 _Signature = tuple[tuple[tuple[str, Side], int], ...]
 
@@ -150,7 +151,7 @@ def find_groups(
     Raises:
         BadInput: The network can't run on the example, or a pattern of `exclude` names nothing.
     """
-    clone = _traceable_copy(model)
+    clone = _traceable_copy(plain_network(model))
     example = example.detach().cpu().float()
     try:
         order = execution_order(clone, example)
@@ -164,6 +165,9 @@ def find_groups(
     except Exception as error:
         units, frozen["channels"] = [], f"the network's graph can't be followed: {first_line(error)}"
     _exclude(units, clone, exclude)
+    apart = uncuttable(clone)
+    for unit in units:
+        unit.reason = unit.reason or next((apart[name] for name, _ in unit.channels if name in apart), "")
     found, stuck = _groups_of_units(units, clone, order)
     frozen |= stuck
     if depth:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from passdeploy.groups.attention import gate_name
 from passdeploy.groups.types import Groups
+from passdeploy.weights import unwrap
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Masker:
     """
 
     def __init__(self, model: nn.Module, groups: Groups, prefix: str = "") -> None:
+        model = unwrap(model)
         self.model, self.names = model, groups.names
         offsets, total = {}, 0
         for group in groups.groups:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from passdeploy.groups.attention import Attention, attentions
 from passdeploy.groups.channels import PRODUCERS, channel_counts
 from passdeploy.groups.types import ChannelGroup, Groups
+from passdeploy.weights import unwrap
 
 Share = tuple[int, int]
 """(index of a group, channels per unit)."""
@@ -147,7 +148,7 @@ def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operat
         example: An input (batch size 1).
         groups: Of the network.
     """
-    clone = copy.deepcopy(model).cpu().float().eval()
+    clone = copy.deepcopy(unwrap(model)).cpu().float().eval()
     names = {module: name for name, module in clone.named_modules()}
     depth = [(i, set(group.branch)) for i, group in enumerate(groups.groups) if group.kind == "depth"]
     found: list[Operator] = []

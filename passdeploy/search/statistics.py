@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.groups import ChannelGroup, Groups
+from passdeploy.groups.attention import packed_weights
 
 UNIT_FEATURES = ("out_l1", "out_l2", "in_l2", "norm_scale", "norm_shift", "prior")
 GROUP_FEATURES = ("log_out_l1", "log_norm_scale", "log_units", "is_depth", "position", "latency_share", "log_prior")
@@ -49,6 +50,10 @@ def _member_norms(network: nn.Module, group: ChannelGroup) -> dict[str, list[Ten
     found: dict[str, list[Tensor]] = {"out_l1": [], "out_l2": [], "in_l2": [], "norm_scale": [], "norm_shift": []}
     for member in group.members:
         module = network.get_submodule(member.module)
+        packed = packed_weights(module, [unit[0] for unit in member.channels]) if member.side == "out" else None
+        if packed is not None:
+            found["out_l1"].append(packed.float().cpu().abs().mean(1))
+            found["out_l2"].append(packed.float().cpu().square().mean(1).sqrt())
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor):
             continue

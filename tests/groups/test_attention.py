@@ -174,3 +174,22 @@ def test_exported_thin_attention_equals_torch() -> None:
     got = onnx_function(export_model(cut, (3, 16, 16)).SerializeToString())(images.numpy())
     with torch.no_grad():
         assert relative_difference(cut(images), torch.from_numpy(got)) <= 1e-4
+
+
+def test_heads_are_ranked_by_all_their_weights() -> None:
+    from passdeploy.search.baselines.magnitudes import slices
+    from passdeploy.search.statistics import collect
+
+    model = ready(Tokens("torch"))
+    attention: Any = model.get_submodule("attentions.0")
+    with torch.no_grad():
+        rows = [part * 24 + 6 + i for part in range(3) for i in range(6)]  # the second of four heads
+        attention.in_proj_weight[rows] *= 100
+    groups = find_groups(model, torch.rand(1, 3, 16, 16))
+    group = groups.groups[groups.names.index("attentions.0")]
+    first = next(values for side, _, values in slices(model, group) if side == "out")
+    assert first.shape == (4, 3 * 6 * 24)
+    assert int(first.abs().sum(1).argmax()) == 1
+    zeros = {name: torch.zeros(units) for name, units in groups.units.items()}
+    statistics = collect(model, groups, zeros, torch.zeros(len(groups.groups)))
+    assert int(statistics.magnitude[groups.names.index("attentions.0")].argmax()) == 1

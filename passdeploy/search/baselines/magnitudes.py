@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.groups import ChannelGroup, Groups
+from passdeploy.groups.attention import packed_weights
 from passdeploy.groups.types import Side
 
 
@@ -15,6 +16,9 @@ def slices(network: nn.Module, group: ChannelGroup) -> Iterator[tuple[Side, bool
     """Yields, per member with a weight, (side, is a norm, (units, values) of what goes with each unit)."""
     for member in group.members:
         module = network.get_submodule(member.module)
+        packed = packed_weights(module, [unit[0] for unit in member.channels]) if member.side == "out" else None
+        if packed is not None:
+            yield "out", False, packed.float().cpu()
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor):
             continue

@@ -1,0 +1,50 @@
+"""Networks in wrappers, and parameters that surgery must leave alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from passdeploy.errors import BadInput
+from passdeploy.weights import unwrap
+
+
+def plain_network(model: nn.Module) -> nn.Module:
+    """The network inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, if it is one that can be cut.
+
+    Raises:
+        BadInput: It is TorchScript, quantised, or has layers that no input has given a shape yet.
+    """
+    model = unwrap(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise BadInput("the network is TorchScript, which can't be cut; give the nn.Module it was made from")
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise BadInput(f"the network is quantised ({name}); give the float network, and ask for --precision int8")
+    if any(isinstance(p, nn.UninitializedParameter | nn.UninitializedBuffer) for p in _tensors(model)):
+        raise BadInput("the network has lazy layers without a shape; run one forward pass first")
+    return model
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def uncuttable(model: nn.Module) -> dict[str, str]:
+    """Modules whose parameters can't be sliced on their own, with the reason: shared between modules, or computed."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)].append(name)
+        if parametrize.is_parametrized(module):
+            found[name] = "its weight is computed (parametrised); torch.nn.utils.parametrize can remove that"
+    for names in owners.values():
+        for name in names:
+            if len(set(names)) > 1:
+                others = ", ".join(sorted(set(names) - {name})[:3])
+                found.setdefault(name, f"it shares a parameter with {others}")
+    return found
