@@ -95,8 +95,17 @@ def run(
     return reports[0] if len(reports) == 1 else reports
 
 
-def run_stage(name: str, out: Path, *, model: str | None = None, quiet: bool = False) -> list[Path]:
+def run_stage(
+    name: str, out: Path, *, model: str | None = None, quiet: bool = False, masked: bool = False
+) -> list[Path]:
     """Runs one stage over an existing run directory, and those before it that are not finished.
+
+    Args:
+        name: Of the stage.
+        out: The run directory.
+        model: The caller's own model, when the run's is not a named one.
+        quiet: Show no progress.
+        masked: With ``compile``: the masked network too, as it is.
 
     Returns:
         The stage's folders, one per budget for the stages that come after the search.
@@ -121,6 +130,10 @@ def run_stage(name: str, out: Path, *, model: str | None = None, quiet: bool = F
     running.shared()
     for budget in running.runs:
         running.budget_stages(budget, name)
+    if masked:
+        from passdeploy.masked import compile_masked
+
+        return [compile_masked(running, budget) for budget in running.runs]
     return [budget.space.folder(name) for budget in running.runs]
 
 

@@ -144,11 +144,11 @@ def exit_code(reports: list[Any], require_measured: bool) -> int:
     return int(missed or unmeasured)
 
 
-def _staged(name: str, out: Path, model: str | None, json_: bool) -> None:
+def _staged(name: str, out: Path, model: str | None, json_: bool, masked: bool = False) -> None:
     """Runs the stages up to `name` over an existing run directory."""
     from passdeploy.api import run_stage
 
-    folders = run_stage(name, out, model=model, quiet=json_)
+    folders = run_stage(name, out, model=model, quiet=json_, masked=masked)
     if json_:
         _print_json({"stage": name, "folders": [str(folder) for folder in folders]})
     else:
@@ -175,9 +175,25 @@ for _name, _what in (
     ("search", "Searches: trains the prompt, the hypernetwork and the weights under the budget."),
     ("fit", "Closes the loop: allocates, measures, and repeats until the engine is just inside the budget."),
     ("finetune", "Rebuilds the network thin and trains its weights and prompt."),
-    ("compile", "Exports and compiles the thin network, and proves that it computes the same function."),
 ):
     _stage_command(_name, _what)
+
+
+@app.command("compile")
+def compile_(
+    out: Out,
+    masked: Annotated[
+        bool, typer.Option("--masked", help="The masked network too, as it is: dense, masked and thin side by side.")
+    ] = False,
+    model: Annotated[str | None, MODEL] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Exports and compiles the thin network, and proves that it computes the same function.
+
+    Example: `passdeploy compile --out runs/demo` (needs `config.yaml` there, as `run` writes it)
+    """
+    _staged("compile", out, model, json_, masked)
 
 
 @app.command()

@@ -322,6 +322,10 @@ class Run:
                 temporary.rename(root / name)
             else:
                 shutil.rmtree(root / name, ignore_errors=True)
+        if (root / "masked").is_dir():
+            from passdeploy.masked import attach
+
+            attach(root)
 
     def dense_state(self) -> dict[str, torch.Tensor]:
         """Weights of the dense network that the run starts from."""

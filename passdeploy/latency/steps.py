@@ -176,8 +176,13 @@ def cache_path(target: Target) -> Path:
 
 
 def steps_of(target: Target, *, fresh: bool = False) -> Steps:
-    """The steps of a target: from the cache, measured, or, when it is not attached, from the table."""
-    if not target.attached or get_backend(target.backend).runnable(target) is not None:
+    """The steps of a target: from the cache, measured, or from the table.
+
+    The table is for what is not attached, and for compilers that take so long (AOTInductor: ten seconds and more a
+    graph) that a sweep would take longer than the profile itself.
+    """
+    backend = get_backend(target.backend)
+    if not target.attached or backend.wants_program or backend.runnable(target) is not None:
         return from_table(target.precision)
     path = cache_path(target)
     if not fresh:

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Sequence
 
 from passdeploy.reporting import format as f
 from passdeploy.reporting.schema import Report
-from passdeploy.reporting.verdict import Check, asked, checks, numbers, removed_with_block, setting, subject, verdict
+from passdeploy.reporting.verdict import (
+    Check,
+    asked,
+    checks,
+    masking,
+    masking_said,
+    numbers,
+    removed_with_block,
+    setting,
+    subject,
+    verdict,
+)
 
 _SIGNS = {True: "✅", False: "❌", None: f.NONE}
 
@@ -39,6 +50,7 @@ def render_markdown(report: Report) -> str:
         _networks(report),
         "## Proof and health\n\n" + check_table(checks(report)[1:]),
         _groups(report),
+        _masked(report),
         _reasons(report),
         _budgets(report),
         _imported(report),
@@ -83,6 +95,14 @@ def _groups(report: Report) -> str:
         text = table(("group", "units kept", "share of dense MACs"), rows)
         lines.append(f"<details><summary>{len(channels)} channel groups</summary>\n\n{text}\n\n</details>")
     return "\n\n".join(lines)
+
+
+def _masked(report: Report) -> str:
+    if report.masked is None:
+        return ""
+    rows = masking(report)
+    text = f"## Masked is not thin\n\n{escape(masking_said(report))}"
+    return text + ("\n\n" + table(("engine", "latency p50", "speed-up"), rows) if rows else "")
 
 
 def _reasons(report: Report) -> str:

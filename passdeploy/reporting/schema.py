@@ -275,6 +275,19 @@ class Imported(Section):
     samples: list[float] = Field(default_factory=list, max_length=MAX_SAMPLES)
 
 
+class MaskedInfo(Section):
+    """The masked network compiled as it is (`compile --masked`), beside the dense and the thin engine, interleaved."""
+
+    kernel: bool = Field(description="Masked by the CUDA kernel's operator; else by plain multiplications.")
+    masked_vs_thin: float = Field(ge=0, description="max|a-b| / max|a| between the outputs of the two.")
+    dense: Latency | None
+    masked: Latency | None
+    thin: Latency | None
+    speedup: Number = Field(default=None, description="Of the masked engine over the dense one.")
+    speedup_ci95: Interval = None
+    thin_speedup: Number = Field(default=None, description="Of the thin engine over the dense one.")
+
+
 class Report(Section):
     """One run at one budget."""
 
@@ -306,6 +319,7 @@ class Report(Section):
     reachable: Reachable | None = None
     budgets: list[BudgetResult] | None = None
     imported: list[Imported] | None = None
+    masked: MaskedInfo | None = None
 
     @model_validator(mode="after")
     def _claims_are_backed(self) -> Self:

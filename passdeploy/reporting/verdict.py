@@ -232,6 +232,29 @@ def checks(report: Report) -> list[Check]:
     return [Check("verdict", budget, f"{said.label}: {said.headline}. {said.detail}"), *proofs(report), *health]
 
 
+def masking(report: Report) -> list[tuple[str, str, str]]:
+    """Dense, masked and thin engine: name, p50, speed-up over the dense one; empty when that was not measured."""
+    found = report.masked
+    if found is None or found.masked is None:
+        return []
+    rows = (
+        ("dense", found.dense, 1.0),
+        ("masked", found.masked, found.speedup),
+        ("thin", found.thin, found.thin_speedup),
+    )
+    return [(name, f.milliseconds(latency.p50 if latency else None), f.times(ratio)) for name, latency, ratio in rows]
+
+
+def masking_said(report: Report) -> str:
+    """What the masked engine shows, in a sentence."""
+    assert report.masked is not None
+    how = "the CUDA kernel's operator" if report.masked.kernel else "multiplications"
+    return (
+        f"The same network with its masks as {how} and every channel still there. It computes what the thin one does "
+        f"(relative difference {report.masked.masked_vs_thin:.1e}); only surgery turns masks into time."
+    )
+
+
 def numbers(report: Report) -> list[tuple[str, str, str, str]]:
     """The table of both networks: what, dense, pruned, change."""
     dense, pruned, speed = report.dense, report.pruned, report.speedup

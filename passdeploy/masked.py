@@ -1,0 +1,134 @@
+"""`passdeploy compile --masked`: the masked network compiled as it is, beside the dense and the thin engine.
+
+Masking alone saves next to nothing: every channel is still computed. The three latencies side by side say so, which is
+why surgery exists; and the masked engine must compute what the thin one does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from passdeploy.engines.base import CompileInput, Engine, get_backend
+from passdeploy.engines.files import load_engine
+from passdeploy.errors import NotEquivalent
+from passdeploy.export import INPUT, OUTPUT, export_onnx, export_program, onnx_function
+from passdeploy.kernels.masked_forward import masked_network
+from passdeploy.latency.measure import BENCH
+from passdeploy.meter import compare_engines, open_runner
+from passdeploy.reporting import load_report, write_reports
+from passdeploy.reporting.schema import Latency, MaskedInfo
+from passdeploy.search.method import SearchResult
+from passdeploy.search.prompt import Prompted
+from passdeploy.structure import Structure
+from passdeploy.surgery import relative_difference, thin
+from passdeploy.workspace import read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from passdeploy.pipeline import BudgetRun, Run
+
+FOLDER, FACTS = "masked", "masked.json"
+
+
+def compile_masked(run: Run, budget: BudgetRun) -> Path:
+    """Compiles the network under the structure's masks, proves masked == thin on the engines, and times the three.
+
+    Weights are those that the search left: before fine-tuning the masked and the thin network are the same function.
+    The kernel masks where the backend takes a `torch.export` program (inductor); elsewhere PyTorch's multiplication.
+
+    Args:
+        run: With finished stages up to ``compile``.
+        budget: Of the run.
+
+    Returns:
+        The folder, ``DIR/masked``.
+
+    Raises:
+        BadInput: The network's graph can't be traced.
+        NotEquivalent: The masked engine does not compute what the thin one does.
+    """
+    from passdeploy.stages import TOLERANCE, _stage
+
+    target, images = run.target, run.validation_images
+    images = images[: len(images) // target.batch * target.batch]
+    folder = budget.space.root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    structure = Structure.load(budget.space.folder("fit") / "structure.json")
+    result = SearchResult.load(run.space.folder("search"))
+    model = Prompted(_stage(run, result.stage), run.subject.with_state(result.network)).cpu().float().eval()
+    groups, backend = run.subject.groups, get_backend(target.backend)
+
+    def compiled(name: str, plain: nn.Module, program: nn.Module) -> Engine:
+        path = export_onnx(plain, folder / f"{name}.onnx", run.subject.data.input_shape, target.batch)
+        exported = export_program(program, images[: target.batch]) if backend.wants_program else None
+        return backend.compile(CompileInput(path, exported, images), target)
+
+    small = Prompted(model.stage, thin(model.network, groups, structure).eval())
+    plain = masked_network(model, groups, structure, "network.", plain=True)
+    engines = {
+        "dense": load_engine(budget.space.folder("compile") / "dense-engine"),
+        "masked": compiled("masked", plain, masked_network(model, groups, structure, "network.")),
+        "thin": compiled("thin", small, small),
+    }
+    outputs = {name: _outputs(run, engines[name], folder / f"{name}.onnx", images) for name in ("masked", "thin")}
+    difference = relative_difference(torch.from_numpy(outputs["thin"]), torch.from_numpy(outputs["masked"]))
+    tolerance = TOLERANCE[target.precision] if run.measured else TOLERANCE["fp32"]
+    if not difference <= tolerance:
+        raise NotEquivalent(
+            f"compile --masked: the masked engine differs from the thin one by {difference:.1e} (allowed "
+            f"{tolerance:.0e}) on {target.backend}; nothing was written"
+        )
+    facts: dict[str, Any] = {"structure": structure.digest(), "difference": difference, "kernel": backend.wants_program}
+    facts |= {"engines_compared": run.measured, "latency_ms": None, "speedup": None}
+    if run.measured:
+        settings = dataclasses.replace(BENCH, percentiles=(50.0,))
+        compared = compare_engines(engines, target, images[: target.batch], run.config.scope, settings)
+        facts["latency_ms"] = {name: m.to_json() for name, m in compared.measurements.items()}
+        facts["speedup"] = {name: compared.ratio(name).to_json() for name in ("masked", "thin")}
+    backend.save(engines["masked"], folder / "engine")
+    write_json(folder / FACTS, facts)
+    attach(budget.space.root)
+    return folder
+
+
+def _outputs(run: Run, engine: Engine, graph: Path, images: np.ndarray) -> np.ndarray:
+    """Of the engine, or of the graph it was built from where the engine can't run."""
+    batch = run.target.batch
+    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    if not run.measured:
+        function = onnx_function(graph.read_bytes())
+        return np.concatenate([function(part) for part in parts])
+    with open_runner(engine, run.target, parts[0]) as runner:
+        return np.concatenate([runner.run({INPUT: part})[OUTPUT] for part in parts])
+
+
+def attach(root: Path) -> None:
+    """Writes a budget's report again with what `compile_masked` found, if that holds for its structure."""
+    facts_path, report_path, structure_path = root / FOLDER / FACTS, root / "report.json", root / "structure.json"
+    if not (facts_path.exists() and report_path.exists() and structure_path.exists()):
+        return
+    facts = read_json(facts_path)
+    if facts["structure"] != Structure.load(structure_path).digest():
+        return  # of an earlier fit
+    latency, speedup = facts["latency_ms"] or {}, facts["speedup"] or {}
+
+    def read(name: str) -> Latency | None:
+        return Latency(**{k: latency[name][k] for k in ("p50", "p90", "p99", "mean", "n")}) if latency else None
+
+    masked = MaskedInfo(
+        kernel=facts["kernel"],
+        masked_vs_thin=facts["difference"],
+        dense=read("dense"),
+        masked=read("masked"),
+        thin=read("thin"),
+        speedup=speedup["masked"]["value"] if speedup else None,
+        speedup_ci95=(speedup["masked"]["low"] or 0.0, speedup["masked"]["high"] or float("inf")) if speedup else None,
+        thin_speedup=speedup["thin"]["value"] if speedup else None,
+    )
+    write_reports(load_report(report_path).model_copy(update={"masked": masked}), root)
