@@ -95,3 +95,29 @@ def test_no_compiler_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_wrong_inputs_are_named(built: Engine) -> None:
     with INDUCTOR.runner(built, AOTI) as runner, pytest.raises(BadInput, match="shape"):
         runner.run({"images": np.zeros((1, 3, 4, 4), np.float32)})
+
+
+def test_the_kernels_operator_goes_through_the_compiler(tmp_path: Path) -> None:
+    """`compile --masked`: a package that calls `masked_affine_act` computes what the thin network does."""
+    from passdeploy.export import export_onnx, export_program
+    from passdeploy.groups import find_groups
+    from passdeploy.groups.check import random_structure
+    from passdeploy.kernels.masked_forward import masked_network
+    from passdeploy.surgery import thin
+    from tests.scripted import tiny_resnet
+
+    torch.manual_seed(0)
+    network, images = tiny_resnet().eval(), torch.rand(3, 3, 16, 12)
+    groups = find_groups(network, images[:1])
+    structure = random_structure(groups, 2)
+    program = export_program(masked_network(network, groups, structure), images[:1].numpy())
+    calls = [node for node in program.graph.nodes if "masked_affine_act" in str(node.target)]
+    assert len(calls) >= 10
+    plain = masked_network(network, groups, structure, plain=True)
+    path = export_onnx(plain, tmp_path / "masked.onnx", (3, 16, 12))
+    engine = INDUCTOR.compile(CompileInput(path, program), AOTI)
+    with torch.no_grad():
+        expected = thin(network, groups, structure).eval()(images).numpy()
+    with INDUCTOR.runner(engine, AOTI) as runner:
+        logits = runner.run({"images": images.numpy()})["logits"]
+    assert difference(expected, logits) <= 1e-4
