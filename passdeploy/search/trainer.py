@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.config import SearchConfig
-from passdeploy.groups import Groups, Masker
+from passdeploy.groups import Groups
+from passdeploy.kernels.masked_forward import search_masker
 from passdeploy.search.allocator import Allocation, Allocator, Importance
 from passdeploy.search.hypernetwork import Cuts, HyperNetwork
 from passdeploy.search.method import SearchContext, SearchResult, register_method, search_steps
@@ -204,7 +205,7 @@ def search_pass(context: SearchContext) -> SearchResult:
     if model.stage.prompt is not None:
         slow.append({"params": [model.stage.prompt], "lr": config.prompt.lr})
     adam = torch.optim.Adam(slow)
-    masker = Masker(model, context.groups, "network.")
+    masker = search_masker(model, context.groups, "network.")
     cuts = [search.open() for _ in context.ratios]
     allocations: list[Allocation | None] = [None] * len(context.ratios)
     curves: dict[str, list[float]] = {
