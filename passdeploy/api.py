@@ -161,6 +161,24 @@ def save_profile(config: RunConfig, out: Path, save: Path, *, quiet: bool = Fals
     return stage_model(running).summary()
 
 
+def _graph_shapes(path: Path) -> tuple[int, tuple[int, int]]:
+    """Classes and image size (H, W) of an exported network.
+
+    Raises:
+        BadInput: The file is missing or is no graph.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+        images, logits = (
+            [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (graph.input[0], graph.output[0])
+        )
+        return logits[1], (images[2], images[3])
+    except Exception as error:
+        raise BadInput(f"{path}: cannot be read ({type(error).__name__}); give the folder of a finished run") from None
+
+
 def load(out: str | Path, *, model: str | nn.Module | Callable[..., nn.Module] | None = None) -> nn.Module:
     """Loads the fine-tuned thin network of a run, without its input stage.
 
@@ -180,7 +198,7 @@ def load(out: str | Path, *, model: str | nn.Module | Callable[..., nn.Module] |
 
     from passdeploy import models
     from passdeploy.surgery import apply_architecture
-    from passdeploy.weights import load_weights, read_state
+    from passdeploy.weights import load_weights
 
     out = Path(out)
     for name in ("architecture.json", "model.safetensors"):
@@ -198,9 +216,8 @@ def load(out: str | Path, *, model: str | nn.Module | Callable[..., nn.Module] |
                     f"{out}: its model is the user's own ({named}); give its factory: load(dir, model=build)"
                 )
             chosen = named
-        state = read_state(out / "model.safetensors")
-        classes = [tensor for tensor in state.values() if tensor.ndim == 2]
-        network = models.build(chosen, classes[-1].shape[0] if classes else 10)
+        classes, size = _graph_shapes(out / "model.onnx")
+        network = models.build(chosen, classes, size)
     thin = apply_architecture(network, read_json(out / "architecture.json"))
     load_weights(thin, out / "model.safetensors")
     return thin.eval()

@@ -214,6 +214,8 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     reached = fit["status"] != "infeasible" and finetune is not None
     measured = bench is not None and bench["measured"]
     equivalent = exact(fit["masked_vs_thin"]) and (proof is None or proof_holds(proof))
+    if run.subject.task.name != "classification":
+        notes.append(f"Accuracy is the {run.subject.task.metric_name} ({run.subject.task.name}).")
     messages = list(fit["messages"]) + notes
     if not equivalent:
         status = "not_equivalent"

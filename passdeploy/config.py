@@ -142,6 +142,7 @@ class RunConfig(Section):
     model: str | None = None
     weights: str | None = None
     data: str | None = None
+    task: str | None = None
     input_size: tuple[int, int] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[Positive, Positive, Positive] | None = None

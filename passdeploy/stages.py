@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from passdeploy.budget import Budget
-from passdeploy.data.base import Split, batches
+from passdeploy.data.base import Split
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, export_onnx, onnx_function
@@ -37,8 +37,10 @@ from passdeploy.search.allocator import ALLOCATORS, LatencyAllocator, width_grid
 from passdeploy.search.method import SearchContext, SearchResult, get_method
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.structure import Structure
+from passdeploy.subject import Subject
 from passdeploy.surgery import apply_architecture, architecture, relative_difference, thin
-from passdeploy.training import Checkpoint, TrainSettings, evaluate, reestimate_batch_norm, train
+from passdeploy.tasks import Task
+from passdeploy.training import Checkpoint, TrainSettings, evaluate, judge, reestimate_batch_norm, train
 from passdeploy.weights import save_weights
 from passdeploy.workspace import read_json, write_json
 
@@ -67,6 +69,12 @@ def plain(run: Run, network: nn.Module) -> Prompted:
     return Prompted(InputStage(run.subject.data.preprocess), network)
 
 
+def _accuracy(model: nn.Module, subject: Subject) -> dict[str, float]:
+    """The task's metric on the validation split and on the test set."""
+    data, task = subject.data, subject.task
+    return {"validation": evaluate(model, data.val, task=task), "test": evaluate(model, data.test, task=task)}
+
+
 def run_dense(run: Run, folder: Path) -> None:
     """Trains the dense network when no weights were given, and records what it is worth."""
     subject, config = run.subject, run.config
@@ -89,7 +97,7 @@ def run_dense(run: Run, folder: Path) -> None:
         {
             "model": subject.name,
             "weights": subject.weights or f"trained here on {subject.data.name}",
-            "accuracy": {"validation": evaluate(model, subject.data.val), "test": evaluate(model, subject.data.test)},
+            "accuracy": _accuracy(model, subject),
             "macs": float(macs(subject.operators)),
             "params": sum(p.numel() for p in model.network.parameters()),
             "curve": curve,
@@ -368,7 +376,7 @@ def run_finetune(run: Run, budget: BudgetRun, folder: Path) -> None:
     curve, before = None, None
     if not untouched:
         reestimate_batch_norm(model, subject.data, seed=config.seed)
-        before = evaluate(model, subject.data.val)
+        before = evaluate(model, subject.data.val, task=subject.task)
         settings = TrainSettings(
             epochs=config.finetune_epochs(),
             batch=config.train_batch,
@@ -387,11 +395,11 @@ def run_finetune(run: Run, budget: BudgetRun, folder: Path) -> None:
     if untouched:
         accuracy = read_json(run.space.folder("dense") / "dense.json")["accuracy"]
     else:
-        accuracy = {"validation": evaluate(model, subject.data.val), "test": evaluate(model, subject.data.test)}
+        accuracy = _accuracy(model, subject)
     without = None
     if model.stage.prompt is not None:
         save_file({"prompt": model.stage.prompt.detach().contiguous()}, folder / "prompt.safetensors")
-        without = evaluate(plain(run, model.network), subject.data.val)
+        without = evaluate(plain(run, model.network), subject.data.val, task=subject.task)
     write_json(
         folder / "finetune.json",
         {
@@ -465,7 +473,8 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
         with open_runner(load_engine(folder / "engine"), target, images[: target.batch]) as runner:
             from_engine = _in_batches(lambda part: runner.run({INPUT: part})[OUTPUT], images, target.batch)
         proof["onnx_vs_engine"] = _difference(from_onnx, from_engine)
-        proof["top1_agreement"] = float((from_onnx.argmax(1) == from_engine.argmax(1)).mean())
+        agreement = run.subject.task.agreement(torch.from_numpy(from_onnx), torch.from_numpy(from_engine))
+        proof["top1_agreement"] = agreement
     write_json(folder / "accuracy.json", _shipped_accuracy(run, folder, engines, images))
     write_json(folder / "proof.json", proof | {"ok": proof_holds(proof)})
 
@@ -475,15 +484,16 @@ def exact(difference: float | None) -> bool:
     return difference is None or difference <= TOLERANCE["fp32"]
 
 
-def accuracy_of(call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int) -> float:
-    """Top-1 accuracy of a function of (batch, 3, H, W) arrays; the last, short batch is filled up."""
-    right = 0
-    for images, labels in batches(split, batch):
+def accuracy_of(call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int, task: Task | None = None) -> float:
+    """The task's metric of a function of (batch, 3, H, W) arrays; the last, short batch is filled up."""
+
+    def filled(images: Tensor) -> Tensor:
         array = images.numpy()
         if len(array) < batch:
             array = np.concatenate([array, np.repeat(array[:1], batch - len(array), axis=0)])
-        right += int((call(array)[: len(labels)].argmax(1) == labels.numpy()).sum())
-    return right / max(1, len(split))
+        return torch.from_numpy(np.asarray(call(array)[: len(images)]))
+
+    return judge(filled, split, batch, task)
 
 
 def _shipped_accuracy(run: Run, folder: Path, engines: dict[str, Engine], images: np.ndarray) -> dict[str, Any] | None:
@@ -491,7 +501,7 @@ def _shipped_accuracy(run: Run, folder: Path, engines: dict[str, Engine], images
 
     Measured on the engine, or, where that can't run, on the graph that it is built from.
     """
-    target, data = run.target, run.subject.data
+    target, data, task = run.target, run.subject.data, run.subject.task
     if target.precision == "fp32":
         return None
     backend = get_backend(target.backend)
@@ -500,12 +510,12 @@ def _shipped_accuracy(run: Run, folder: Path, engines: dict[str, Engine], images
         run.ui.step(done, 2, f"accuracy in {target.precision}")
         if run.measured:
             with open_runner(engines[name], target, images[: target.batch]) as runner:
-                found[name] = accuracy_of(lambda part: runner.run({INPUT: part})[OUTPUT], data.test, target.batch)
+                found[name] = accuracy_of(lambda part: runner.run({INPUT: part})[OUTPUT], data.test, target.batch, task)
             continue
         graph = backend.graph_for(CompileInput(onnx=folder / f"{name}.onnx", samples=images), target)
         if graph is None:
             return None
-        found[name] = accuracy_of(onnx_function(graph), data.test, target.batch)
+        found[name] = accuracy_of(onnx_function(graph), data.test, target.batch, task)
     return found | {"of": "engine" if run.measured else "graph"}
 
 

@@ -19,6 +19,7 @@ from passdeploy.config import RunConfig
 from passdeploy.data.base import ImageData
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
+from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.weights import load_weights, packaged_weights, unwrap
 
 Model = str | nn.Module | Callable[..., nn.Module]
@@ -43,6 +44,11 @@ class Subject:
     name: str
     weights: str | None
     build: Callable[[], nn.Module]
+
+    @cached_property
+    def task(self) -> Task:
+        """What the outputs mean."""
+        return task_of(self.data)
 
     @cached_property
     def example(self) -> Tensor:
@@ -91,13 +97,15 @@ def _load_data(given: str | ImageData, config: RunConfig) -> ImageData:
             f"input_size {config.input_size}: {data.name} comes as {data.preprocess.size}; leave input_size out, "
             "or give a folder of images"
         )
+    if config.task is not None and task_of(data).name != get_task(config.task).name:
+        raise BadInput(f"--task {config.task}: {data.name} is for {task_of(data).name}; give data with labels for it")
     if changes:
         data = dataclasses.replace(data, preprocess=dataclasses.replace(data.preprocess, **changes))
     return data
 
 
 def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
-    """Refuses a network that does not map the data's images to one logit per class."""
+    """Refuses a network whose outputs are not those of the data's task."""
     network.eval()
     try:
         with torch.no_grad():
@@ -108,13 +116,7 @@ def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
             f"--model {name}: fails on images of {data.input_shape} from {data.name} ({first}); "
             "check the input size (input_size in the configuration)"
         ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        raise BadInput(f"--model {name}: must return logits (N, classes), returned {type(outputs).__name__}")
-    if outputs.shape[1] != data.num_classes:
-        raise BadInput(
-            f"--model {name}: has {outputs.shape[1]} outputs, {data.name} has {data.num_classes} classes; "
-            "let the factory take num_classes, or build it with that many"
-        )
+    task_of(data).check(outputs, data, name)
 
 
 def load_subject(config: RunConfig, model: Model | None = None, data: ImageData | None = None) -> Subject:
@@ -140,7 +142,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
     else:
 
         def build() -> nn.Module:
-            return models.build(chosen, images.num_classes)
+            return models.build(chosen, images.num_classes, images.preprocess.size)
 
         name = chosen if isinstance(chosen, str) else getattr(chosen, "__qualname__", "model")
         network, weights = build(), None

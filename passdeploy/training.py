@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from passdeploy.data.base import Augmentation, ImageData, Split, batches
+from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.teacher import Teacher
 from passdeploy.workspace import write_atomic
 
@@ -113,7 +114,7 @@ def training_batches(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yields (step, augmented images, labels) for steps `start` .. `total` - 1; epochs are reshuffled."""
     per_epoch = steps_per_epoch(data.train, batch)
-    batch = min(batch, len(data.train))
+    batch, task = min(batch, len(data.train)), task_of(data)
     order, shuffled = torch.empty(0), -1
     for step in range(start, total):
         epoch, within = divmod(step, per_epoch)
@@ -123,22 +124,22 @@ def training_batches(
         indices = order[within * batch : (within + 1) * batch]
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
         torch.manual_seed((seed * 1_000_003 + step) * 2)  # what layers draw (dropout) is a function of the step, too
-        yield step, augment(data.train.images(indices), data.augmentation, generator), data.train.labels[indices]
+        images, labels = task.augment(
+            data.train.images(indices), data.train.labels[indices], data.augmentation, generator
+        )
+        yield step, images, labels
 
 
-def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL divergence to the teacher's softened outputs (Hinton et al., arXiv 1503.02531), scaled by T^2."""
-    soft = F.log_softmax(logits.float() / temperature, 1)
-    target = F.log_softmax(teacher.float() / temperature, 1)
-    return F.kl_div(soft, target, log_target=True, reduction="batchmean") * temperature**2
+def task_loss(task: Task, logits: Tensor, labels: Tensor, teacher: Tensor | None, settings: TrainSettings) -> Tensor:
+    """The task's loss, mixed with distillation by `settings.distill` when there is a teacher.
 
-
-def task_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, settings: TrainSettings) -> Tensor:
-    """Cross-entropy, mixed with distillation by `settings.distill` when there is a teacher."""
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+    Distillation is the divergence from the teacher's softened outputs (Hinton et al., arXiv 1503.02531), scaled by T^2.
+    """
+    loss = task.loss(logits, labels, settings.label_smoothing)
     if teacher is None or settings.distill == 0:
         return loss
-    return (1 - settings.distill) * loss + settings.distill * distillation_loss(logits, teacher, settings.temperature)
+    softened = task.divergence(logits, teacher, settings.temperature) * settings.temperature**2
+    return (1 - settings.distill) * loss + settings.distill * softened
 
 
 class Checkpoint:
@@ -218,7 +219,7 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         curve, start = Curve(**state["curve"]), state["step"]
     dtype = autocast_dtype(device)
-    loss_sum, right, seen = 0.0, 0, 0
+    loss_sum, right, seen, task = 0.0, 0.0, 0, task_of(data)
     for step, images, labels in training_batches(data, settings.batch, settings.seed, total, start):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, total, settings.lr, settings.warmup)
@@ -227,18 +228,19 @@ def train(
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             target = None if tutor is None else tutor(images)
             logits = model(images)
-        loss = task_loss(logits, labels, target, settings)
+        loss = task_loss(task, logits, labels, target, settings)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        hits, places = task.right(logits, labels)
         loss_sum, right, seen = (
             loss_sum + loss.item() * len(labels),
-            right + int((logits.argmax(1) == labels).sum()),
+            right + hits / max(1, places) * len(labels),
             seen + len(labels),
         )
         if (step + 1) % curve_every == 0 or step + 1 == total:
             curve.add(step + 1, loss_sum / seen, right / seen)
-            loss_sum, right, seen = 0.0, 0, 0
+            loss_sum, right, seen = 0.0, 0.0, 0
             if checkpoint.due():
                 checkpoint.save(
                     {
@@ -255,15 +257,29 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, batch: int = 500) -> float:
-    """Top-1 accuracy of `model` (images in [0, 1] -> logits) in float32."""
+def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None = None) -> float:
+    """The task's metric of `model` (images in [0, 1] -> logits) in float32.
+
+    Args:
+        model: Its input stage included; left in eval mode.
+        split: What it is judged on.
+        batch: Images at a time.
+        task: None: classification for a label per image, segmentation for one per pixel.
+    """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
-    right = sum(
-        int((model(images.to(device, memory_format=torch.channels_last)).argmax(1).cpu() == labels).sum())
-        for images, labels in batches(split, batch)
-    )
-    return right / max(1, len(split))
+    return judge(lambda images: model(images.to(device, memory_format=torch.channels_last)).cpu(), split, batch, task)
+
+
+def judge(call: Callable[[Tensor], Tensor], split: Split, batch: int, task: Task | None = None) -> float:
+    """The task's metric of a function of images (N, 3, H, W); arguments as for `evaluate`."""
+    task = task or get_task("classification" if split.labels.ndim == 1 else "segmentation")
+    metric = None
+    for images, labels in batches(split, batch):
+        outputs = call(images)
+        metric = metric or task.metric(outputs.shape[1])
+        metric.add(outputs, labels)
+    return metric.value() if metric is not None else 0.0
 
 
 @torch.no_grad()

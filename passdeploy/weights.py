@@ -17,6 +17,9 @@ from passdeploy.errors import BadInput
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights", "params")
 """Keys under which training scripts put the weights in a checkpoint, in the order they are looked for."""
 
+_HELPERS = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
+"""Prefixes of torchvision's auxiliary classifiers, which help a training only and are not built here."""
+
 PACKAGED = Path(__file__).parent / "models" / "weights"
 
 
@@ -198,6 +201,9 @@ def _match_names(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[st
         state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     if "n_averaged" not in own:
         state.pop("n_averaged", None)
+    for helper in _HELPERS:
+        if not any(name.startswith(helper) for name in own):
+            state = {name: value for name, value in state.items() if not name.startswith(helper)}
     for prefix in ("module.", "model.", "network.", "module."):
         if state and all(n.startswith(prefix) for n in state) and not any(n.startswith(prefix) for n in own):
             state = {name.removeprefix(prefix): value for name, value in state.items()}

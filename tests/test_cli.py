@@ -81,7 +81,7 @@ def refused(passdeploy: Call, tmp_path: Path, *arguments: object, base: bool = T
         (["--model", "mobilenet_v"], r"mobilenet_v2"),
         (["--model", "nothere:build"], r"no module 'nothere' on the path or in "),
         (["--model", "json:nope"], r"json has no function 'nope'"),
-        (["--data", "fashion-mnit"], r"did you mean fashion-mnist\?"),
+        (["--data", "fashion-mnit"], "did you mean fashion-mnist"),
         (["--data", "no/such/folder"], r"no such data set or folder"),
         (["--target", "a1000"], r"did you mean a100"),
         (["--backend", "onnxruntim"], r"did you mean onnxruntime"),

@@ -33,7 +33,7 @@ class ArraySplit:
 
     Args:
         pixels: uint8 (N, C, H, W); C is 1 (grey, shown as RGB) or 3.
-        labels: int64 (N,).
+        labels: int64 (N,), or uint8 (N, H, W) for a class per pixel.
     """
 
     pixels: Tensor
@@ -92,9 +92,10 @@ class Augmentation:
 
 @dataclass
 class ImageData:
-    """A classification data set with its three splits.
+    """A data set with its three splits.
 
-    `val` is always cut from the training data; whatever is chosen is chosen on it. `test` is only ever reported.
+    `val` is always cut from the training data; whatever is chosen is chosen on it. `test` is only ever reported. `task`
+    is the name of a task (`passdeploy.tasks`); None: the labels say (one per image, or one per pixel).
     """
 
     name: str
@@ -105,6 +106,7 @@ class ImageData:
     val: Split
     test: Split
     licence: str = "unknown"
+    task: str | None = None
 
     @property
     def num_classes(self) -> int:

@@ -65,6 +65,12 @@ def _locate() -> list[Path]:
     return [path for path in found if path is not None]
 
 
+def articles() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Training and test images, uint8 (N, 28, 28), each with its labels (N,)."""
+    train_x, train_y, test_x, test_y = (read_idx(path) for path in _locate())
+    return (train_x, train_y), (test_x, test_y)
+
+
 @register("fashion-mnist")
 def fashion_mnist() -> ImageData:
     """Fashion-MNIST with 5,000 of its training images held out for validation."""

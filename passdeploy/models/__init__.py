@@ -39,7 +39,10 @@ def _torchvision_names() -> list[str]:
 
 
 def _torchvision(name: str) -> ModelFactory:
-    """A torchvision network that trains as it runs: without auxiliary classifiers, and with one output."""
+    """A torchvision network that trains as it runs: without auxiliary classifiers, and with one output.
+
+    The factory takes `size`, (H, W) of the images, for the networks that are built for one size.
+    """
     from passdeploy._torchvision import torchvision
 
     builder = torchvision().models.get_model_builder(name)
@@ -48,11 +51,21 @@ def _torchvision(name: str) -> ModelFactory:
     if name in ("googlenet", "inception_v3"):
         fixed = {"aux_logits": False, "init_weights": False}
 
-    def make(num_classes: int = 1000, **options: object) -> nn.Module:
+    def make(num_classes: int = 1000, size: tuple[int, int] | None = None, **options: object) -> nn.Module:
+        if size is not None and name.startswith("vit_"):
+            options.setdefault("image_size", _square(name, size))
+        if size is not None and name.startswith("maxvit_"):
+            options.setdefault("input_size", size)
         network = builder(weights=None, num_classes=num_classes, **fixed, **options)
         return _with_one_output(network) if "weights_backbone" in takes else network
 
     return make
+
+
+def _square(name: str, size: tuple[int, int]) -> int:
+    if size[0] != size[1]:
+        raise BadInput(f"--model {name}: takes square images, not {size[0]}x{size[1]}; set input_size")
+    return size[0]
 
 
 def _with_one_output(network: nn.Module) -> nn.Module:
@@ -90,8 +103,13 @@ def factory(name: str) -> ModelFactory:
     raise BadInput(f"--model {name}: no such model{nearest(name, known())}")
 
 
-def build(name: str | ModelFactory, num_classes: int) -> nn.Module:
-    """Builds a model with fresh weights; `num_classes` is passed when the factory takes it.
+def build(name: str | ModelFactory, num_classes: int, size: tuple[int, int] | None = None) -> nn.Module:
+    """Builds a model with fresh weights.
+
+    Args:
+        name: Of a known model, or a factory.
+        num_classes: Passed when the factory takes `num_classes`.
+        size: (H, W) of the images, passed when the factory takes `size` (networks that are built for one size do).
 
     Raises:
         BadInput: No such model, or the factory does not return an `nn.Module`.
@@ -99,9 +117,13 @@ def build(name: str | ModelFactory, num_classes: int) -> nn.Module:
     make = factory(name) if isinstance(name, str) else name
     label = name if isinstance(name, str) else getattr(name, "__qualname__", repr(name))
     parameters = inspect.signature(make).parameters
-    takes = "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given: dict[str, object] = {}
+    if "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        given["num_classes"] = num_classes
+    if size is not None and "size" in parameters:
+        given["size"] = size
     try:
-        model = make(num_classes=num_classes) if takes else make()
+        model = make(**given)
     except PassdeployError:
         raise
     except Exception as error:

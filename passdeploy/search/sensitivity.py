@@ -13,11 +13,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from passdeploy.groups import Masker, macs
 from passdeploy.search.method import SearchContext, affordable, training_images
 from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.tasks import task_of
 from passdeploy.training import autocast_dtype, training_device
 
 SHARES = (0.25, 0.5, 0.75)
@@ -93,11 +93,11 @@ def measure(context: SearchContext, magnitude: dict[str, Tensor]) -> dict[str, T
             parts = [masker(masks, part) for part in images.split(256)]
         return torch.cat(parts).float()
 
-    reference = F.log_softmax(outputs(ones), 1)
+    reference, task = outputs(ones), task_of(context.data)
 
     def loss(name: str, mask: Tensor) -> float:
-        got = F.log_softmax(outputs({**ones, name: mask.to(device)}), 1)
-        return float(F.kl_div(got, reference, log_target=True, reduction="batchmean").clamp(0, 20).nan_to_num(20.0))
+        got = outputs({**ones, name: mask.to(device)})
+        return float(task.divergence(got, reference).clamp(0, 20).nan_to_num(20.0))
 
     importance = {}
     for done, group in enumerate(groups):

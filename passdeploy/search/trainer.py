@@ -24,6 +24,7 @@ from passdeploy.search.method import SearchContext, SearchResult, register_metho
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.search.sensitivity import measure
 from passdeploy.search.statistics import Statistics, collect
+from passdeploy.tasks import task_of
 from passdeploy.teacher import Teacher
 from passdeploy.training import (
     TrainSettings,
@@ -221,7 +222,7 @@ def search_pass(context: SearchContext) -> SearchResult:
         adam.load_state_dict(state["adam"])
         start, curves, sums = state["step"], state["curves"], _Sums(**state["sums"])
         cuts = [Cuts(entry["thresholds"], tuple(entry["hard"])) for entry in state["cuts"]]
-    dtype = autocast_dtype(device)
+    dtype, task = autocast_dtype(device), task_of(context.data)
     for step, images, labels in training_batches(context.data, train.batch, train.seed, total, start):
         which = step % len(context.ratios)
         asked = ramped(context.ratios[which], step / total, settings.ramp)
@@ -242,7 +243,7 @@ def search_pass(context: SearchContext) -> SearchResult:
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             target = None if teacher is None else teacher(images)
             logits = masker(masks, images)
-        loss = task_loss(logits, labels, target, train)
+        loss = task_loss(task, logits, labels, target, train)
         objective = loss
         if learn and settings.latency_weight and hasattr(context.predictor, "predict_soft"):
             expected = context.predictor.predict_soft(torch.stack([value.sum() for value in values]))
@@ -261,7 +262,8 @@ def search_pass(context: SearchContext) -> SearchResult:
             nn.utils.clip_grad_norm_(model.network.parameters(), 5.0)
             weights.step()
         adam.step()
-        sums.add(float(loss.detach()), int((logits.argmax(1) == labels).sum()), len(labels))
+        hits, places = task.right(logits, labels)
+        sums.add(float(loss.detach()), hits / max(1, places) * len(labels), len(labels))
         if (step + 1) % CURVE_EVERY == 0 or step + 1 == total:
             _record(curves, step + 1, sums, asked, cuts[which], search)
             sums = _Sums()
@@ -295,13 +297,13 @@ class _Sums:
     """Running sums between two points of the curves."""
 
     loss: float = 0.0
-    right: int = 0
+    right: float = 0.0
     seen: int = 0
     steps: int = 0
     moved: int = 0
     prompt_grad: float = 0.0
 
-    def add(self, loss: float, right: int, count: int) -> None:
+    def add(self, loss: float, right: float, count: int) -> None:
         self.loss += loss * count
         self.right += right
         self.seen += count

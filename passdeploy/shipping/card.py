@@ -62,7 +62,9 @@ def model_card(manifest: BundleManifest, *, signed: bool) -> str:
         "\n".join(_engine_row(engine) for engine in manifest.engines)
         or "| none: build one from model.onnx |" + " |" * 7
     )
-    budget, pixels = manifest.budget, len(manifest.output.shape) > 2
+    budget, what, metric = manifest.budget, "image", "top-1 accuracy"
+    if len(manifest.output.shape) > 2:
+        what, metric = "pixel", "mean intersection over union"
     asked = "none" if budget is None else f"{_cell(budget.asked)} ({budget.percentile}, {budget.scope})"
     return f"""# {_cell(manifest.name)}
 
@@ -70,10 +72,10 @@ def model_card(manifest: BundleManifest, *, signed: bool) -> str:
 Status: **{manifest.status}**: {_STATUS[manifest.status]}.
 
 ## What it is for
-{"Classifies the pixels of images" if pixels else "Classifies images"} into {len(manifest.classes)} classes: {", ".join(_cell(c) for c in manifest.classes[:20])}{
+Classifies {what}s into {len(manifest.classes)} classes: {", ".join(_cell(c) for c in manifest.classes[:20])}{
         ", ..." if len(manifest.classes) > 20 else ""
     }.
-It knows nothing else: any {"pixel" if pixels else "image"} gets one of these classes. It was trained and tested on {
+It knows nothing else: any {what} gets one of these classes. It was trained and tested on {
         _cell(manifest.data)
     } (licence of
 the data: {_cell(manifest.data_licence)}); on images of another kind its accuracy is unknown and has to be measured.
@@ -81,7 +83,7 @@ the data: {_cell(manifest.data_licence)}); on images of another kind its accurac
 ## How good it is
 | | dense | shipped |
 |---|---|---|
-| {"mean intersection over union" if pixels else "top-1 accuracy"}, test data | {_percent(manifest.dense_accuracy)} | {_percent(manifest.accuracy)} |
+| {metric}, test data | {_percent(manifest.dense_accuracy)} | {_percent(manifest.accuracy)} |
 
 No choice (early stopping, thresholds, structure) was made on the test data. Pruning can hurt some classes more than
 others; the overall accuracy does not show that.

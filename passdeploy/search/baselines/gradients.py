@@ -10,11 +10,11 @@ import copy
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from passdeploy.groups import Masker, macs
 from passdeploy.search.method import SearchContext, affordable, training_images
 from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.tasks import task_of
 from passdeploy.training import training_device
 
 BATCH = 64
@@ -28,14 +28,14 @@ def taylor(context: SearchContext) -> dict[str, Tensor]:
     model = Prompted(InputStage(context.data.preprocess), copy.deepcopy(context.network)).to(device).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    masker = Masker(model, context.groups, "network.")
+    masker, task = Masker(model, context.groups, "network."), task_of(context.data)
     count = affordable([int(macs(context.operators))], OPERATIONS, 2 * BATCH, 2048)
     images, labels = training_images(context.data, count, context.config.seed)
     importance = {name: torch.zeros(units, dtype=torch.float64) for name, units in context.groups.units.items()}
     parts = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     for done, (some, answers) in enumerate(parts):
         gates = {name: torch.ones(len(v), device=device, requires_grad=True) for name, v in importance.items()}
-        loss = F.cross_entropy(masker(gates, some.to(device)), answers.to(device))
+        loss = task.loss(masker(gates, some.to(device)), answers.to(device))
         gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
         for name, gradient in zip(gates, gradients, strict=True):
             if gradient is not None:

@@ -1,0 +1,122 @@
+"""What training, evaluation and the proofs need to know of a task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from passdeploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from passdeploy.data.base import Augmentation, ImageData
+
+_REGISTRY: dict[str, Task] = {}
+
+
+class Metric(Protocol):
+    """Sums up outputs batch by batch."""
+
+    def add(self, outputs: Tensor, labels: Tensor) -> None:
+        """Takes a batch of outputs and labels, both on the CPU."""
+        ...
+
+    def value(self) -> float:
+        """The metric over all that was added, in 0 .. 1; larger is better."""
+        ...
+
+
+class Task:
+    """Classes by cross-entropy, at one place per image or at many; a subclass says what the rest is.
+
+    Outputs are logits (N, classes, ...), labels integers (N, ...) of the places behind the class axis.
+
+    Attributes:
+        name: As in `ImageData.task`.
+        metric_name: In words, for reports.
+    """
+
+    name: ClassVar[str]
+    metric_name: ClassVar[str]
+    ignore: ClassVar[int] = -100
+    """Labels that count nowhere."""
+
+    def check(self, outputs: object, data: ImageData, model: str) -> None:
+        """Refuses a network whose outputs for a batch of 2 are not this task's.
+
+        Raises:
+            BadInput: One line: what it returns, and what is expected.
+        """
+        wanted = self.output_shape(data)
+        if not isinstance(outputs, Tensor):
+            raise BadInput(
+                f"--model {model}: must return logits {self.describe(wanted)}, returned {type(outputs).__name__}; "
+                "return one tensor (of a dictionary: the entry with the logits)"
+            )
+        if outputs.ndim != len(wanted) + 1:
+            raise BadInput(
+                f"--model {model}: must return logits {self.describe(wanted)}, returned {tuple(outputs.shape)}"
+            )
+        if outputs.shape[1] != wanted[0]:
+            raise BadInput(
+                f"--model {model}: has {outputs.shape[1]} outputs, {data.name} has {data.num_classes} classes; "
+                "let the factory take num_classes, or build it with that many"
+            )
+        if tuple(outputs.shape[1:]) != wanted:
+            raise BadInput(
+                f"--model {model}: must return logits {self.describe(wanted)}, returned {tuple(outputs.shape)}; "
+                "scale its output to the size of the images"
+            )
+
+    def output_shape(self, data: ImageData) -> tuple[int, ...]:
+        """Shape of one image's outputs."""
+        raise NotImplementedError
+
+    def describe(self, shape: tuple[int, ...]) -> str:
+        """A batch's shape in words."""
+        return f"(N, {', '.join(map(str, shape))})"
+
+    def metric(self, classes: int) -> Metric:
+        """A fresh metric."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy, averaged over all places."""
+        return F.cross_entropy(outputs.float(), labels.long(), ignore_index=self.ignore, label_smoothing=smoothing)
+
+    def divergence(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
+        """KL divergence from the reference's softened outputs, averaged over all places."""
+        got = F.log_softmax(outputs.float() / temperature, 1)
+        wanted = F.log_softmax(reference.float() / temperature, 1)
+        places = wanted[0, 0].numel()
+        return F.kl_div(got, wanted, log_target=True, reduction="batchmean") / places
+
+    def right(self, outputs: Tensor, labels: Tensor) -> tuple[int, int]:
+        """Places that get the right class, and all that count: the curve of a training."""
+        counts = labels != self.ignore
+        return int(((outputs.argmax(1) == labels) & counts).sum()), int(counts.sum())
+
+    def agreement(self, outputs: Tensor, reference: Tensor) -> float:
+        """Share of the places that get the same class from both."""
+        return float((outputs.argmax(1) == reference.argmax(1)).double().mean())
+
+    def augment(
+        self, images: Tensor, labels: Tensor, how: Augmentation, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Random changes of a training batch."""
+        from passdeploy.training import augment
+
+        return augment(images, how, generator), labels
+
+
+def register(task: type[Task]) -> type[Task]:
+    """Makes a task known by its name."""
+    _REGISTRY[task.name] = task()
+    return task
+
+
+def registered() -> dict[str, Task]:
+    """The tasks that have been imported."""
+    return _REGISTRY

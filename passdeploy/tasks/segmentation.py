@@ -1,0 +1,68 @@
+"""One class per pixel; judged by the mean intersection over union (mIoU)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from passdeploy.tasks.base import Task, register
+
+if TYPE_CHECKING:
+    from passdeploy.data.base import Augmentation, ImageData
+
+IGNORE = 255
+"""The label of pixels that count nowhere, as in VOC and Cityscapes."""
+
+
+class MeanIoU:
+    """Intersection over union per class over all images, averaged over the classes that occur in the labels or outputs.
+
+    Args:
+        classes: How many there are.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
+
+    def add(self, outputs: Tensor, labels: Tensor) -> None:
+        """Takes logits (N, classes, H, W) and labels (N, H, W)."""
+        counts = labels != IGNORE
+        pairs = labels[counts].long() * self.classes + outputs.argmax(1)[counts]
+        self.confusion += torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
+
+    def value(self) -> float:
+        """In 0 .. 1; 0 without pixels."""
+        both = self.confusion.diagonal().double()
+        either = self.confusion.sum(0) + self.confusion.sum(1) - both
+        seen = either > 0
+        return float((both[seen] / either[seen]).mean()) if bool(seen.any()) else 0.0
+
+
+@register
+class Segmentation(Task):
+    """Logits (N, classes, H, W) as large as the images, labels (N, H, W)."""
+
+    name: ClassVar[str] = "segmentation"
+    metric_name: ClassVar[str] = "mean intersection over union"
+    ignore: ClassVar[int] = IGNORE
+
+    def output_shape(self, data: ImageData) -> tuple[int, ...]:
+        return (data.num_classes, *data.preprocess.size)
+
+    def describe(self, shape: tuple[int, ...]) -> str:
+        return f"(N, classes, {shape[1]}, {shape[2]})"
+
+    def metric(self, classes: int) -> MeanIoU:
+        return MeanIoU(classes)
+
+    def augment(
+        self, images: Tensor, labels: Tensor, how: Augmentation, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The labels are flipped and shifted with their images."""
+        from passdeploy.training import augment
+
+        both = augment(torch.cat([images, labels[:, None].to(images.dtype)], 1), how, generator)
+        return both[:, :-1].contiguous(), both[:, -1].to(labels.dtype)

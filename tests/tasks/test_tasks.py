@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from passdeploy import models
+from passdeploy.config import make_config, merge
+from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
+from passdeploy.data.fashion_scenes import SIDE, scenes
+from passdeploy.errors import BadInput
+from passdeploy.models.unet import UNet
+from passdeploy.subject import load_subject
+from passdeploy.tasks import get_task, known, task_of
+from passdeploy.training import TrainSettings, evaluate, train, training_batches
+from tests import scripted
+
+CLASSES = 3
+
+
+def squares(count: int, seed: int) -> ArraySplit:
+    """16x16: a bright and a dark square on grey, a class each."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.normal(128, 10, (count, 3, 16, 16))
+    masks = np.zeros((count, 16, 16), np.uint8)
+    for i in range(count):
+        for label, value in ((1, 220), (2, 40)):
+            top, left = rng.integers(0, 11, 2)
+            pixels[i, :, top : top + 6, left : left + 6] = value
+            masks[i, top : top + 6, left : left + 6] = label
+    return ArraySplit(torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), torch.from_numpy(masks))
+
+
+def data() -> ImageData:
+    return ImageData(
+        "squares", ("grey", "bright", "dark"), Preprocess((16, 16)), Augmentation(True, 2),
+        squares(128, 1), squares(40, 2), squares(40, 3),
+    )  # fmt: skip
+
+
+@models.register("tiny-unet")
+def tiny_unet(num_classes: int = CLASSES) -> nn.Module:
+    """Two levels."""
+    return UNet(num_classes, width=16, depth=2)
+
+
+def test_the_task_follows_from_the_labels() -> None:
+    assert known() == ["classification", "segmentation"]
+    assert task_of(data()).name == "segmentation"
+    assert task_of(scripted.data()).name == "classification"
+    odd = dataclasses.replace(data(), train=ArraySplit(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4)))
+    with pytest.raises(BadInput, match=r"labels of shape \(2, 4\) belong to no built-in task"):
+        task_of(odd)
+
+
+@given(st.integers(2, 6), st.integers(0, 1000))
+def test_mean_iou_against_sets(classes: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.rand(3, classes, 5, 4, generator=generator)
+    labels = torch.randint(0, classes, (3, 5, 4), generator=generator)
+    labels[torch.rand(3, 5, 4, generator=generator) < 0.2] = 255
+    metric = get_task("segmentation").metric(classes)
+    for part in (slice(0, 2), slice(2, 3)):
+        metric.add(outputs[part], labels[part])
+    chosen, counts = outputs.argmax(1), labels != 255
+    expected = []
+    for k in range(classes):
+        a, b = (chosen == k) & counts, (labels == k) & counts
+        if bool((a | b).any()):
+            expected.append(float((a & b).sum()) / float((a | b).sum()))
+    assert metric.value() == pytest.approx(float(np.mean(expected)))
+
+
+def test_pixels_that_do_not_count_change_nothing() -> None:
+    task = get_task("segmentation")
+    outputs = torch.randn(2, 4, 6, 6)
+    labels = torch.randint(0, 4, (2, 6, 6)).to(torch.uint8)
+    labels[:, 3:] = 255
+    assert torch.allclose(task.loss(outputs, labels), task.loss(outputs[:, :, :3], labels[:, :3]))
+    assert task.right(outputs, labels) == task.right(outputs[:, :, :3], labels[:, :3])
+
+
+def test_divergence_is_per_place() -> None:
+    for name, shape in (("classification", (6, 4)), ("segmentation", (6, 4, 3, 3))):
+        task, reference = get_task(name), torch.randn(shape)
+        assert float(task.divergence(reference, reference)) == pytest.approx(0, abs=1e-6)
+        got = torch.randn(shape)
+        rows = [get_task("classification").divergence(a, b) for a, b in _places(got, reference)]
+        assert float(task.divergence(got, reference)) == pytest.approx(float(torch.stack(rows).mean()), rel=1e-4)
+
+
+def _places(a: torch.Tensor, b: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    flat = [t.reshape(*t.shape[:2], -1).unbind(2) for t in (a, b)]
+    return list(zip(*flat, strict=True))
+
+
+def test_labels_are_augmented_with_their_images() -> None:
+    split = squares(32, 5)
+    same = ArraySplit(split.labels[:, None].repeat(1, 3, 1, 1), split.labels)  # the image shows the labels
+    images = dataclasses.replace(data(), train=same)
+    for _, pixels, labels in training_batches(images, 8, 0, 6):
+        assert labels.dtype == torch.uint8
+        assert torch.equal((pixels[:, 0] * 255).round().to(torch.uint8), labels)
+
+
+def test_a_segmentation_network_learns(one_thread: None) -> None:
+    torch.manual_seed(0)
+    network = UNet(CLASSES, width=8, depth=2)
+    before = evaluate(network, data().test)
+    curve = train(network, data(), TrainSettings(min_steps=40, batch=8, lr=0.1))
+    assert evaluate(network, data().test) > max(0.6, before + 0.1)
+    assert curve.accuracy[-1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), r"returned \(2, 3\)"),
+        (nn.Conv2d(3, 5, 1), "has 5 outputs, squares has 3 classes"),
+        (nn.Conv2d(3, 3, 1, stride=2), "scale its output to the size of the images"),
+    ],
+)
+def test_outputs_of_another_task_are_refused(network: nn.Module, said: str) -> None:
+    config = make_config({"model": "x", "data": "squares"})
+    with pytest.raises(BadInput, match=said) as caught:
+        load_subject(config, model=network, data=data())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dictionary_is_no_output() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"out": self.conv(x)}
+
+    with pytest.raises(BadInput, match="returned dict; return one tensor"):
+        load_subject(make_config({"model": "x", "data": "squares"}), model=Two(), data=data())
+
+
+def test_a_task_that_the_data_is_not_for() -> None:
+    config = make_config({"model": "x", "data": "squares", "task": "classification"})
+    with pytest.raises(BadInput, match="--task classification: squares is for segmentation"):
+        load_subject(config, model=tiny_unet(), data=data())
+    with pytest.raises(BadInput, match="no such task; did you mean segmentation"):
+        load_subject(make_config({"model": "x", "data": "squares", "task": "segmentatoin"}), tiny_unet(), data())
+
+
+def test_scenes_show_what_their_masks_say() -> None:
+    articles = np.full((4, 28, 28), 200, np.uint8)
+    articles[:, :, :14] = 0
+    made, again = (scenes(articles, np.array([0, 3, 5, 9]), 12, 7) for _ in range(2))
+    assert torch.equal(made.pixels, again.pixels)
+    assert made.labels.shape == (12, SIDE, SIDE)
+    assert set(made.labels.unique().tolist()) <= {0, 1, 4, 6, 10}
+    for k in range(12):
+        inside = made.labels[k] > 0
+        assert bool(inside.any())
+        assert set(made.pixels[k, 0][inside].tolist()) == {200}
+
+
+def test_a_segmentation_network_through_the_whole_run(one_thread: None, tmp_path: Path) -> None:
+    from passdeploy.console import Ui
+    from passdeploy.pipeline import Run
+
+    values = merge(
+        scripted.SETTINGS,
+        {
+            "model": "tiny-unet", "data": "squares", "latency": "1.3x", "task": "segmentation",
+            "dense": {"epochs": 1, "min_steps": 20}, "search": {"epochs": 0.5, "min_steps": 20},
+            "profile": {"structures": 12}, "epochs": 1,
+        },
+    )  # fmt: skip
+    reports = Run(make_config(values), tmp_path / "run", Ui(quiet=True), data=data()).run()
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert reports[0].status == report["status"] == "within_budget"
+    assert 0.3 < report["pruned"]["accuracy"] <= 1
+    assert report["equivalence"]["top1_agreement"] >= 0.99
+    assert max(report["equivalence"][k] for k in ("masked_vs_thin", "thin_vs_onnx", "onnx_vs_engine")) <= 1e-4
+    assert any("mean intersection over union" in message for message in report["messages"])
