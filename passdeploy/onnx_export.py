@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from passdeploy.errors import BadInput
+from passdeploy.groups.attention_cut import without_einsum
 from passdeploy.groups.check import first_line
 from passdeploy.onnx_graph import tidy
 
@@ -108,6 +109,7 @@ def export_model(model: nn.Module, input_shape: Sequence[int], batch: int = 1) -
     try:
         with _quiet(), torch.no_grad():
             _resolve_adaptive_pools(clone, example)
+            without_einsum(clone)
             program = torch.onnx.export(
                 clone, (example,), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
             )

@@ -142,6 +142,13 @@ SLIM: dict[str, Callable[[Any], None]] = {
 """Per class name, what pins the width of its heads, in place; other classes are taken to be able to lose heads."""
 
 
+def without_einsum(model: nn.Module) -> None:
+    """Gives attentions that are written as sums over five axes, which TensorRT-RTX can't parse, matrix products."""
+    for module in model.modules():
+        if slim_kind(module) == "RelativePositionalMultiHeadAttention":
+            _slim_grid(module)
+
+
 def slim_kind(module: nn.Module) -> str | None:
     """The key of `SLIM` for a module of torch or torchvision; None for another."""
     for kind in type(module).__mro__:

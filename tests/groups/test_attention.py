@@ -193,3 +193,14 @@ def test_heads_are_ranked_by_all_their_weights() -> None:
     zeros = {name: torch.zeros(units) for name, units in groups.units.items()}
     statistics = collect(model, groups, zeros, torch.zeros(len(groups.groups)))
     assert int(statistics.magnitude[groups.names.index("attentions.0")].argmax()) == 1
+
+
+def test_no_exported_attention_has_an_einsum() -> None:
+    from passdeploy.export import export_model, onnx_function
+
+    model, images = ready(_maxvit()), torch.rand(1, 3, 32, 32)
+    proto = export_model(model, (3, 32, 32))
+    assert "Einsum" not in {node.op_type for node in proto.graph.node}
+    with torch.no_grad():
+        got = torch.from_numpy(onnx_function(proto.SerializeToString())(images.numpy()))
+        assert relative_difference(model(images), got) <= 1e-4
