@@ -40,7 +40,7 @@ def compile_masked(run: Run, budget: BudgetRun) -> Path:
     """Compiles the network under the structure's masks, proves masked == thin on the engines, and times the three.
 
     Weights are those that the search left: before fine-tuning the masked and the thin network are the same function.
-    The kernel masks where the backend takes a `torch.export` program (inductor); elsewhere PyTorch's multiplication.
+    The kernel masks as an operator in inductor and as a plugin in full TensorRT; elsewhere plain multiplications do.
 
     Args:
         run: With finished stages up to ``compile``.
@@ -67,7 +67,7 @@ def compile_masked(run: Run, budget: BudgetRun) -> Path:
     def compiled(name: str, plain: nn.Module, program: nn.Module) -> Engine:
         path = export_onnx(plain, folder / f"{name}.onnx", run.subject.data.input_shape, target.batch)
         exported = export_program(program, images[: target.batch]) if backend.wants_program else None
-        return backend.compile(CompileInput(path, exported, images), target)
+        return backend.compile(CompileInput(path, exported, images, masked=name == "masked"), target)
 
     small = Prompted(model.stage, thin(model.network, groups, structure).eval())
     plain = masked_network(model, groups, structure, "network.", plain=True)
@@ -84,7 +84,7 @@ def compile_masked(run: Run, budget: BudgetRun) -> Path:
             f"compile --masked: the masked engine differs from the thin one by {difference:.1e} (allowed "
             f"{tolerance:.0e}) on {target.backend}; nothing was written"
         )
-    facts: dict[str, Any] = {"structure": structure.digest(), "difference": difference, "kernel": backend.wants_program}
+    facts: dict[str, Any] = {"structure": structure.digest(), "difference": difference, "kernel": backend.mask_kernel}
     facts |= {"engines_compared": run.measured, "latency_ms": None, "speedup": None}
     if run.measured:
         settings = dataclasses.replace(BENCH, percentiles=(50.0,))

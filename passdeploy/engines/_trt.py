@@ -214,6 +214,7 @@ class TrtBackend(Backend):
                 "inputs": graph.inputs,
                 "batches": [1, target.batch, largest],
                 "options": asdict(options),
+                "plugin_for": next(10 * a + b for a, b in capabilities(target)) if source.masked else None,
                 **self.job(target),
             }
             built = run_job(CHILD, job, f"{self.title}: build for {target.name} failed", env=self.environment)

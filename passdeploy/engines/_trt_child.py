@@ -73,6 +73,10 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
         config.clear_flag(trt.BuilderFlag.TF32)
         flags["tf32"] = bool(config.get_flag(trt.BuilderFlag.TF32))
 
+    if job.get("plugin_for") is not None and not RTX:
+        from passdeploy.engines._trt_plugin import register
+
+        register(job["plugin_for"])
     begun = time.perf_counter()
     typed = {"strongly_typed": True} if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") else {}
     network = NetworkFromOnnxPath(job["onnx"], **typed)

@@ -35,11 +35,13 @@ class CompileInput:
         onnx: Path of the ONNX file: one float32 input ``images`` (N, 3, H, W) in [0, 1], one output ``logits``.
         exported_program: The same function as a `torch.export` program, for backends that start from it; may be None.
         samples: Real validation images (n, 3, H, W) float32 in [0, 1]: calibration and proofs.
+        masked: The graph is a masked network's (`compile --masked`); a backend with plugins masks by the kernel.
     """
 
     onnx: Path
     exported_program: torch.export.ExportedProgram | None = None
     samples: np.ndarray | None = None
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Backend:
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     wants_program: ClassVar[bool] = False
     """Whether `compile` starts from `CompileInput.exported_program`."""
+    mask_kernel: ClassVar[bool] = False
+    """Whether a masked network (`CompileInput.masked`) runs the mask kernel in its engines."""
 
     def available(self, target: Target) -> str | None:
         """None when engines can be compiled for `target` here, else what is missing and how to get it."""

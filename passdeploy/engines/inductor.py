@@ -34,6 +34,7 @@ class Inductor(Backend):
     suffix: ClassVar[str] = ".pt2"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
     wants_program: ClassVar[bool] = True
+    mask_kernel: ClassVar[bool] = True
 
     def available(self, target: Target) -> str | None:
         if compiler() is None:

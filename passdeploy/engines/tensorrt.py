@@ -38,6 +38,7 @@ class TensorRt(TrtBackend):
     title: ClassVar[str] = "TensorRT"
     suffix: ClassVar[str] = ".plan"
     precisions: ClassVar[tuple[str, ...]] = ("fp16", "fp32", "bf16", "int8", "fp8")
+    mask_kernel: ClassVar[bool] = True
     module: ClassVar[str] = "tensorrt"
     install: ClassVar[str] = "tensorrt tensorrt-cu13 tensorrt-cu12"
     environment: ClassVar[dict[str, str]] = {"POLYGRAPHY_USE_TENSORRT_RTX": "0"}
@@ -57,6 +58,14 @@ class TensorRt(TrtBackend):
                 "use --backend tensorrt_rtx to compile for it here"
             )
         return None
+
+    def convert(self, data: bytes, source: CompileInput, target: Target) -> bytes:
+        data = super().convert(data, source, target)
+        if source.masked and target.precision not in ("int8", "fp8"):
+            from passdeploy.engines._plugin_graph import with_plugin
+
+            return with_plugin(data)
+        return data
 
     def job(self, target: Target) -> dict[str, Any]:
         return {}

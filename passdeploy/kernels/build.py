@@ -92,8 +92,13 @@ def _checked(result: tuple[Any, ...], what: str) -> Any:
     return values[0] if values else None
 
 
-def compile_nvrtc(source: str, capability: int) -> bytes:
+def compile_nvrtc(source: str, capability: int, *, ptx: bool = False) -> bytes:
     """Compiles one source in memory for a compute capability (times ten, such as 90).
+
+    Args:
+        source: Name of the source file.
+        capability: Of the device.
+        ptx: PTX is wanted, whatever the device.
 
     Returns:
         A cubin, or PTX for the newest architecture NVRTC knows when the device is newer than that.
@@ -111,7 +116,7 @@ def compile_nvrtc(source: str, capability: int) -> bytes:
             f"NVRTC can't be loaded ({type(error).__name__}): pip install 'passdeploy[cuda]' "
             "(cuda-bindings and nvidia-cuda-nvrtc)"
         ) from error
-    exact = capability in known
+    exact = capability in known and not ptx
     usable = [a for a in known if a <= capability]
     if not usable:
         raise Unavailable(f"NVRTC knows no architecture up to {capability / 10}; oldest {min(known) / 10}")

@@ -1,0 +1,78 @@
+"""`masked_affine_act` as an ahead-of-time plugin of full TensorRT: the kernel's PTX goes into the engine.
+
+Written to `tensorrt.plugin`'s documentation (TensorRT 11, "Python plugins", `register` and `aot_impl`) and not run so
+far, for want of TensorRT's libraries. What goes into it is tested: the graph (`_plugin_graph`), the entry's arguments
+in its PTX, the launch, and the kernel itself on the emulator. TensorRT-RTX takes no plugins.
+"""
+
+# No `from __future__ import annotations`: TensorRT reads the types of these functions' arguments.
+from typing import Any
+
+from passdeploy.engines._plugin_graph import NAME, NAMESPACE
+from passdeploy.kernels.geometry import ACTIVATIONS, ActivationShape
+
+PLUGIN = f"{NAMESPACE}::{NAME}"
+
+
+def launch(shape: tuple[int, ...], kind: str, activation: int) -> tuple[str, int, int, tuple[int, int, int, int]]:
+    """How the kernel is launched for x (N, C, ...).
+
+    Args:
+        shape: Of x; fixed, since the batch of a shipped graph is.
+        kind: f32, f16 or bf16.
+        activation: Position in `ACTIVATIONS`.
+
+    Returns:
+        The entry's name, blocks, threads of a block, and its numbers: elements, channels, plane, activation.
+    """
+    images, channels, *rest = shape
+    plane = 1
+    for size in rest:
+        plane *= size
+    planned = ActivationShape(images, channels, plane, False, kind).forward(ACTIVATIONS[activation])
+    numbers = (images * channels * plane, channels, plane, activation)
+    return f"{NAME}_flat_{kind}", planned.grid[0], planned.threads, numbers
+
+
+def ptx(capability: int) -> bytes:
+    """The kernels as PTX for a compute capability (times ten), which TensorRT wants instead of machine code."""
+    from passdeploy.kernels.build import compile_nvrtc
+
+    return compile_nvrtc(NAME, capability, ptx=True)
+
+
+def register(capability: int) -> None:
+    """Makes the plugin known to the TensorRT of this process; once is enough.
+
+    Args:
+        capability: Of the GPU that is built for, times ten.
+    """
+    import tensorrt as trt
+    import tensorrt.plugin as trtp
+
+    kinds = {trt.float32: "f32", trt.float16: "f16", trt.bfloat16: "bf16"}
+    code = ptx(capability)
+
+    @trtp.register(PLUGIN)  # type: ignore[untyped-decorator]
+    def describe(
+        x: trtp.TensorDesc, mask: trtp.TensorDesc, scale: trtp.TensorDesc, shift: trtp.TensorDesc, activation: int
+    ) -> trtp.TensorDesc:
+        return x.like()
+
+    @trtp.aot_impl(PLUGIN)  # type: ignore[untyped-decorator]
+    def implement(
+        x: trtp.TensorDesc,
+        mask: trtp.TensorDesc,
+        scale: trtp.TensorDesc,
+        shift: trtp.TensorDesc,
+        activation: int,
+        outputs: tuple[trtp.TensorDesc],
+        tactic: int,
+    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
+        entry, blocks, threads, numbers = launch(tuple(int(size) for size in x.shape), kinds[x.dtype], activation)
+        params = trtp.KernelLaunchParams()
+        params.grid_x, params.block_x, params.shared_mem = blocks, threads, 0
+        extra: Any = trtp.SymIntExprs(len(numbers))
+        for index, number in enumerate(numbers):
+            extra[index] = trtp.SymInt32(number)
+        return entry, code, params, extra

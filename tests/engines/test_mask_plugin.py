@@ -1,0 +1,136 @@
+"""The mask kernel's TensorRT plugin, as far as it goes without TensorRT: graph, PTX, launch, registration."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from passdeploy.engines import _trt_plugin
+from passdeploy.engines._convert import to_half
+from passdeploy.engines._plugin_graph import NAME, NAMESPACE, with_plugin
+from passdeploy.errors import Unavailable
+from passdeploy.export import export_model
+from passdeploy.groups import find_groups
+from passdeploy.groups.check import random_structure
+from passdeploy.kernels.geometry import ACTIVATIONS
+from passdeploy.kernels.masked_forward import masked_network
+from passdeploy.surgery import thin
+from tests.engines.conftest import difference
+from tests.scripted import tiny_resnet
+
+SHAPE = (3, 16, 12)
+
+
+class masked_affine_act(OpRun):
+    """What the plugin computes, in numpy; the evaluator finds it by its name."""
+
+    op_domain = NAMESPACE
+
+    def _run(  # type: ignore[override]
+        self, x: Any, mask: Any, scale: Any, shift: Any, activation: int, plugin_namespace: str, plugin_version: str
+    ) -> tuple[Any]:
+        assert (plugin_namespace, plugin_version, mask.dtype) == (NAMESPACE, "1", np.float32)
+        z = x * (mask * scale)[:, None, None] + shift[:, None, None]
+        return ({"none": z, "relu": np.maximum(z, 0)}[ACTIVATIONS[activation]].astype(x.dtype),)
+
+
+@pytest.fixture(scope="module")
+def graphs() -> tuple[bytes, np.ndarray, np.ndarray]:
+    """A masked network as ONNX, images, and what the thin network says of them."""
+    torch.manual_seed(0)
+    network, images = tiny_resnet().eval(), torch.rand(1, *SHAPE)
+    groups = find_groups(network, images)
+    structure = random_structure(groups, 2)
+    data = export_model(masked_network(network, groups, structure, plain=True), SHAPE).SerializeToString()
+    with torch.no_grad():
+        return data, images.numpy(), thin(network, groups, structure).eval()(images).numpy()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_graph_with_plugins_computes_the_thin_network(
+    graphs: tuple[bytes, np.ndarray, np.ndarray], precision: str
+) -> None:
+    data, images, expected = graphs
+    data = data if precision == "fp32" else to_half(data, precision)
+    model = onnx.load_model_from_string(with_plugin(data))
+    kinds = [node.op_type for node in model.graph.node]
+    before = [node.op_type for node in onnx.load_model_from_string(data).graph.node]
+    fused = sum(n.attribute[0].i == 1 for n in model.graph.node if n.op_type == NAME)
+    assert kinds.count(NAME) >= 10 and fused >= 5
+    assert kinds.count("Relu") == before.count("Relu") - fused
+    (logits,) = ReferenceEvaluator(model, new_ops=[masked_affine_act]).run(None, {"images": images})
+    assert difference(expected, logits) <= (1e-4 if precision == "fp32" else 2e-2)
+
+
+def test_a_graph_without_masks_stays_as_it_is() -> None:
+    data = export_model(tiny_resnet().eval(), SHAPE).SerializeToString()
+    model = onnx.load_model_from_string(with_plugin(data))
+    assert [n.op_type for n in model.graph.node] == [n.op_type for n in onnx.load_model_from_string(data).graph.node]
+
+
+def test_the_entry_takes_inputs_then_numbers_then_the_output() -> None:
+    """TensorRT's order; the emulator runs the same entry in tests/kernels."""
+    try:
+        text = _trt_plugin.ptx(80).decode()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    assert ".target sm_80" in text
+    for kind in ("f32", "f16", "bf16"):
+        entry = re.search(rf"\.entry {NAME}_flat_{kind}\((.*?)\)", text, re.DOTALL)
+        assert entry is not None
+        widths = [int(width) for width in re.findall(r"\.param \.[ub](\d+)", entry[1])]
+        assert widths == [64] * 4 + [32] * 4 + [64]
+
+
+def test_the_launch_is_the_kernels_own() -> None:
+    assert _trt_plugin.launch((2, 5, 7, 7), "f16", 1) == (f"{NAME}_flat_f16", 1, 256, (490, 5, 49, 1))
+    _, blocks, threads, numbers = _trt_plugin.launch((64, 64, 112, 112), "f32", 0)
+    assert numbers == (64 * 64 * 112 * 112, 64, 112 * 112, 0)
+    assert (blocks - 1) * threads * 2 * 4 < numbers[0] <= blocks * threads * 2 * 4, "two packets of four a thread"
+
+
+def test_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decorators get functions of the documented shape; a stand-in notes them, since the library can't be had."""
+    found: dict[str, Any] = {}
+    trt, trtp = ModuleType("tensorrt"), ModuleType("tensorrt.plugin")
+    kinds = {"float32": object(), "float16": object(), "bfloat16": object()}
+    vars(trt).update(kinds, plugin=trtp)
+
+    class Exprs(list[Any]):
+        def __init__(self, count: int) -> None:
+            super().__init__([None] * count)
+
+    vars(trtp).update(
+        TensorDesc=type("TensorDesc", (), {}), KernelLaunchParams=SimpleNamespace, SymExprs=list, SymIntExprs=Exprs,
+        SymInt32=lambda value: ("int32", value),
+        register=lambda name: lambda function: found.setdefault(f"register {name}", function),
+        aot_impl=lambda name: lambda function: found.setdefault(f"aot_impl {name}", function),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", trtp)
+    monkeypatch.setattr(_trt_plugin, "ptx", lambda capability: b"ptx %d" % capability)
+    _trt_plugin.register(90)
+    assert sorted(found) == [f"aot_impl {NAMESPACE}::{NAME}", f"register {NAMESPACE}::{NAME}"]
+    describe, implement = found[f"register {NAMESPACE}::{NAME}"], found[f"aot_impl {NAMESPACE}::{NAME}"]
+    assert all(isinstance(kind, type) for kind in describe.__annotations__.values()), "types, not their names"
+    assert list(describe.__annotations__)[:5] == list(implement.__annotations__)[:5]
+    x = SimpleNamespace(shape=(1, 16, 16, 12), dtype=kinds["float16"])
+    entry, code, params, extra = implement(x, None, None, None, 1, (None,), 0)
+    assert (entry, code) == (f"{NAME}_flat_f16", b"ptx 90")
+    assert (params.grid_x, params.block_x, params.shared_mem) == (1, 256, 0)
+    assert extra == [("int32", number) for number in (16 * 16 * 12, 16, 16 * 12, 1)]
+
+
+def test_it_imports_without_tensorrt(tmp_path: Path) -> None:
+    assert importlib.import_module("passdeploy.engines._trt_plugin").PLUGIN == "passdeploy::masked_affine_act"
