@@ -35,8 +35,8 @@ class Sampler:
         most: Blocks of each at most, where the machine is not quiet.
         block_s: Shortest block.
         calls: Fewest calls of a block.
-        enough_s: Three rounds do, where they take this long: for calls of tens of milliseconds, more structures tell the
-            model more than more calls.
+        enough_s: Three rounds do, where they take this long: of calls of tens of milliseconds, more structures tell
+            the model more than more calls.
         max_s: No more rounds after this long.
         clock: Seconds, for tests.
         cpu_clock: CPU seconds of this process, for tests.

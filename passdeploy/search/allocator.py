@@ -213,9 +213,7 @@ class LatencyAllocator(Allocator):
             widths, now, loss, price = candidates[best], float(latency[best]), float(losses[best]), float(rate[best])
         return self._polish(widths, loss, cost, target_ms, blocks), max(price, 0.0)
 
-    def _polish(
-        self, widths: np.ndarray, loss: float, cost: np.ndarray, target_ms: float, blocks: bool
-    ) -> np.ndarray:
+    def _polish(self, widths: np.ndarray, loss: float, cost: np.ndarray, target_ms: float, blocks: bool) -> np.ndarray:
         """Gives back units while the target allows, and swaps: one group up, another one down."""
         for _ in range(4 * len(self.grids)):
             higher = self._higher(widths, blocks)
