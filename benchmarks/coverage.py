@@ -92,6 +92,7 @@ def run_one(case: Case, tool: str, args: argparse.Namespace) -> Row:
         timed_out = process.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
         why = f"more than {args.cpu_seconds} CPU seconds" if timed_out else last
         row |= {"passed": False, "problems": [f"{step}: {why}"], "problem": f"{step}: {why}"}
+    row = json.loads(json.dumps(row).replace(f"{ROOT.parent}/", ""))  # no path of this machine in an error
     row["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
     return row
 
