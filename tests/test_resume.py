@@ -171,6 +171,7 @@ def test_stopped_in_the_middle_of_training(undisturbed: tuple[Path, int], tmp_pa
     def interrupted() -> None:
         from passdeploy import api, cli
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without one
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
         sys.stderr = os.fdopen(2, "w", closefd=False)
         # The search takes its steps 51 to 60 first, then the fine-tuning its own.
