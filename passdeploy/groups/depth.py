@@ -7,8 +7,9 @@ and the addition must be used by the branch alone.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class Branch:
     """A residual branch.
 
     Attributes:
-        name: The innermost module that contains it.
+        name: The innermost module that contains it; where it contains several, the part of it that ends the branch.
         modules: Its modules with parameters or buffers, in execution order.
         gate: The module whose zero output makes the branch zero.
         starts: Modules fed by the source.
@@ -191,5 +192,16 @@ def _common_prefix(names: Iterable[str]) -> str:
 
 
 def branches(model: nn.Module) -> list[Branch]:
-    """All residual branches in execution order. Raises whatever tracing the network raises."""
-    return list(_Finder(model))
+    """All residual branches in execution order, named differently. Raises whatever tracing the network raises."""
+    found = list(_Finder(model))
+    times = Counter(branch.name for branch in found)
+    # A transformer's layer holds two branches; each is then called by the part of the layer that ends it.
+    named = [replace(b, name=_part(b)) if times[b.name] > 1 else b for b in found]
+    times = Counter(branch.name for branch in named)
+    return [replace(b, name=b.gate) if times[b.name] > 1 else b for b in named]
+
+
+def _part(branch: Branch) -> str:
+    """The child of the innermost module around the branch that its gate lies in."""
+    rest = branch.gate.removeprefix(f"{branch.name}.")
+    return branch.gate if rest == branch.gate else f"{branch.name}.{rest.split('.')[0]}"

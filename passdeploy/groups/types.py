@@ -76,6 +76,10 @@ class Groups:
     groups: tuple[ChannelGroup, ...]
     frozen: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < len(self.groups):
+            raise ValueError(f"two groups have the same name: {self.names}")
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the groups in topological order."""

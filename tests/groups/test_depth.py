@@ -98,3 +98,21 @@ def test_parallel_paths_inside_a_branch() -> None:
     assert (block.starts, block.zero) == (("left", "right"), "scalar")
     masks = dict(groups.dense().masks) | {block.name: (False,), "stem": (True, False, True, True)}
     assert masked_against_thin(model, groups, Structure(masks), images) <= 1e-6
+
+
+class Layer(nn.Module):
+    """A transformer's: two branches, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+        self.second = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.first(x)
+        return x + self.second(x)
+
+
+def test_two_branches_of_one_layer_have_names_of_their_own() -> None:
+    model = nn.Sequential(nn.Flatten(2), Layer(), Layer(), nn.Flatten(), nn.Linear(3 * 8, 2))
+    assert [b.name for b in branches(model)] == ["1.first", "1.second", "2.first", "2.second"]
