@@ -13,7 +13,8 @@ most 1e-4 in float32); the TensorRT-RTX engine for compute capability 8.0 builds
 process gets identical outputs from architecture.json and model.safetensors.
 
 Torch-Pruning's MagnitudePruner at 50 % is tried on the same networks. Each network runs in a process of its own with
-limits on CPU time and memory; rows are appended to benchmarks/results/DEVICE/coverage.jsonl, the last one counts.
+limits on CPU time and memory, forked from one that has only imported the libraries, and so does what loads
+its files again; rows are appended to benchmarks/results/DEVICE/coverage.jsonl, the last one counts.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import re
-import resource
-import shlex
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +38,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
+from coverage_child import work
 from coverage_models import Case, cases
 
 from passdeploy.targets import cpu_name
@@ -66,33 +67,43 @@ def succeeded(row: Row) -> bool:
     return bool(row.get("passed") if row["tool"] == "passdeploy" else row.get("reloads"))
 
 
-def _limit(cpu_s: int, memory: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 30))
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+def _child(what: str, name: str, folder: Path, args: argparse.Namespace) -> tuple[Row, str]:
+    """What a step printed last, and why it ended early (empty when it did not)."""
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=work, args=(what, name, str(folder), args.cpu_seconds, args.memory_gib << 30))
+    process.start()
+    process.join()
+    rows = [line for line in (folder / f"{what}.out").read_text().splitlines() if line.startswith("{")]
+    row: Row = json.loads(rows[-1]) if rows else {}
+    if row.pop("done", False):
+        return row, ""
+    if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return row, f"more than {args.cpu_seconds} CPU seconds"
+    said = (folder / f"{what}.err").read_text().strip().splitlines()
+    return row, (said or [f"ended with {process.exitcode}"])[-1][:200]
 
 
 def run_one(case: Case, tool: str, args: argparse.Namespace) -> Row:
-    """Tries one network with one tool in a process of its own."""
-    command = [*shlex.split(args.prefix), sys.executable, str(ROOT / "coverage_model.py"), tool, case.name]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: _limit(args.cpu_seconds, args.memory_gib << 30),
-    )
-    out, err = process.communicate()
-    rows = [line for line in out.splitlines() if line.startswith("{")]
+    """Tries one network with one tool in a process of its own, and its files in another."""
     row: Row = {"model": case.name, "tool": tool, "source": case.source, "family": case.family, "task": case.task}
-    row |= {"size": case.size} | (json.loads(rows[-1]) if rows else {})
+    row["size"] = case.size
+    with tempfile.TemporaryDirectory() as name:
+        got, ended = _child(tool, case.name, Path(name), args)
+        row |= got
+        if not ended and tool == "passdeploy":
+            again, problem = _child("reload", case.name, Path(name), args)
+            row["seconds"] |= again.get("seconds", {})
+            problem = problem or again["problem"]
+            row["reloads"] = not problem
+            row["problems"] += [f"reload: {problem}"] * bool(problem)
+            row["passed"] = not row["problems"]
+        row = json.loads(json.dumps(row).replace(f"{name}/", ""))
     row["cpu_s"] = round(sum(row.get("seconds", {}).values()), 1)
-    if not row.pop("done", False):
+    if ended:
         step = row.pop("running", "start")
-        last = (err.strip().splitlines() or [f"ended with {process.returncode}"])[-1][:200]
-        timed_out = process.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
-        why = f"more than {args.cpu_seconds} CPU seconds" if timed_out else last
-        row |= {"passed": False, "problems": [f"{step}: {why}"], "problem": f"{step}: {why}"}
-    row = json.loads(json.dumps(row).replace(f"{ROOT.parent}/", ""))  # no path of this machine in an error
+        row |= {"passed": False, "problems": [f"{step}: {ended}"], "problem": f"{step}: {ended}"}
+    for place in (f"{ROOT.parent}/", f"{sys.prefix}/"):  # no path of this machine in an error
+        row = json.loads(json.dumps(row).replace(place, ""))
     row["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
     return row
 
@@ -113,6 +124,8 @@ def waiting(args: argparse.Namespace, path: Path) -> list[tuple[Case, str]]:
 def run(args: argparse.Namespace) -> None:
     path = results_file()
     path.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT.parent)])  # for the process that forks
+    multiprocessing.set_forkserver_preload(["coverage_preload"])
     until = time.monotonic() + 60 * args.minutes
 
     def one(pair: tuple[Case, str]) -> None:
@@ -223,7 +236,6 @@ def main() -> None:
     parser.add_argument("--memory-gib", type=int, default=12)
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time; each takes one thread")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no network after this time")
-    parser.add_argument("--prefix", default="", help="put before each network's command, such as 'nice -n 10'")
     parser.add_argument("--table", action="store_true", help="writes docs/coverage.md and stops")
     args = parser.parse_args()
     if args.table:

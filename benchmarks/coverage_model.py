@@ -1,8 +1,8 @@
 """One network of `benchmarks/coverage.py`, in a process of its own: prints a row of results as JSON after every step.
 
-python benchmarks/coverage_model.py passdeploy NAME          our own proofs
-python benchmarks/coverage_model.py torch-pruning NAME       Torch-Pruning's MagnitudePruner at 50 %
-python benchmarks/coverage_model.py reload NAME FOLDER       builds the network again, cuts it, loads its weights
+python benchmarks/coverage_model.py passdeploy NAME FOLDER       our own proofs; leaves the files of a thin network
+python benchmarks/coverage_model.py reload NAME FOLDER           builds the network again, cuts it, loads its weights
+python benchmarks/coverage_model.py torch-pruning NAME FOLDER    Torch-Pruning's MagnitudePruner at 50 %
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -118,29 +117,30 @@ def _engine_mib(path: Path) -> float:
 
 
 @torch.no_grad()
-def reloads(case: Case, network: nn.Module, arch: dict[str, Any], images: Tensor, folder: Path) -> str:
-    """Whether a fresh process gets identical outputs from the files; the reason when it does not."""
+def save(network: nn.Module, arch: dict[str, Any], images: Tensor, folder: Path) -> None:
+    """Writes what `reload` reads."""
     (folder / "architecture.json").write_text(json.dumps(arch))
     save_weights(network, folder / "model.safetensors")
     np.savez(folder / "proof.npz", images=images.numpy(), outputs=tensors(network(images))[0].numpy())
-    done = subprocess.run([sys.executable, __file__, "reload", case.name, str(folder)], capture_output=True, text=True)
-    return "" if done.returncode == 0 else (done.stdout + done.stderr).strip().splitlines()[-1]
 
 
 @torch.no_grad()
-def reload(case: Case, folder: Path) -> str:
-    """The other end of `reloads`."""
-    network = apply_architecture(case.build(), json.loads((folder / "architecture.json").read_text()))
-    load_weights(network, folder / "model.safetensors")
-    proof = np.load(folder / "proof.npz")
-    got = tensors(network.eval()(torch.from_numpy(proof["images"])))[0].numpy()
-    wanted = proof["outputs"]
-    return "" if np.array_equal(got, wanted) else f"outputs differ by {np.abs(got - wanted).max():.1e}"
+def reload(case: Case, folder: Path) -> Row:
+    """Whether this process, which has not seen the network, gets identical outputs from the files."""
+    row = Row(problem="")
+    with row.step("reload"):
+        network = apply_architecture(case.build(), json.loads((folder / "architecture.json").read_text()))
+        load_weights(network, folder / "model.safetensors")
+        proof = np.load(folder / "proof.npz")
+        got = tensors(network.eval()(torch.from_numpy(proof["images"])))[0].numpy()
+        if not np.array_equal(got, proof["outputs"]):
+            row["problem"] = f"outputs differ by {np.abs(got - proof['outputs']).max():.1e}"
+    return row
 
 
 @torch.no_grad()
-def passdeploy(case: Case) -> Row:
-    """Everything that is claimed of a network."""
+def passdeploy(case: Case, folder: Path) -> Row:
+    """Everything that is claimed of a network, but that its files load again."""
     row = Row(passed=False)
     shape = (3, case.size, case.size)
     with row.step("build"):
@@ -167,35 +167,31 @@ def passdeploy(case: Case) -> Row:
     images = torch.rand(1, *shape, generator=torch.Generator().manual_seed(2))
     problems = [] if row["prunable"] >= NEEDED else [f"{row['prunable']:.0%} of the MACs can be pruned"]
     row["proofs"] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for width, structure in chosen.items():
-            proof: dict[str, Any] = {"macs": round(left(structure, macs) / whole, 4)}
-            row["proofs"][width] = proof
-            for step in ("masked_vs_thin", "thin_vs_onnx"):
-                with row.step(f"{step} {width}"):
-                    try:
-                        if step == "masked_vs_thin":
-                            value = masked_against_thin(network, groups, structure, images)
-                        else:
-                            small = thin(network, groups, structure).eval()
-                            outputs = _in_onnx_runtime(small, images, folder / f"{width}.onnx")
-                            value = difference(tensors(small(images))[:1], outputs)
-                        proof[step] = float(f"{value:.2g}") if np.isfinite(value) else None
-                        if not value <= TOLERANCE:
-                            problems.append(f"{step} at {width} widths: {value:.1e}")
-                    except Exception as error:
-                        problems.append(f"{step} at {width} widths: {first_line(error)}")
-        with row.step("engine"):
-            try:
-                row["engine_mib"] = round(_engine_mib(folder / "random.onnx"), 1)
-            except Exception as error:
-                problems.append(f"TensorRT-RTX: {first_line(error)}")
-        with row.step("reload"):
-            small = thin(network, groups, chosen["random"]).eval()
-            problem = reloads(case, small, architecture(groups, chosen["random"]), images, folder)
-            row["reloads"] = not problem
-            problems += [f"reload: {problem}"] * bool(problem)
+    for width, structure in chosen.items():
+        proof: dict[str, Any] = {"macs": round(left(structure, macs) / whole, 4)}
+        row["proofs"][width] = proof
+        for step in ("masked_vs_thin", "thin_vs_onnx"):
+            with row.step(f"{step} {width}"):
+                try:
+                    if step == "masked_vs_thin":
+                        value = masked_against_thin(network, groups, structure, images)
+                    else:
+                        small = thin(network, groups, structure).eval()
+                        outputs = _in_onnx_runtime(small, images, folder / f"{width}.onnx")
+                        value = difference(tensors(small(images))[:1], outputs)
+                    proof[step] = float(f"{value:.2g}") if np.isfinite(value) else None
+                    if not value <= TOLERANCE:
+                        problems.append(f"{step} at {width} widths: {value:.1e}")
+                except Exception as error:
+                    problems.append(f"{step} at {width} widths: {first_line(error)}")
+    with row.step("engine"):
+        try:
+            row["engine_mib"] = round(_engine_mib(folder / "random.onnx"), 1)
+        except Exception as error:
+            problems.append(f"TensorRT-RTX: {first_line(error)}")
+    with row.step("save"):
+        small = thin(network, groups, chosen["random"]).eval()
+        save(small, architecture(groups, chosen["random"]), images, folder)
     row["passed"], row["problems"] = not problems, problems
     return row
 
@@ -238,19 +234,18 @@ def torch_pruning(case: Case) -> Row:
     return row
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)  # outputs are identical only with the same threads
-    what, name, *rest = sys.argv[1:]
+    what, name, folder = arguments
     case = next(c for c in cases() if c.name == name)
-    if what == "reload":
-        problem = reload(case, Path(rest[0]))
-        if problem:
-            sys.exit(problem)
-        return
-    row = (passdeploy if what == "passdeploy" else torch_pruning)(case)
+    row = (
+        torch_pruning(case)
+        if what == "torch-pruning"
+        else {"passdeploy": passdeploy, "reload": reload}[what](case, Path(folder))
+    )
     row["done"] = True
     print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
