@@ -1,7 +1,8 @@
 """The masked forward with the kernel: of a search on CUDA, and of a masked network that is compiled as it is.
 
-`passdeploy.groups.Masker` scales the consumers' weights instead, which moves no activation at all. Which of the two is
-faster on a GPU is measured by benchmarks/gpu.py (section search); until it has been, the weights are the default.
+On CUDA it is what a search runs, once `passdeploy.kernels.selfcheck` has found it to be right there; `SWITCH` turns it
+off. `passdeploy.groups.Masker` scales the consumers' weights instead: everywhere else, and where the kernel is refused.
+benchmarks/gpu.py (section search) measures both.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,12 +18,18 @@ from torch import Tensor, nn
 
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Masker, as_masks
-from passdeploy.kernels import masked_graph, masked_op
+from passdeploy.kernels import masked_graph, masked_op, selfcheck
 from passdeploy.kernels.masked_graph import MASKS, insert_masks, trace
 from passdeploy.structure import Structure
 
 SWITCH = "PASSDEPLOY_KERNELS"
-"""Environment variable: ``1`` lets a search on CUDA mask activations by the kernel."""
+"""Environment variable: ``0`` makes a search on CUDA mask weights instead of using the kernel."""
+
+
+@lru_cache(maxsize=256)
+def _constant(channels: int, value: float, device: torch.device) -> Tensor:
+    """(channels,) float32, never written to: a search step would fill the same ones at every activation."""
+    return torch.full((channels,), value, device=device)
 
 
 class _MaskedActivation(torch.autograd.Function):
@@ -36,14 +44,14 @@ class _MaskedActivation(torch.autograd.Function):
         mask = mask.float()
         ctx.save_for_backward(x, mask)
         ctx.activation = activation
-        ones, zeros = torch.ones_like(mask), torch.zeros_like(mask)
+        ones, zeros = _constant(len(mask), 1.0, mask.device), _constant(len(mask), 0.0, mask.device)
         result: Tensor = masked_op._forward(x, mask, ones, zeros, None, activation)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (x, mask), (grad_y,) = ctx.saved_tensors, grads
-        ones, zeros = torch.ones_like(mask), torch.zeros_like(mask)
+        ones, zeros = _constant(len(mask), 1.0, mask.device), _constant(len(mask), 0.0, mask.device)
         rest = (ones, zeros, None, ctx.activation)
         grad_x = grad_mask = None
         if ctx.needs_input_grad[0]:
@@ -55,8 +63,8 @@ class _MaskedActivation(torch.autograd.Function):
 
 def trained_input(x: Tensor, masks: Tensor, index: Tensor, activation: str) -> Tensor:
     """As `masked_input`, for training: (N, C) or (N, C, ...)."""
-    if x.dim() == 3:
-        return masked_graph.masked_input(x, masks, index, activation)
+    if x.dim() == 3 or not selfcheck.trusted(x, activation):
+        return masked_graph.plain_input(x, masks, index, activation)
     result: Tensor = _MaskedActivation.apply(x, masks[index], activation)
     return result
 
@@ -64,7 +72,8 @@ def trained_input(x: Tensor, masks: Tensor, index: Tensor, activation: str) -> T
 class KernelMasker(Masker):
     """A `Masker` that masks in the place of an activation function where it can, and scales weights elsewhere.
 
-    Same outputs and same gradients of masks and parameters; the modules and parameters are the model's own.
+    Same outputs and same gradients of masks and parameters; the modules and parameters are the model's own. From the
+    moment at which the self-check refuses the kernel it is an ordinary `Masker`.
 
     Raises:
         BadInput: The model can't be traced.
@@ -75,9 +84,13 @@ class KernelMasker(Masker):
         self.graph = trace(self.model)
         sites = consumers(self)
         self.fused = insert_masks(self.graph, sites, self.total, everywhere=False, function=trained_input)
+        self._everything = self._scaled
         self._scaled = [item for item in self._scaled if item.name.removesuffix(".weight") not in self.fused]
 
     def __call__(self, masks: Mapping[str, Tensor], *inputs: Tensor) -> Any:
+        if selfcheck.refused(inputs[0].device):
+            self._scaled = self._everything
+            return super().__call__(masks, *inputs)
         own = {**self.parameters(masks), MASKS: self.vector(masks)}
         return torch.func.functional_call(self.graph, own, inputs)
 
@@ -97,16 +110,20 @@ def consumers(masker: Masker) -> dict[str, Tensor]:
     }
 
 
+def uses_kernel(device: torch.device) -> bool:
+    """Whether a search on a device masks by the kernel."""
+    return device.type == "cuda" and os.environ.get(SWITCH) != "0" and selfcheck.refused(device) is None
+
+
 def search_masker(model: nn.Module, groups: Groups, prefix: str = "") -> Masker:
-    """What a search executes its network with: `Masker`, or on CUDA, when `SWITCH` asks for it, the kernel.
+    """What a search executes its network with: on CUDA the kernel, unless `SWITCH` or the self-check is against it.
 
     Args:
         model: Already on its device.
         groups: Of the network.
         prefix: Where the network lies inside `model`.
     """
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    if on_gpu and os.environ.get(SWITCH) == "1":
+    if uses_kernel(next(model.parameters()).device):
         try:
             return KernelMasker(model, groups, prefix)
         except BadInput:

@@ -23,7 +23,7 @@ from passdeploy.kernels import (
 from passdeploy.kernels.geometry import ACTIVATIONS
 from passdeploy.search.prompt import InputStage
 from tests.kernels.cases import DTYPES, TOLERANCE, difference, tensors
-from tests.kernels.emulated import Emulated, have_compiler
+from tests.kernels.emulated import Anywhere, have_compiler
 
 needs_compiler = pytest.mark.skipif(not have_compiler(), reason="g++ is not installed; it stands in for the GPU")
 
@@ -170,14 +170,6 @@ def test_the_cuda_path_of_the_input_with_the_emulator() -> None:
     got = input_op.input_on(Anywhere(), *args, (9, 8), 1, torch.float16, True)
     expected = prompted_input(*args, (9, 8), border=1, dtype=torch.float16, channels_last=True)
     assert got.stride() == expected.stride() and difference(got, expected) <= TOLERANCE[torch.float16]
-
-
-class Anywhere(Emulated):
-    """Allows every address: the operator makes arrays of its own."""
-
-    def _register(self, lib: Any) -> None:
-        lib.clear_regions()
-        lib.allow_all_addresses()
 
 
 def test_what_the_kernels_take() -> None:
