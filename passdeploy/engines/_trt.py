@@ -39,7 +39,8 @@ class Options:
         max_batch: Largest batch of a graph with a dynamic batch axis; None: the target's.
         version_compatible: Runs on later TensorRT versions of the same major version (full TensorRT only).
         hardware_compatible: Runs on every GPU from Ampere on, somewhat slower (full TensorRT only).
-        timing_cache: File of kernel timings that builds share (full TensorRT only); None: in the user's cache folder.
+        timing_cache: File of kernel timings that builds share (full TensorRT only); None: in the user's cache folder;
+            empty: none.
     """
 
     optimization_level: int | None = None

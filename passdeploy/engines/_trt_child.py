@@ -80,7 +80,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     begun = time.perf_counter()
     typed = {"strongly_typed": True} if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") else {}
     network = NetworkFromOnnxPath(job["onnx"], **typed)
-    cache = job["options"].get("timing_cache") if not RTX else None
+    cache = (job["options"].get("timing_cache") or None) if not RTX else None
     config = PostprocessConfig(_config(job), single_means_single)
     data = EngineBytesFromNetwork(network, config=config, save_timing_cache=cache)()
     Path(job["engine"]).write_bytes(bytes(data))

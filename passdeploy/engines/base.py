@@ -114,6 +114,14 @@ class Backend:
         """Compiles for the target's device, precision, batch and threads."""
         raise NotImplementedError
 
+    def builds_vary(self, target: Target) -> bool:
+        """Whether two builds of one graph may run different kernels, since the builder chooses by timing them."""
+        return False
+
+    def rebuild(self, source: CompileInput, target: Target) -> Engine:
+        """As `compile`, but without what earlier builds left behind for later ones."""
+        return self.compile(source, target)
+
     def graph_for(self, source: CompileInput, target: Target) -> bytes | None:
         """The ONNX graph in the target's precision, whose accuracy stands in for an engine that can't run here.
 

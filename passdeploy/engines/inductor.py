@@ -47,12 +47,18 @@ class Inductor(Backend):
             return f"AOTInductor compiles on the GPU that will run the package and no {target.device} is attached"
         return None
 
+    def builds_vary(self, target: Target) -> bool:
+        return target.compute_capability is not None  # max_autotune
+
     def version(self) -> str:
         import torch
 
         return torch.__version__
 
-    def compile(self, source: CompileInput, target: Target) -> Engine:
+    def rebuild(self, source: CompileInput, target: Target) -> Engine:
+        return self.compile(source, target, fresh=True)
+
+    def compile(self, source: CompileInput, target: Target, *, fresh: bool = False) -> Engine:
         import torch
         from torch._inductor import aoti_compile_and_package
 
@@ -67,12 +73,13 @@ class Inductor(Backend):
         else:
             settings |= {"cpp.threads": target.threads}
         before = torch.get_num_threads()
+        uncached = {"force_disable_caches": True} if fresh else {}  # what autotuning found before, too
         with tempfile.TemporaryDirectory(prefix="passdeploy-aoti-") as folder:
             path = Path(folder, "model.pt2")
             try:
                 torch.set_num_threads(before if on_gpu else target.threads)
                 with torch.no_grad():
-                    aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+                    aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings | uncached)
             except Exception as error:
                 raise BadInput(f"inductor: the model does not compile: {one_line(error)}") from None
             finally:

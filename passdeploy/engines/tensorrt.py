@@ -70,6 +70,13 @@ class TensorRt(TrtBackend):
     def job(self, target: Target) -> dict[str, Any]:
         return {}
 
+    def builds_vary(self, target: Target) -> bool:
+        return True
+
+    def rebuild(self, source: CompileInput, target: Target) -> Engine:
+        """Without the timing cache, which would choose the same kernels again."""
+        return super().compile(source, target, replace(self.options, timing_cache=""))
+
     def compile(self, source: CompileInput, target: Target, options: Options | None = None) -> Engine:
         options = options or self.options
         if options.timing_cache is None:

@@ -38,6 +38,9 @@ class TorchTensorRt(Backend):
             return f"Torch-TensorRT builds on the GPU that will run the engine and no {target.device} is attached"
         return None
 
+    def builds_vary(self, target: Target) -> bool:
+        return True
+
     def version(self) -> str:
         import torch
 
