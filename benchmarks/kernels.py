@@ -121,9 +121,8 @@ def activation_case(
     moved = size * (kept + 1 + residual)
     if backward:  # reads x, the gradient and the residual; writes the gradients of x and the residual
         moved += size * (3 + 2 * residual)
-    graphs = {
-        "kernel": contender(kernel), "eager": contender(eager), "compile": contender(torch.compile(eager)),
-    }  # fmt: skip
+    compiled = torch.compile(eager, dynamic=False)
+    graphs = {"kernel": contender(kernel), "eager": contender(eager), "compile": contender(compiled)}
     return graphs, int(moved)
 
 
@@ -146,7 +145,8 @@ def input_case(batch: int, kind: str, dtype: torch.dtype, last: bool) -> tuple[d
     def contender(function: Callable[[Tensor], Tensor]) -> Graph:
         return Graph([lambda i=image: function(i) for image in images])
 
-    graphs = {"kernel": contender(kernel), "eager": contender(eager), "compile": contender(torch.compile(eager))}
+    compiled = torch.compile(eager, dynamic=False)
+    graphs = {"kernel": contender(kernel), "eager": contender(eager), "compile": contender(compiled)}
     return graphs, moved
 
 
@@ -210,6 +210,7 @@ def main() -> int:
     for name, make in cases(options.quick).items():
         if name in done["cases"]:
             continue
+        torch.compiler.reset()  # else torch.compile turns to dynamic shapes, and after eight cases to eager mode
         graphs, moved = make()
         done["cases"][name] = got = row(graphs, moved, bandwidth, settings)
         del graphs

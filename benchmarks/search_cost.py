@@ -53,6 +53,8 @@ class Turns:
         def step(done: int, total: int, text: str) -> None:
             if text.startswith("measuring") or len(self.seconds[mine]) >= self.turns:
                 return
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # what this turn enqueued is this turn's
             state["done"] += 1
             if state["done"] == 0:  # the first step of all is nobody's: everything is set up in it
                 self._give(which)
@@ -134,7 +136,7 @@ def main() -> None:
         default.finetune.min_steps,
         round(default.finetune_epochs() * steps_per_epoch(subject.data.train, default.train_batch)),
     )
-    device = resolve("cpu").device
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else resolve("cpu").device
     found = {
         "device": device,
         "model": args.model,

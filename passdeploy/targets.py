@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 import dataclasses
 import platform
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,7 +102,9 @@ def cpu_name() -> str:
 @cache
 def attached_gpus() -> tuple[str, ...]:
     """Names of the NVIDIA GPUs of this machine; empty without a driver."""
-    if ctypes.util.find_library("cuda") is None and ctypes.util.find_library("nvidia-ml") is None:
+    try:  # importing torch.cuda would find out, too, but slowly; by name, since ldconfig need not know the driver
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
         return ()
     import torch
 

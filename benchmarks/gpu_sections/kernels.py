@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.gpu_sections.base import Bench
+from benchmarks.gpu_sections.budgets import environment
 
 SCRIPT = Path(__file__).parents[1] / "kernels.py"
 
@@ -14,6 +15,6 @@ SCRIPT = Path(__file__).parents[1] / "kernels.py"
 def run(bench: Bench) -> None:
     """In a process of its own, which goes on where it stopped."""
     command = [sys.executable, str(SCRIPT), "--out", str(bench.folder / "kernels.json")]
-    done = subprocess.run([*command, *(["--quick"] if bench.quick else [])])
+    done = subprocess.run([*command, *(["--quick"] if bench.quick else [])], env=environment())
     if done.returncode != 0:
         bench.say(f"kernels: benchmarks/kernels.py ended with status {done.returncode}")

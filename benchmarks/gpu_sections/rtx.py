@@ -68,7 +68,12 @@ def attempt(precision: str, capabilities: Any) -> Row:
 
 
 def run(bench: Bench) -> None:
-    """Every way of asking, in fp32 and fp16."""
+    """Every way of asking, in fp32, fp16 and int8."""
+    from passdeploy.engines._common import missing
+
+    if reason := missing("tensorrt_rtx", "tensorrt-rtx-cu13") or missing("polygraphy", "polygraphy"):
+        bench.say(f"rtx: left out; {reason}")
+        return
     for precision in ("fp16",) if bench.quick else ("fp32", "fp16", "int8"):
         for name, asked in _asked(bench.capability).items():
             if asked not in ("current", None):

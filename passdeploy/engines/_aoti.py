@@ -5,9 +5,11 @@ Shared by `inductor` and `torch_tensorrt`, whose packages load the same way.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +52,30 @@ def check_machine(engine: Engine, backend: str) -> None:
         raise BadInput(f"{backend}: the package uses {', '.join(lacking)}, which this CPU lacks; compile it again here")
 
 
+@contextmanager
+def single_means_single() -> Iterator[None]:
+    """No TF32, which PyTorch allows convolutions by default: a float32 product would have 10 bits of mantissa.
+
+    Compiled kernels take it from the compiler's process, calls of cuDNN from the one that runs them.
+    """
+    import torch
+
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
 def prepare(source: CompileInput, precision: str, device: str) -> torch.export.ExportedProgram:
     """The exported program on `device` in `precision`, with float32 inputs and outputs.
 
     Args:
-        source: Its `exported_program` is needed.
+        source: Its `exported_program` is needed, and left as it is.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         device: ``cpu`` or ``cuda``.
 
@@ -66,6 +87,7 @@ def prepare(source: CompileInput, precision: str, device: str) -> torch.export.E
     program = source.exported_program
     if program is None:
         raise BadInput("this backend compiles from torch.export, and the model was not exported that way; see --debug")
+    program = copy.deepcopy(program)  # what follows changes devices and types in place
     if device != "cpu":
         from torch.export.passes import move_to_device_pass
 
@@ -158,18 +180,26 @@ class CudaAotiRunner(AotiRunner):
 
     device = "cuda"
     _graph: Any = None
+    _results: Any = None
+    """Kept: the graph writes there."""
+
+    def run(self, inputs: Arrays) -> Arrays:
+        with single_means_single():
+            return super().run(inputs)
 
     def bind(self, inputs: Arrays) -> None:
         super().bind(inputs)
         cuda = self._torch.cuda
         side = cuda.Stream()
-        with cuda.stream(side):  # a capture needs everything allocated and tuned before it
-            for _ in range(3):
-                self._model(*self._bound)
-        side.synchronize()
-        self._graph = cuda.CUDAGraph()
-        with cuda.graph(self._graph):
-            self._model(*self._bound)
+        side.wait_stream(cuda.current_stream())
+        with single_means_single():
+            with cuda.stream(side):  # a capture needs everything allocated and tuned before it
+                for _ in range(3):
+                    self._model(*self._bound)
+            side.synchronize()
+            self._graph = cuda.CUDAGraph()
+            with cuda.graph(self._graph):
+                self._results = self._model(*self._bound)
 
     def call(self) -> None:
         self._graph.replay()
@@ -190,5 +220,5 @@ class CudaAotiRunner(AotiRunner):
         return taken
 
     def close(self) -> None:
-        self._graph = None
+        self._graph = self._results = None
         super().close()

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from passdeploy.targets import Target
 
 
+AUTOTUNE = "PASSDEPLOY_MAX_AUTOTUNE"
+"""Environment variable: ``1`` lets inductor try Triton convolutions and products on a GPU beside cuDNN's and cuBLAS's.
+
+A build then takes minutes instead of seconds, and a run builds dozens of engines.
+"""
+
+
 def compiler() -> str | None:
     """The C++ compiler that inductor would use; None when there is none."""
     named = os.environ.get("CXX")
@@ -48,7 +55,7 @@ class Inductor(Backend):
         return None
 
     def builds_vary(self, target: Target) -> bool:
-        return target.compute_capability is not None  # max_autotune
+        return target.compute_capability is not None  # Triton's kernels are tuned by timing them
 
     def version(self) -> str:
         import torch
@@ -62,14 +69,14 @@ class Inductor(Backend):
         import torch
         from torch._inductor import aoti_compile_and_package
 
-        from passdeploy.engines._aoti import cpu_flags, prepare
+        from passdeploy.engines._aoti import cpu_flags, prepare, single_means_single
 
         graph = read_graph(source, target)
         on_gpu = target.compute_capability is not None
         program = prepare(source, target.precision, "cuda" if on_gpu else "cpu")
         settings: dict[str, Any] = {"freezing": True}
         if on_gpu:
-            settings |= {"max_autotune": True, "layout_optimization": True}
+            settings |= {"max_autotune": os.environ.get(AUTOTUNE) == "1", "layout_optimization": True}
         else:
             settings |= {"cpp.threads": target.threads}
         before = torch.get_num_threads()
@@ -78,7 +85,7 @@ class Inductor(Backend):
             path = Path(folder, "model.pt2")
             try:
                 torch.set_num_threads(before if on_gpu else target.threads)
-                with torch.no_grad():
+                with torch.no_grad(), single_means_single():
                     aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings | uncached)
             except Exception as error:
                 raise BadInput(f"inductor: the model does not compile: {one_line(error)}") from None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from passdeploy.engines._aoti import cpu_flags, prepare
+from passdeploy.engines._aoti import cpu_flags, prepare, single_means_single
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput
@@ -78,6 +78,26 @@ def test_half_precision_programs_keep_float32_at_the_border(case: Case, source: 
             logits = program.module()(torch.from_numpy(case.images[:1]))
         assert logits.dtype == torch.float32
         assert 0 < difference(case.logits[:1], logits.numpy()) < bound
+
+
+def test_preparing_leaves_the_program_as_it_was(source: CompileInput) -> None:
+    """It is prepared again when an engine is built again, or for another precision."""
+    program = source.exported_program
+    assert program is not None
+    before = {name: value.clone() for name, value in program.state_dict.items()}
+    prepare(source, "fp16", "cpu")
+    assert before.keys() == program.state_dict.keys()
+    for name, value in program.state_dict.items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)  # the type, too
+
+
+def test_single_precision_is_put_back() -> None:
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    with pytest.raises(ZeroDivisionError), single_means_single():
+        assert not any(backend.allow_tf32 for backend in backends)
+        1 / 0  # noqa: B018
+    assert [backend.allow_tf32 for backend in backends] == before
 
 
 def test_the_cpus_features_are_known_here() -> None:
