@@ -18,7 +18,7 @@ from torch import nn
 
 from passdeploy import stages
 from passdeploy.budget import parse_budget
-from passdeploy.cli import exit_code
+from passdeploy.cli.running import exit_code
 from passdeploy.errors import BadInput
 from passdeploy.latency.measure import interleave
 from passdeploy.reporting import load_report

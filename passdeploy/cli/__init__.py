@@ -1,0 +1,68 @@
+"""The command line: parses, calls, prints. No logic; heavy libraries are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+# Before torch is imported: spinning threads of one library spoil the other's measurements. A spin of some ten
+# microseconds does no harm, and saves a training step the sleep between two operators (a fifth of it on two cores).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+import typer
+from rich.console import Console
+
+# Each module registers its commands, and --help lists them in this order.
+# isort: off
+from passdeploy.cli import running, measuring, delivering, studying, inspecting  # noqa: F401
+
+# isort: on
+from passdeploy.cli.options import app, print_json
+from passdeploy.errors import BadInput, PassdeployError
+
+INTERRUPTED = 130
+
+
+def fail(error: PassdeployError, as_json: bool) -> NoReturn:
+    """Prints one line and exits."""
+    line = " ".join(str(error).split())
+    if as_json:
+        print_json({"error": line, "kind": type(error).__name__})
+    Console(stderr=True, highlight=False, emoji=False).print("[bold red]error:[/] ", end="")
+    Console(stderr=True, highlight=False, emoji=False).print(line, markup=False, soft_wrap=True)
+    raise SystemExit(error.exit_code)
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit status."""
+    try:
+        from typer._click import ClickException
+    except ImportError:  # typer before it brought its own
+        from click import ClickException  # type: ignore[assignment]
+
+    debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as error:
+        raise SystemExit(error.exit_code) from None
+    except ClickException as error:
+        if not sys.argv[1:]:  # no verb: the help, as it is
+            print(error.format_message())
+            raise SystemExit(0) from None
+        verbs = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+        verb = "".join(f" {word}" for word in sys.argv[1:2] if word in verbs)
+        fail(BadInput(f"{error.format_message().rstrip('.')}; see passdeploy{verb} --help"), as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except PassdeployError as error:
+        if debug:
+            raise
+        fail(error, as_json)
+    except MemoryError:
+        fail(PassdeployError("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this status, silently
+        Console(stderr=True, emoji=False).print("interrupted: the same command continues where it stopped")
+    raise SystemExit(code if isinstance(code, int) else 0)

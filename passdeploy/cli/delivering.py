@@ -1,0 +1,99 @@
+"""`report` and `ship`: what a finished run hands over."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from passdeploy.cli.options import Debug, Json, Model, app, out_console, print_json
+from passdeploy.cli.running import staged
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run directories, folders of them, or report.json files.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory whose report is written again.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="json, markdown, html, history, junit, github-action-benchmark.")
+    ] = "markdown",
+    trtexec: Annotated[
+        list[Path] | None, typer.Option(help="What trtexec --exportTimes wrote, to stand beside the run's own.")
+    ] = None,
+    model: Model = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Prints the report of one run, or of several side by side, in a format for people or for CI.
+
+    `history` is a page with the trend over commits and the best trade-offs. Fills $GITHUB_STEP_SUMMARY where it is
+    set. With --out alone it writes the report stage of that run again.
+
+    Example: `passdeploy report runs/demo --format junit > report.xml`
+    """
+    if not runs:
+        if out is None:
+            raise typer.BadParameter("give run directories, or --out DIR")
+        staged("report", out, model, json_)
+        return
+    from passdeploy.reporting import load_report
+    from passdeploy.reporting.exporters import export, write_step_summary
+    from passdeploy.reporting.files import find_reports
+    from passdeploy.reporting.trtexec import attach
+
+    loaded = attach([load_report(path) for given in runs for path in find_reports(given)], trtexec or [])
+    write_step_summary(loaded)
+    sys.stdout.write(export(loaded, "json" if json_ else form).rstrip("\n") + "\n")
+
+
+@app.command()
+def ship(
+    source: Annotated[Path | None, typer.Argument(help="Bundle, or a run directory that has one.")] = None,
+    server: Annotated[str | None, typer.Option(help="triton, mlserver or kserve.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Model repository (with --server), or run directory.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model; default: the bundle's.")] = None,
+    kind: Annotated[str, typer.Option(help="auto, python, onnxruntime or tensorrt.")] = "auto",
+    instances: Annotated[int, typer.Option(help="Of the model, per device (Triton).")] = 1,
+    key: Annotated[Path | None, typer.Option(help="Public key: the bundle must be signed with its other half.")] = None,
+    storage_uri: Annotated[str | None, typer.Option(help="Where KServe will find the repository.")] = None,
+    model: Model = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Writes the sealed bundle of a run, or puts a bundle into an inference server's model repository.
+
+    Example: `passdeploy ship runs/demo --server triton --out models`
+    """
+    if server is None:
+        if source is None and out is None:
+            raise typer.BadParameter("give a run directory, or a bundle with --server")
+        staged("ship", source or out, model, json_)  # type: ignore[arg-type]
+        return
+    from passdeploy.shipping.repository import write_repository
+
+    if source is None:
+        raise typer.BadParameter("give the bundle or run directory that --server serves")
+    written = write_repository(
+        out or Path("models"),
+        source,
+        server,
+        name=name,
+        kind=kind,
+        instances=instances,
+        key=key,
+        storage_uri=storage_uri,
+    )
+    if json_:
+        print_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(written).items()})
+    else:
+        out_console.print(
+            f"{written.folder}: model {written.model} ({written.kind}); serve it with\n  {written.start}", markup=False
+        )
+        if written.note:
+            out_console.print(written.note, markup=False)

@@ -1,0 +1,108 @@
+"""`profile` and `bench`: what measures without running a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from passdeploy.cli.options import (
+    Backend,
+    Batch,
+    Config,
+    Data,
+    Debug,
+    Json,
+    Model,
+    Out,
+    Precision,
+    Target,
+    Threads,
+    Weights,
+    app,
+    configuration,
+    out_console,
+    print_json,
+    values,
+)
+
+
+@app.command()
+def profile(
+    save: Annotated[Path, typer.Option("--save", help="Where the latency profile is written.")],
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    target: Target = None,
+    backend: Backend = None,
+    precision: Precision = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    config: Config = None,
+    out: Out = Path("runs/profile"),
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measures structures on the target and writes the latency model as a portable file.
+
+    Example: `passdeploy profile --model resnet20 --data fashion-mnist --target cpu --save cpu.profile.json`, and on the
+    machine that searches: `passdeploy run ... --profile cpu.profile.json`
+    """
+    from passdeploy.api import save_profile
+
+    flags = values(
+        model=model,
+        weights=weights,
+        data=data,
+        target=target,
+        backend=backend,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+    )
+    facts = save_profile(configuration(config, flags, console=not json_), out, save, quiet=json_)
+    if json_:
+        print_json(facts)
+    else:
+        out_console.print(
+            f"{save}: {facts['n']} structures, mean error {facts['mape']:.1%}, largest {facts['max_ape']:.1%} "
+            f"(cross-validated; a measurement repeats within {facts['repeatability']:.1%})",
+            markup=False,
+        )
+
+
+@app.command()
+def bench(
+    engines: Annotated[list[str], typer.Argument(help="Engines, ONNX files, run directories or bundles.")],
+    target: Annotated[str, typer.Option(help="Where they run.")] = "cpu",
+    backend: Annotated[str | None, typer.Option(help="Compiles the ONNX files.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads, for ONNX files.")] = 1,
+    fail_if_slower: Annotated[str | None, typer.Option(help="Exit 1 if slower than the first by more: 5%.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Stored report.json: judge the ratio of the two given.")] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Times engines side by side, interleaved; the first is the reference.
+
+    Example: `passdeploy bench runs/demo/dense.onnx runs/demo --fail-if-slower 5%`
+
+    Exit status with --fail-if-slower: 0 not slower, 1 slower, 3 inconclusive.
+    """
+    from passdeploy import benching
+    from passdeploy.summary import bench_table
+
+    margin = benching.parse_margin(fail_if_slower or "5%")
+    comparison = benching.compare(engines, target, backend, threads)
+    code, said = 0, None
+    if against is not None:
+        code, said = benching.against_report(comparison, against, margin)
+    elif fail_if_slower is not None:
+        code = benching.outcome(comparison, margin)
+    if json_:
+        print_json(benching.to_json(comparison) | {"outcome": code, "message": said})
+    else:
+        out_console.print(bench_table(comparison))
+        if said:
+            out_console.print(said, markup=False)
+    raise typer.Exit(code if fail_if_slower is not None or against is not None else 0)

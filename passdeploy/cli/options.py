@@ -1,0 +1,61 @@
+"""What the commands share: the app, flags that several of them take, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="passdeploy",
+    help="Makes a trained vision network meet a latency on real hardware, and proves each step on the way.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+out_console = Console(highlight=False, emoji=False)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
+Out = Annotated[Path, typer.Option("--out", help="Run directory.")]
+Config = Annotated[Path | None, typer.Option(help="YAML file (default: ./passdeploy.yaml).")]
+
+Model = Annotated[str | None, typer.Option("--model", help="Name, or module:function that returns an nn.Module.")]
+Weights = Annotated[str | None, typer.Option(help="Weights: safetensors, or a tensor-only .pth.")]
+Data = Annotated[str | None, typer.Option(help="Name, image folder, or module:function.")]
+Target = Annotated[str | None, typer.Option(help="cpu, a100, h100, l4, ... (passdeploy targets).")]
+Backend = Annotated[str | None, typer.Option(help="onnxruntime, openvino, tensorrt_rtx, ...")]
+Precision = Annotated[str | None, typer.Option(help="fp32 (CPU), fp16 (GPU), bf16, int8, fp8.")]
+Batch = Annotated[int | None, typer.Option(help="Images per inference.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of one inference.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes of fine-tuning.")]
+
+Exclude = Annotated[list[str] | None, typer.Option(help="Module or pattern that stays whole; repeatable.")]
+MinWidth = Annotated[list[str] | None, typer.Option(help="Least channels, NAME=CHANNELS; repeatable.")]
+FixedWidth = Annotated[list[str] | None, typer.Option(help="Channels to have, NAME=CHANNELS; repeatable.")]
+Tie = Annotated[list[str] | None, typer.Option(help="Layers that keep the same channels, NAME,NAME; repeatable.")]
+
+
+def print_json(value: object) -> None:
+    """The one thing that a command with ``--json`` writes to stdout."""
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def values(**flags: Any) -> dict[str, Any]:
+    """Flags that were given, as configuration values."""
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def configuration(config: Path | None, flags: dict[str, Any], console: bool = True, needs_data: bool = True) -> Any:
+    """File, then flags; the embedded demo when neither names a model or data."""
+    from passdeploy.api import configure
+
+    made, note = configure(config, flags, needs_data)
+    if note and console:
+        Console(stderr=True, highlight=False, emoji=False).print(note, markup=False, soft_wrap=True)
+    return made
