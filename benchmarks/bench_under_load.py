@@ -13,16 +13,15 @@ import argparse
 import json
 import multiprocessing
 import os
-import re
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
+from common import RESULTS, folder_name
 
 from passdeploy.data.base import Preprocess
 from passdeploy.export import OnnxSlicer
@@ -34,8 +33,6 @@ from passdeploy.meter import Meter, open_runner
 from passdeploy.models import build
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.targets import resolve
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def busy() -> None:
@@ -96,9 +93,9 @@ def main() -> None:
     parser.add_argument("--load", type=int, default=2)
     args = parser.parse_args()
     result = experiment(args.times, args.load)
-    device = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
-    (RESULTS / device).mkdir(parents=True, exist_ok=True)
-    (RESULTS / device / "bench_under_load.json").write_text(json.dumps(result, indent=1) + "\n")
+    folder = RESULTS / folder_name(result["device"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench_under_load.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from common import device_folder
 from PIL import Image
 from remeasure import measure
 
 from passdeploy import data as datasets
-from passdeploy.targets import resolve
 
-RESULTS = Path(__file__).parent / "results"
 CONFIGURATIONS = (("resnet20", 32), ("resnet18", 64), ("resnet18", 224), ("vgg16_bn", 64), ("mobilenet_v2", 224))
 BUDGETS = ("1.25x", "1.5x", "2x", "3x", "4x")
 LOW, HIGH = 0.97, 1.10
@@ -160,7 +159,7 @@ def main() -> None:
     parser.add_argument("--search-cost", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/budgets"))
     args = parser.parse_args()
-    results = RESULTS / re.sub(r"[^a-z0-9]+", "-", resolve("cpu").device.lower()).strip("-")
+    results = device_folder()
     results.mkdir(parents=True, exist_ok=True)
     path = results / "budgets.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

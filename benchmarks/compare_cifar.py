@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
+from common import RESULTS, device_folder
 from rich.console import Console
 
 from passdeploy.compare.command import compare
@@ -30,17 +30,10 @@ from passdeploy.compare.table import render
 from passdeploy.config import RunConfig, make_config
 from passdeploy.console import Ui
 from passdeploy.search.method import methods
-from passdeploy.targets import resolve
 from passdeploy.weights import packaged_weights
 
-RESULTS = Path(__file__).parent / "results"
 BEST = 3
 NOT_RIVALS = ("pass", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics")
-
-
-def device_folder(target: str) -> Path:
-    """benchmarks/results/DEVICE."""
-    return RESULTS / re.sub(r"[^a-z0-9]+", "-", resolve(target).device.lower()).strip("-")
 
 
 def configuration(args: argparse.Namespace, latency: str) -> RunConfig:

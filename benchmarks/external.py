@@ -24,7 +24,8 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 import torch
 import torch_pruning as tp
-from compare_cifar import configuration, device_folder
+from common import device_folder
+from compare_cifar import configuration
 from torch import nn
 
 from passdeploy.budget import OVERSHOOT, Budget, parse_budgets
@@ -41,8 +42,10 @@ from passdeploy.latency.measure import BENCH, Comparison
 from passdeploy.meter import compare_engines
 from passdeploy.pipeline import Run
 from passdeploy.search.prompt import Prompted
-from passdeploy.stages import plain, stage_model
-from passdeploy.training import TrainSettings, evaluate, reestimate_batch_norm, steps_per_epoch, train
+from passdeploy.stages.common import plain
+from passdeploy.stages.finetune import finetune_settings
+from passdeploy.stages.profile import stage_model
+from passdeploy.training import evaluate, reestimate_batch_norm, steps_per_epoch, train
 
 RIVALS: dict[str, Callable[[], Any]] = {
     "tp-magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=1),
@@ -112,19 +115,9 @@ def tuned(run: Run, network: nn.Module) -> tuple[Prompted, int]:
     reestimate_batch_norm(model, data, seed=config.seed)
     epoch = steps_per_epoch(data.train, config.train_batch)
     extra = max(config.search.min_steps, round(config.search.epochs * epoch))
-    settings = TrainSettings(
-        epochs=config.finetune_epochs(),
-        batch=config.train_batch,
-        lr=config.finetune.lr,
-        weight_decay=config.finetune.weight_decay,
-        distill=config.finetune.distill,
-        seed=config.seed + 2,
-        min_steps=config.finetune.min_steps,
-        extra_steps=extra,
-    )
-    curve = train(
-        model, data, settings, teacher=plain(run, run.subject.with_state(run.dense_state())), progress=run.ui.step
-    )
+    settings = finetune_settings(config, extra)
+    teacher = plain(run, run.subject.with_state(run.dense_state()))
+    curve = train(model, data, settings, teacher=teacher, progress=run.ui.step)
     return model, curve.step[-1]
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,12 +25,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 import yaml
+from common import device_folder
 from PIL import Image
 
 from passdeploy.data.fashion_mnist import CLASSES, articles
 from passdeploy.targets import resolve
 
-RESULTS = Path(__file__).parent / "results"
 MODELS = (
     "resnet18", "resnet34", "resnet50", "vgg16", "resnext50_32x4d", "densenet121", "mobilenet_v2", "efficientnet_b0",
     "convnext_tiny", "shufflenet_v2_x1_0", "vit_b_16", "swin_t", "unet",
@@ -117,8 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keep the run directories here; default: they are deleted")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    device = re.sub(r"[^a-z0-9]+", "-", resolve(args.target).device.lower()).strip("-")
-    path = RESULTS / device / "families.jsonl"
+    path = device_folder(args.target) / "families.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if args.table:
         print(table(list({row["model"]: row for row in rows}.values())))

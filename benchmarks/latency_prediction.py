@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 import numpy as np
 import torch
+from common import device_folder
 from convolution_table import ConvolutionTable
 
 from passdeploy.data.base import Preprocess
@@ -39,7 +39,6 @@ from passdeploy.models import build
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.targets import resolve
 
-RESULTS = Path(__file__).parent / "results"
 CONFIGURATIONS = (("resnet20", 32), ("resnet18", 64), ("resnet18", 224), ("vgg16_bn", 64), ("mobilenet_v2", 224))
 BACKENDS = ("onnxruntime", "openvino")
 HELD_OUT_SEED = 1_000_003
@@ -136,8 +135,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    device = re.sub(r"[^a-z0-9]+", "-", resolve("cpu").device.lower()).strip("-")
-    folder = RESULTS / device / "latency-prediction"
+    folder = device_folder() / "latency-prediction"
     folder.mkdir(parents=True, exist_ok=True)
     if not args.table:
         todo = (

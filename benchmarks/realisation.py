@@ -25,7 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 import torch_pruning
-from compare_cifar import device_folder
+from common import device_folder
 from external import close, tuned
 from train_dense import weights_path
 
@@ -36,7 +36,7 @@ from passdeploy.export import export_onnx
 from passdeploy.groups import Groups, operators
 from passdeploy.groups.operators import macs
 from passdeploy.pipeline import Run
-from passdeploy.stages import plain
+from passdeploy.stages.common import plain
 from passdeploy.training import evaluate
 from passdeploy.workspace import read_json
 

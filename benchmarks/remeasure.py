@@ -12,14 +12,13 @@ import argparse
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from common import RESULTS, folder_name
 
 MEASURE = """
 import json, statistics, sys, time
@@ -68,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     report = json.loads((args.run / "report.json").read_text())
     outside = measure(args.run / "dense.onnx", args.run / "model.onnx")
-    device = args.device or re.sub(r"[^a-z0-9]+", "-", report["target"]["device"].lower()).strip("-")
+    device = args.device or folder_name(report["target"]["device"])
     row = {
         "measured": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "device": f"{report['target']['device']}, {os.cpu_count()} cores, {platform.machine()}",

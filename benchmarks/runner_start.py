@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from common import RESULTS, folder_name
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -78,8 +79,7 @@ def main() -> int:
 
     rows = [row(bundle.resolve(), options.repeats) for bundle in options.bundles]
     told = {"device": cpu_name(), "goal_s": GOAL_S, "rows": rows}
-    device = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    out = options.out or ROOT / "benchmarks" / "results" / device / "runner_start.json"
+    out = options.out or RESULTS / folder_name(cpu_name()) / "runner_start.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1))

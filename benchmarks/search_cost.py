@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 import torch
+from common import device_folder
 
 from passdeploy.config import make_config
 from passdeploy.latency.roofline import Roofline
@@ -33,8 +33,6 @@ from passdeploy.search.trainer import search_pass
 from passdeploy.subject import load_subject
 from passdeploy.targets import resolve
 from passdeploy.training import TrainSettings, steps_per_epoch, train
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class Turns:
@@ -154,8 +152,7 @@ def main() -> None:
         "note": "masks at a budget of 2x by the roofline; the search's prior is not in the steps",
         "seconds": round(time.perf_counter() - started, 1),
     }
-    folder = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    out = args.out or RESULTS / folder / "search-cost.json"
+    out = args.out or device_folder() / "search-cost.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

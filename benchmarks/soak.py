@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+from common import RESULTS, folder_name
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -95,8 +96,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     model = json.loads((a / "bundle.json").read_text())["model"] if options.run else "small"
     told = {"device": cpu_name(), "model": model, "concurrency": options.concurrency} | told
-    device = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    out = options.out or ROOT / "benchmarks" / "results" / device / "soak.json"
+    out = options.out or RESULTS / folder_name(cpu_name()) / "soak.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1))

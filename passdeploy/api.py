@@ -148,7 +148,7 @@ def save_profile(config: RunConfig, out: Path, save: Path, *, quiet: bool = Fals
     """
     from passdeploy.console import Ui
     from passdeploy.pipeline import Run
-    from passdeploy.stages import stage_model
+    from passdeploy.stages.profile import stage_model
     from passdeploy.workspace import copy_file
 
     if config.profile.cache == "use":

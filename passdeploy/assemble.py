@@ -5,16 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from passdeploy.budget import Budget
 from passdeploy.environment import environment
-from passdeploy.groups import Operator, macs
+from passdeploy.explain import group_sections, why_not_faster
 from passdeploy.reporting import schema as s
 from passdeploy.reporting.commit import current_commit
 from passdeploy.reporting.picture import prompt_picture, rgb_picture
-from passdeploy.stages import exact, proof_holds, stage_model, thin_model
+from passdeploy.stages.common import kept_widths
+from passdeploy.stages.finetune import thin_model
+from passdeploy.stages.profile import stage_model
+from passdeploy.stages.proof import exact, proof_holds
 from passdeploy.structure import Structure
 from passdeploy.workspace import json_digest, read_json
 
@@ -45,107 +47,6 @@ def _latency(measurement: dict[str, Any]) -> s.Latency:
         **{key: measurement[key] for key in ("p50", "p90", "p99", "mean", "n", "spread")},
         disturbed_blocks=measurement["disturbed"],
     )
-
-
-def _widths(run: Run, structure: Structure) -> np.ndarray:
-    widths = run.subject.groups.canonical(structure).widths()
-    return np.array([widths[name] for name in run.subject.groups.names])
-
-
-def _shares(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """(groups,) shares of the dense MACs and of the predicted dense latency that hang on each group."""
-    groups, ops = run.subject.groups.groups, run.subject.operators
-    total = float(macs(ops))
-    by_macs = np.zeros(len(groups))
-    for op in ops:
-        touched = {g for g, _ in (*op.in_units, *op.out_units)} | set(op.gates)
-        for g in touched:
-            by_macs[g] += float(macs([op])) / total
-    full = np.array([group.units for group in groups], dtype=float)
-    rows = np.repeat(full[None], len(groups), 0)
-    for g, group in enumerate(groups):
-        rows[g, g] = 0 if group.kind == "depth" else 1
-    predictor = stage_model(run)
-    by_latency = 1 - predictor.predict_many(rows) / predictor.predict_many(full[None])[0]
-    return np.clip(by_macs, 0, 1), np.clip(by_latency, 0, 1)
-
-
-def _groups(run: Run, structure: Structure) -> list[s.GroupInfo]:
-    by_macs, by_latency = _shares(run)
-    return [
-        s.GroupInfo(
-            name=group.name,
-            kind=group.kind,
-            units=group.units,
-            kept=sum(structure.masks[group.name]),
-            members=list(group.branch) if group.kind == "depth" else sorted({m.module for m in group.members}),
-            share_macs=float(by_macs[g]),
-            share_latency=float(by_latency[g]),
-        )
-        for g, group in enumerate(run.subject.groups.groups)
-    ]
-
-
-def _reasons(run: Run, structure: Structure, latency_speedup: float | None, macs_speedup: float) -> list[s.Reason]:
-    """Why fewer MACs did not turn into the same speed-up, from what the latency model says of the parts."""
-    predictor = stage_model(run)
-    widths = _widths(run, structure)
-    full = np.array([group.units for group in run.subject.groups.groups], dtype=float)
-    pruned_ms = float(predictor.predict_many(widths[None].astype(float))[0])
-    reasons = []
-    if latency_speedup is not None and latency_speedup >= macs_speedup:
-        reasons.append(
-            s.Reason(
-                text=f"It is faster than its MACs say ({latency_speedup:.2f}x for {macs_speedup:.2f}x fewer): whole "
-                "blocks were removed, and with them operators that cost time at any width.",
-            )
-        )
-    least = np.where(full == 1, full, 1.0)
-    for g, group in enumerate(run.subject.groups.groups):
-        if group.kind == "depth":
-            least[g] = widths[g]
-    floor_ms = float(predictor.predict_many(least[None])[0])
-    reasons.append(
-        s.Reason(
-            text="Launch floor: what the remaining operators would still cost with a single channel each, "
-            "by the latency model.",
-            share=float(np.clip(floor_ms / pruned_ms, 0, 1)),
-            value=floor_ms,
-            unit="ms",
-        )
-    )
-    fixed = [op for op in run.subject.operators if not op.in_units and not op.out_units]
-    if fixed:
-        reasons.append(
-            s.Reason(
-                text=f"{len(fixed)} operators have no channels that can be removed (network inputs and outputs, layers "
-                "that could not be traced).",
-                share=float(np.clip(float(macs(fixed)) / float(macs(run.subject.operators, widths)), 0, 1)),
-            )
-        )
-    padded = _padding(run.subject.operators, widths, predictor.step)
-    reasons.append(
-        s.Reason(
-            text=f"Padding: the target works in steps of {predictor.step} channels; this is the share of its "
-            "multiplications that fill up narrower widths.",
-            share=padded,
-        )
-    )
-    return reasons
-
-
-def _padding(ops: tuple[Operator, ...], widths: np.ndarray, step: int) -> float:
-    useful = padded = 0.0
-    for op in ops:
-        if any(widths[g] == 0 for g in op.gates):
-            continue
-        cin = op.in_free + sum(int(widths[g]) * per for g, per in op.in_units)
-        cout = op.out_free + sum(int(widths[g]) * per for g, per in op.out_units)
-        area = op.out_hw[0] * op.out_hw[1] * op.kernel[0] * op.kernel[1] / max(1, op.groups)
-        useful += cin * cout * area
-        rounded = [-(-c // step) * step if c > 3 else c for c in (cin, cout)]
-        padded += rounded[0] * rounded[1] * area
-    return float(np.clip(1 - useful / padded, 0, 1)) if padded else 0.0
 
 
 def _curves(search: dict[str, Any], finetune: dict[str, Any] | None) -> s.Curves:
@@ -291,7 +192,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         ),
         timing_s=timing,
         environment=s.Environment(**environment()),
-        groups=_groups(run, structure),
+        groups=group_sections(run, structure),
         distribution=s.Distribution.of(bench["dense"]["samples"], bench["thin"]["samples"])
         if measured and bench
         else None,
@@ -299,7 +200,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         curves=_curves(search, finetune),
         health=[s.HealthCheck(**check) for check in search["health"]] or None,
         candidates=[s.Candidate(**candidate) for candidate in fit["candidates"]] or None,
-        why_not_faster=_reasons(run, structure, ratio, macs_speedup) if macs_speedup else None,
+        why_not_faster=why_not_faster(run, structure, ratio, macs_speedup) if macs_speedup else None,
         messages=messages or None,
         accuracy_points=_points(dense, finetune, bench) if reached else None,
         provenance=s.Provenance(
@@ -324,7 +225,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
 
 def _predicted(run: Run, structure: Structure, reached: bool) -> s.Predicted:
     predictor = stage_model(run)
-    pruned = float(predictor.predict_many(_widths(run, structure)[None].astype(float))[0])
+    pruned = float(predictor.predict_many(kept_widths(run, structure)[None].astype(float))[0])
     return s.Predicted(
         dense_ms=predictor.dense_ms,
         pruned_ms=pruned if reached else None,

@@ -24,6 +24,8 @@ from passdeploy.reporting import load_report, write_reports
 from passdeploy.reporting.schema import Latency, MaskedInfo
 from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import Prompted
+from passdeploy.stages.common import input_stage
+from passdeploy.stages.proof import TOLERANCE
 from passdeploy.structure import Structure
 from passdeploy.surgery import relative_difference, thin
 from passdeploy.workspace import read_json, write_json
@@ -53,15 +55,13 @@ def compile_masked(run: Run, budget: BudgetRun) -> Path:
         BadInput: The network's graph can't be traced.
         NotEquivalent: The masked engine does not compute what the thin one does.
     """
-    from passdeploy.stages import TOLERANCE, _stage
-
     target, images = run.target, run.validation_images
     images = images[: len(images) // target.batch * target.batch]
     folder = budget.space.root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     structure = Structure.load(budget.space.folder("fit") / "structure.json")
     result = SearchResult.load(run.space.folder("search"))
-    model = Prompted(_stage(run, result.stage), run.subject.with_state(result.network)).cpu().float().eval()
+    model = Prompted(input_stage(run, result.stage), run.subject.with_state(result.network)).cpu().float().eval()
     groups, backend = run.subject.groups, get_backend(target.backend)
 
     def compiled(name: str, plain: nn.Module, program: nn.Module) -> Engine:

@@ -17,7 +17,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from passdeploy import stages
 from passdeploy.budget import FASTEST, Budget, parse_budgets
 from passdeploy.config import RunConfig, differing_keys
 from passdeploy.console import Ui
@@ -28,14 +27,16 @@ from passdeploy.export import OnnxSlicer
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
 from passdeploy.search.method import get_method
+from passdeploy.stages import PER_BUDGET, SHARED
+from passdeploy.stages.common import slicer
+from passdeploy.stages.proof import exact
 from passdeploy.subject import Model, Subject, load_subject
 from passdeploy.targets import Target, resolve
 from passdeploy.workspace import Workspace, copy_file, json_digest, read_json, sha256, write_atomic
 
 # Keys that change what is printed or required, not what is computed.
 NOT_INPUTS = ("require_measured",)
-SHARED_STAGES: tuple[str, ...] = ("dense", "profile", "search")
-BUDGET_STAGES: tuple[str, ...] = ("fit", "finetune", "compile", "bench", "report", "ship")
+SHARED_STAGES, BUDGET_STAGES = tuple(SHARED), tuple(PER_BUDGET)
 
 
 def version() -> str:
@@ -135,7 +136,7 @@ class Run:
     @cached_property
     def slicer(self) -> OnnxSlicer:
         """Thin ONNX files of the dense network, for measuring; made once, since each takes two exports."""
-        return stages.slicer(self)
+        return slicer(self)
 
     @cached_property
     def validation_images(self) -> np.ndarray:
@@ -226,9 +227,9 @@ class Run:
         if record is not None and record["inputs"] == inputs:
             self.ui.skipped(name)
             return
-        body = getattr(stages, f"run_{name}")
+        body = partial(SHARED[name], self) if run is None else partial(PER_BUDGET[name], self, run)
         with self.ui.stage(name):
-            space.run(name, inputs, partial(body, self) if run is None else partial(body, self, run))
+            space.run(name, inputs, body)
 
     def shared(self, until: str = "search") -> None:
         """The stages that all budgets share."""
@@ -252,7 +253,7 @@ class Run:
         if run.space.record("fit") is None:
             return ()
         fit = read_json(run.space.folder("fit") / "fit.json")
-        if fit["status"] == "infeasible" or not stages.exact(fit["masked_vs_thin"]):
+        if fit["status"] == "infeasible" or not exact(fit["masked_vs_thin"]):
             return ("finetune", "compile", "bench", "ship")
         proof = run.space.folder("compile") / "proof.json"
         if run.space.record("compile") is not None and not read_json(proof)["ok"]:

@@ -193,12 +193,12 @@ _SLICERS: dict[str, OnnxSlicer] = {}
 
 def slicer(running: Run) -> OnnxSlicer:
     """The run's own, made once for the same weights: the two exports behind it take seconds."""
-    from passdeploy import stages
+    from passdeploy.stages.common import slicer as export_dense
     from passdeploy.workspace import json_digest
 
     running.stage("dense")
     state = {name: tensor.tolist() for name, tensor in running.dense_state().items()}
     key = json_digest(state)
     if key not in _SLICERS:
-        _SLICERS[key] = stages.slicer(running)
+        _SLICERS[key] = export_dense(running)
     return _SLICERS[key]

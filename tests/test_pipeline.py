@@ -16,12 +16,13 @@ import torch
 import yaml
 from torch import nn
 
-from passdeploy import stages
 from passdeploy.budget import parse_budget
 from passdeploy.cli.running import exit_code
 from passdeploy.errors import BadInput
 from passdeploy.latency.measure import interleave
 from passdeploy.reporting import load_report
+from passdeploy.stages import PER_BUDGET, SHARED, fit
+from passdeploy.stages import compile as compile_stage
 from tests import scripted
 from tests.latency.scripted import FakeClock, ScriptedRunner
 
@@ -260,8 +261,8 @@ def test_a_surgery_that_changes_the_function_ships_nothing(
 ) -> None:
     folder = copied()
     shutil.rmtree(folder / "fit")
-    real = stages.thin
-    monkeypatch.setattr(stages, "thin", lambda *arguments: broken(real(*arguments)))
+    real = fit.thin
+    monkeypatch.setattr(fit, "thin", lambda *arguments: broken(real(*arguments)))
     (got,) = again(folder)
     assert got.status == "not_equivalent"
     assert got.equivalence.masked_vs_thin is not None
@@ -277,7 +278,7 @@ def test_an_export_that_changes_the_function_ships_nothing(
 ) -> None:
     folder = copied()
     shutil.rmtree(folder / "compile")
-    real = stages.export_onnx
+    real = compile_stage.export_onnx
 
     def export(model: nn.Module, path: Path, *arguments: Any) -> Path:
         if path.name == "model.onnx":
@@ -286,7 +287,7 @@ def test_an_export_that_changes_the_function_ships_nothing(
             model = broken(copy.deepcopy(model))
         return real(model, path, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stages, "export_onnx", export)
+    monkeypatch.setattr(compile_stage, "export_onnx", export)
     (got,) = again(folder)
     assert got.status == "not_equivalent"
     assert got.equivalence.thin_vs_onnx is not None
@@ -300,7 +301,7 @@ def test_every_percentile_gets_the_samples_it_needs() -> None:
     clock = FakeClock()
     slow = {"dense": ScriptedRunner(clock, 0.04), "thin": ScriptedRunner(clock, 0.02)}
     for percentile in ("p50", "p90", "p99"):
-        settings = stages.bench_settings(parse_budget("30ms", percentile))
+        settings = fit.bench_settings(parse_budget("30ms", percentile))
         comparison = interleave(slow, settings, clock=clock)
         value = comparison.measurements["thin"].at(float(percentile[1:]))
         assert value == pytest.approx(20), percentile
@@ -309,11 +310,16 @@ def test_every_percentile_gets_the_samples_it_needs() -> None:
 # --- what it keeps -------------------------------------------------------------------------------------------------
 
 
+def refuse_to_run(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    for stage in names:
+        bodies: dict[str, Any] = SHARED if stage in SHARED else PER_BUDGET  # type: ignore[assignment]
+        monkeypatch.setitem(bodies, stage, lambda *_: pytest.fail("a finished stage was run again"))
+
+
 def test_the_same_again_runs_nothing(copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copied()
     before = {path: digest(path) for path in folder.rglob("*") if path.is_file()}
-    for stage in STAGES:
-        monkeypatch.setattr(stages, f"run_{stage}", lambda *_: pytest.fail("a finished stage was run again"))
+    refuse_to_run(monkeypatch, STAGES)
     (got,) = again(folder)
     assert got.status == "within_budget"
     # config.yaml was written by the helper, with other line breaks.
@@ -328,8 +334,7 @@ def test_a_damaged_file_is_made_again_and_nothing_else(
 ) -> None:
     folder = copied()
     (folder / "ship" / "bundle" / "model.onnx").write_bytes(b"")
-    for stage in STAGES[:-1]:
-        monkeypatch.setattr(stages, f"run_{stage}", lambda *_: pytest.fail("a finished stage was run again"))
+    refuse_to_run(monkeypatch, STAGES[:-1])
     again(folder)
     assert digest(folder / "bundle" / "model.onnx") == digest(folder / "model.onnx")
 

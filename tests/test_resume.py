@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from passdeploy import stages, training
+from passdeploy import training
 from passdeploy.console import Ui
 from tests import scripted
 
@@ -239,4 +239,3 @@ def test_the_stages_are_those_of_the_pipeline() -> None:
     from passdeploy.pipeline import BUDGET_STAGES, SHARED_STAGES
 
     assert (*SHARED_STAGES, *BUDGET_STAGES) == tuple(stages_from("dense"))
-    assert all(callable(getattr(stages, f"run_{name}")) for name in stages_from("dense"))

@@ -18,7 +18,7 @@ from passdeploy.search.baselines.gradients import taylor
 from passdeploy.search.baselines.l1 import filter_norms
 from passdeploy.search.method import SearchContext, SearchResult
 from passdeploy.search.trainer import prepare
-from passdeploy.stages import stage_model
+from passdeploy.stages.profile import stage_model
 from passdeploy.study.base import Findings, Lab, register_study
 from passdeploy.workspace import write_atomic
 

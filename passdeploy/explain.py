@@ -1,0 +1,116 @@
+"""Explains a structure: what hangs on each group, and why fewer MACs did not turn into the same speed-up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from passdeploy.groups import Operator, macs
+from passdeploy.reporting import schema as s
+from passdeploy.stages.common import kept_widths
+from passdeploy.stages.profile import stage_model
+from passdeploy.structure import Structure
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import Run
+
+
+def group_sections(run: Run, structure: Structure) -> list[s.GroupInfo]:
+    """One entry per group: its members, what is kept of it, and its shares of the dense network."""
+    by_macs, by_latency = _shares(run)
+    return [
+        s.GroupInfo(
+            name=group.name,
+            kind=group.kind,
+            units=group.units,
+            kept=sum(structure.masks[group.name]),
+            members=list(group.branch) if group.kind == "depth" else sorted({m.module for m in group.members}),
+            share_macs=float(by_macs[g]),
+            share_latency=float(by_latency[g]),
+        )
+        for g, group in enumerate(run.subject.groups.groups)
+    ]
+
+
+def _shares(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """(groups,) shares of the dense MACs and of the predicted dense latency that hang on each group."""
+    groups, ops = run.subject.groups.groups, run.subject.operators
+    total = float(macs(ops))
+    by_macs = np.zeros(len(groups))
+    for op in ops:
+        touched = {g for g, _ in (*op.in_units, *op.out_units)} | set(op.gates)
+        for g in touched:
+            by_macs[g] += float(macs([op])) / total
+    full = np.array([group.units for group in groups], dtype=float)
+    rows = np.repeat(full[None], len(groups), 0)
+    for g, group in enumerate(groups):
+        rows[g, g] = 0 if group.kind == "depth" else 1
+    predictor = stage_model(run)
+    by_latency = 1 - predictor.predict_many(rows) / predictor.predict_many(full[None])[0]
+    return np.clip(by_macs, 0, 1), np.clip(by_latency, 0, 1)
+
+
+def why_not_faster(
+    run: Run, structure: Structure, latency_speedup: float | None, macs_speedup: float
+) -> list[s.Reason]:
+    """Why fewer MACs did not turn into the same speed-up, from what the latency model says of the parts."""
+    predictor = stage_model(run)
+    widths = kept_widths(run, structure)
+    full = np.array([group.units for group in run.subject.groups.groups], dtype=float)
+    pruned_ms = float(predictor.predict_many(widths[None].astype(float))[0])
+    reasons = []
+    if latency_speedup is not None and latency_speedup >= macs_speedup:
+        reasons.append(
+            s.Reason(
+                text=f"It is faster than its MACs say ({latency_speedup:.2f}x for {macs_speedup:.2f}x fewer): whole "
+                "blocks were removed, and with them operators that cost time at any width.",
+            )
+        )
+    least = np.where(full == 1, full, 1.0)
+    for g, group in enumerate(run.subject.groups.groups):
+        if group.kind == "depth":
+            least[g] = widths[g]
+    floor_ms = float(predictor.predict_many(least[None])[0])
+    reasons.append(
+        s.Reason(
+            text="Launch floor: what the remaining operators would still cost with a single channel each, "
+            "by the latency model.",
+            share=float(np.clip(floor_ms / pruned_ms, 0, 1)),
+            value=floor_ms,
+            unit="ms",
+        )
+    )
+    fixed = [op for op in run.subject.operators if not op.in_units and not op.out_units]
+    if fixed:
+        reasons.append(
+            s.Reason(
+                text=f"{len(fixed)} operators have no channels that can be removed (network inputs and outputs, layers "
+                "that could not be traced).",
+                share=float(np.clip(float(macs(fixed)) / float(macs(run.subject.operators, widths)), 0, 1)),
+            )
+        )
+    padded = _padding(run.subject.operators, widths, predictor.step)
+    reasons.append(
+        s.Reason(
+            text=f"Padding: the target works in steps of {predictor.step} channels; this is the share of its "
+            "multiplications that fill up narrower widths.",
+            share=padded,
+        )
+    )
+    return reasons
+
+
+def _padding(ops: tuple[Operator, ...], widths: np.ndarray, step: int) -> float:
+    """Share of the multiplications that only fill up widths to the next `step`."""
+    useful = padded = 0.0
+    for op in ops:
+        if any(widths[g] == 0 for g in op.gates):
+            continue
+        cin = op.in_free + sum(int(widths[g]) * per for g, per in op.in_units)
+        cout = op.out_free + sum(int(widths[g]) * per for g, per in op.out_units)
+        area = op.out_hw[0] * op.out_hw[1] * op.kernel[0] * op.kernel[1] / max(1, op.groups)
+        useful += cin * cout * area
+        rounded = [-(-c // step) * step if c > 3 else c for c in (cin, cout)]
+        padded += rounded[0] * rounded[1] * area
+    return float(np.clip(1 - useful / padded, 0, 1)) if padded else 0.0

@@ -1,0 +1,60 @@
+"""What several stages need: the networks of a run in their input stage, its structures, and how these are timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor, nn
+
+from passdeploy.export import OnnxSlicer
+from passdeploy.meter import Meter
+from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.structure import Structure
+from passdeploy.subject import Subject
+from passdeploy.training import evaluate
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import Run
+
+
+def plain(run: Run, network: nn.Module) -> Prompted:
+    """A network behind its normalisation, without a prompt."""
+    return Prompted(InputStage(run.subject.data.preprocess), network)
+
+
+def input_stage(run: Run, state: dict[str, Tensor]) -> InputStage:
+    """The input stage with the learnt prompt, if there is one."""
+    prompt = run.config.prompt
+    stage = InputStage(run.subject.data.preprocess, prompt.kind if state else "none", prompt.width)
+    stage.load_state_dict(state)
+    return stage
+
+
+def accuracies(model: nn.Module, subject: Subject) -> dict[str, float]:
+    """The task's metric on the validation split and on the test set."""
+    data, task = subject.data, subject.task
+    return {"validation": evaluate(model, data.val, task=task), "test": evaluate(model, data.test, task=task)}
+
+
+def fitted_structure(folder: Path) -> Structure:
+    """What a finished fit stage chose."""
+    return Structure.load(folder / "structure.json")
+
+
+def kept_widths(run: Run, structure: Structure) -> np.ndarray:
+    """Units that a structure keeps [groups]."""
+    widths = run.subject.groups.canonical(structure).widths()
+    return np.array([widths[name] for name in run.subject.groups.names])
+
+
+def slicer(run: Run) -> OnnxSlicer:
+    """Thin ONNX files of the dense network, for measuring."""
+    model = plain(run, run.subject.with_state(run.dense_state()))
+    return OnnxSlicer(model, run.subject.groups, run.subject.data.input_shape, run.target.batch)
+
+
+def meter(run: Run) -> Meter:
+    """Times structures of the dense network on the target."""
+    return Meter(run.slicer, run.subject.groups, run.target, run.validation_images, run.config.scope)

@@ -1,0 +1,99 @@
+"""Export and compilation of the thin and of the dense network, with the proof that nothing changed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from passdeploy.data.base import Split
+from passdeploy.engines.base import CompileInput, Engine, get_backend
+from passdeploy.engines.files import load_engine
+from passdeploy.export import INPUT, OUTPUT, export_onnx, export_program, onnx_function
+from passdeploy.meter import open_runner
+from passdeploy.stages.common import plain
+from passdeploy.stages.finetune import thin_model
+from passdeploy.stages.proof import TOLERANCE, array_difference, in_batches, proof_holds
+from passdeploy.tasks import Task
+from passdeploy.training import judge
+from passdeploy.workspace import read_json, write_json
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import BudgetRun, Run
+
+
+def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
+    """Exports and compiles the thin and the dense network; proves thin == ONNX == engine."""
+    target, images = run.target, run.validation_images
+    images = images[: len(images) // target.batch * target.batch]
+    shape = run.subject.data.input_shape
+    backend = get_backend(target.backend)
+    model = thin_model(run, budget)
+    dense = plain(run, run.subject.with_state(run.dense_state()))
+    engines: dict[str, Engine] = {}
+    for done, (name, network) in enumerate({"model": model, "dense": dense}.items()):
+        run.ui.step(done, 2, f"exporting and compiling {name}")
+        path = export_onnx(network, folder / f"{name}.onnx", shape, target.batch)
+        program = export_program(network, images[: target.batch]) if backend.wants_program else None
+        engines[name] = backend.compile(CompileInput(onnx=path, exported_program=program, samples=images), target)
+    backend.save(engines["model"], folder / "engine")
+    backend.save(engines["dense"], folder / "dense-engine")
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    data = (folder / "model.onnx").read_bytes()
+    from_onnx = in_batches(onnx_function(data), images, target.batch)
+    proof: dict[str, Any] = {
+        "masked_vs_thin": read_json(budget.space.folder("fit") / "fit.json")["masked_vs_thin"],
+        "thin_vs_onnx": array_difference(expected, from_onnx),
+        "onnx_vs_engine": None,
+        "top1_agreement": None,
+        "tolerance": TOLERANCE[target.precision],
+        "images": len(images),
+    }
+    if run.measured:
+        with open_runner(load_engine(folder / "engine"), target, images[: target.batch]) as runner:
+            from_engine = in_batches(lambda part: runner.run({INPUT: part})[OUTPUT], images, target.batch)
+        proof["onnx_vs_engine"] = array_difference(from_onnx, from_engine)
+        agreement = run.subject.task.agreement(torch.from_numpy(from_onnx), torch.from_numpy(from_engine))
+        proof["top1_agreement"] = agreement
+    write_json(folder / "accuracy.json", shipped_accuracy(run, folder, engines, images))
+    write_json(folder / "proof.json", proof | {"ok": proof_holds(proof)})
+
+
+def shipped_accuracy(run: Run, folder: Path, engines: dict[str, Engine], images: np.ndarray) -> dict[str, Any] | None:
+    """Accuracy in the target's precision; None in fp32, where the network's own holds (it is proven to be the same).
+
+    Measured on the engine, or, where that can't run, on the graph that it is built from.
+    """
+    target, data, task = run.target, run.subject.data, run.subject.task
+    if target.precision == "fp32":
+        return None
+    backend = get_backend(target.backend)
+    found: dict[str, Any] = {}
+    for done, name in enumerate(("dense", "model")):
+        run.ui.step(done, 2, f"accuracy in {target.precision}")
+        if run.measured:
+            with open_runner(engines[name], target, images[: target.batch]) as runner:
+                found[name] = accuracy_of(lambda part: runner.run({INPUT: part})[OUTPUT], data.test, target.batch, task)
+            continue
+        graph = backend.graph_for(CompileInput(onnx=folder / f"{name}.onnx", samples=images), target)
+        if graph is None:
+            return None
+        found[name] = accuracy_of(onnx_function(graph), data.test, target.batch, task)
+    return found | {"of": "engine" if run.measured else "graph"}
+
+
+def accuracy_of(call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int, task: Task | None = None) -> float:
+    """The task's metric of a function of (batch, 3, H, W) arrays; the last, short batch is filled up."""
+
+    def filled(images: Tensor) -> Tensor:
+        array = images.numpy()
+        if len(array) < batch:
+            array = np.concatenate([array, np.repeat(array[:1], batch - len(array), axis=0)])
+        return torch.from_numpy(np.asarray(call(array)[: len(images)]))
+
+    return judge(filled, split, batch, task)

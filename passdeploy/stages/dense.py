@@ -1,0 +1,45 @@
+"""The dense network: trained where no weights were given, and what it is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passdeploy.groups import macs
+from passdeploy.stages.common import accuracies, plain
+from passdeploy.training import Checkpoint, TrainSettings, train
+from passdeploy.weights import save_weights
+from passdeploy.workspace import write_json
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import Run
+
+
+def run_dense(run: Run, folder: Path) -> None:
+    """Trains the dense network when no weights were given, and records what it is worth."""
+    subject, config = run.subject, run.config
+    model = plain(run, subject.network)
+    curve: dict[str, Any] | None = None
+    if subject.weights is None:
+        settings = TrainSettings(
+            epochs=config.dense_epochs(),
+            batch=config.train_batch,
+            lr=config.dense.lr,
+            seed=config.seed,
+            min_steps=config.dense.min_steps,
+        )
+        curve = vars(
+            train(model, subject.data, settings, checkpoint=Checkpoint(folder / "train.ckpt"), progress=run.ui.step)
+        )
+    save_weights(model.network, folder / "dense.safetensors")
+    write_json(
+        folder / "dense.json",
+        {
+            "model": subject.name,
+            "weights": subject.weights or f"trained here on {subject.data.name}",
+            "accuracy": accuracies(model, subject),
+            "macs": float(macs(subject.operators)),
+            "params": sum(p.numel() for p in model.network.parameters()),
+            "curve": curve,
+        },
+    )

@@ -1,0 +1,172 @@
+"""The closed loop: allocates, measures and repeats until the engine is just inside the budget; proves the masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from passdeploy.budget import Budget
+from passdeploy.groups import Masker, as_masks
+from passdeploy.latency.log import MeasurementLog
+from passdeploy.latency.loop import close_gap, close_loop, meets
+from passdeploy.latency.measure import BENCH, Settings
+from passdeploy.search.allocator import ALLOCATORS, LatencyAllocator, width_grids
+from passdeploy.search.method import SearchResult
+from passdeploy.search.prompt import Prompted
+from passdeploy.stages.common import input_stage, kept_widths, meter
+from passdeploy.stages.profile import stage_model
+from passdeploy.structure import Structure
+from passdeploy.surgery import relative_difference, thin
+from passdeploy.workspace import write_json
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import BudgetRun, Run
+
+MARGIN = 1.02
+"""The loop accepts what is this much inside the budget, so that the engine that ships is inside it too."""
+MOST_FITS = 12
+"""Structures that the closed loop measures at most."""
+MOST_GAP_FITS = 6
+"""As many again, at most, to find one between what is far too fast and what is too slow."""
+
+Allocated = tuple[Structure, float]
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A logged comparison of a structure with the dense engine, as the loop reads it."""
+
+    speedup: float
+    low: float
+    thin_ms: float | None
+    dense_ms: float | None
+
+
+def bench_settings(budget: Budget) -> Settings:
+    """Long enough to say something about the budget's percentile."""
+    return dataclasses.replace(BENCH, percentiles=(50.0, float(budget.percentile[1:])))
+
+
+def _fit_measured(
+    run: Run,
+    budget: BudgetRun,
+    folder: Path,
+    facts: dict[str, Any],
+    allocate: Callable[[float], Allocated | None],
+    fastest: Callable[[], Allocated],
+    narrow: Callable[[Structure, float], Allocated | None],
+    dense_ms: float,
+) -> tuple[Structure, str, dict[str, Any]]:
+    """The closed loop on measured engines: the structure, the status, and what it reaches."""
+    asked, groups = budget.budget, run.subject.groups
+    log = MeasurementLog(folder / "measurements.jsonl")
+    with meter(run) as timed:
+
+        def measure(structure: Structure) -> _Timed:
+            def take() -> dict[str, Any]:
+                comparison = timed.compare(structure, bench_settings(asked))
+                ratio, engines = comparison.ratio("thin"), comparison.measurements
+                at = {name: engines[name].at(float(asked.percentile[1:])) for name in engines}
+                return {"speedup": ratio.value, "low": ratio.low, "thin_ms": at["thin"], "dense_ms": at["dense"]}
+
+            value = log.measure("fit", structure.digest(), run.target.name, take).value
+            run.ui.step(len(log.records), MOST_FITS, f"{value['speedup']:.3f}x")
+            return _Timed(**value)
+
+        if asked.speedup == 1:
+            return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
+        if asked.latency_ms is not None:
+            # In time, only a measurement tells whether there is anything to do, and how far away the budget is.
+            dense = measure(groups.dense())
+            dense_ms = dense.dense_ms or dense_ms
+            if meets(asked, dense):
+                return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
+        found = close_loop(allocate, fastest, measure, asked, dense_ms, MOST_FITS, MARGIN)
+        found = close_gap(found, narrow, measure, asked, dense_ms, MOST_GAP_FITS, MARGIN)
+    chosen = found.chosen
+    facts["candidates"] = [
+        {
+            "asked_ms": candidate.asked_ms,
+            "predicted_ratio": candidate.predicted_ms / dense_ms,
+            "measured_ratio": 1 / candidate.timing.speedup,
+            "chosen": candidate is chosen,
+        }
+        for candidate in found.candidates
+    ]
+    if found.plateau:
+        facts["messages"].append(
+            "Latency is a staircase: no structure was found between the chosen one and the budget, "
+            "so it is faster than asked."
+        )
+    reached = {"latency_ms": chosen.timing.thin_ms, "speedup": chosen.timing.speedup, "measured": True}
+    return chosen.structure, "within_budget" if found.feasible else "infeasible", reached
+
+
+def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
+    """Re-allocates from the same scores until the measured engine is just inside the budget, and proves the masks."""
+    result = SearchResult.load(run.space.folder("search"))
+    predictor = stage_model(run)
+    groups, asked = run.subject.groups, budget.budget
+    grids = width_grids(groups, predictor.step, run.config.search.keep_at_least, result.depth)
+    allocator = ALLOCATORS[result.allocator](groups, predictor, grids)
+    importance = result.importance_arrays(budget.index)
+    facts: dict[str, Any] = {"messages": [], "candidates": [], "reachable": None, "masked_vs_thin": None}
+    dense_ms = predictor.dense_ms
+
+    def allocate(target_ms: float) -> tuple[Structure, float] | None:
+        found = allocator.solve(importance, target_ms)
+        return None if found is None else (found.structure, found.predicted_ms)
+
+    def fastest() -> tuple[Structure, float]:
+        widths = allocator.fastest()
+        return allocator.structure(importance, widths), float(allocator.predict(widths[None])[0])
+
+    def narrow(slower: Structure, target_ms: float) -> tuple[Structure, float] | None:
+        if not isinstance(allocator, LatencyAllocator):
+            return None
+        found = allocator.narrow(importance, target_ms, kept_widths(run, slower))
+        return None if found is None else (found.structure, found.predicted_ms)
+
+    closed = run.measured and run.config.axis == "latency"
+    if closed:
+        structure, status, reached = _fit_measured(run, budget, folder, facts, allocate, fastest, narrow, dense_ms)
+    elif asked.target_ratio(dense_ms) >= 1:
+        structure, status = groups.dense(), "dense_inside"
+        reached = {"latency_ms": dense_ms, "speedup": 1.0, "measured": False}
+    else:
+        allocated = allocate(asked.target_ms(dense_ms))
+        status = "within_budget" if allocated is not None else "infeasible"
+        structure, predicted = allocated or fastest()
+        reached = {"latency_ms": predicted, "speedup": dense_ms / predicted, "measured": False}
+    if status == "infeasible":
+        how = "measured" if closed else "predicted"
+        unit = "ms" if run.config.axis == "latency" else "MACs"
+        facts["reachable"] = reached
+        facts["messages"].append(
+            f"No structure reaches {asked.asked}: the fastest is {how} at {reached['latency_ms']:.4g} {unit} "
+            f"({reached['speedup']:.2f}x)."
+        )
+    if status == "dense_inside":
+        facts["messages"].append(
+            f"The dense engine is already inside the budget of {asked.asked}: it is shipped as it is."
+        )
+    state = run.subject.with_state(result.network)
+    facts["masked_vs_thin"] = prove_masked(run, Prompted(input_stage(run, result.stage), state), structure)
+    write_json(folder / "structure.json", groups.canonical(structure).to_json())
+    write_json(folder / "fit.json", facts | {"status": status})
+
+
+@torch.no_grad()
+def prove_masked(run: Run, model: Prompted, structure: Structure) -> float:
+    """Relative difference between the masked network and the thin one, on real images, in eval mode."""
+    images = torch.from_numpy(run.validation_images)
+    model = model.cpu().float().eval()
+    groups = run.subject.groups
+    masked = Masker(model, groups, "network.")(as_masks(groups.canonical(structure).masks), images)
+    small = Prompted(model.stage, thin(model.network, groups, structure).eval())
+    return relative_difference(masked, small(images))

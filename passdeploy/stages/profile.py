@@ -1,0 +1,93 @@
+"""The latency model of the target: fitted on measured engines, read from a file, or the analytic roofline."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from passdeploy.latency.cache import ProfileCache
+from passdeploy.latency.log import MeasurementLog
+from passdeploy.latency.macs import SCHEMA as MACS
+from passdeploy.latency.macs import MacsModel
+from passdeploy.latency.model import LatencyModel
+from passdeploy.latency.profile import profile
+from passdeploy.latency.roofline import Roofline
+from passdeploy.latency.steps import steps_of
+from passdeploy.stages.common import meter
+from passdeploy.workspace import read_json, write_json
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import Run
+
+ROOFLINE = "passdeploy.roofline/1"
+Predictor: TypeAlias = LatencyModel | Roofline | MacsModel
+
+
+def stage_model(run: Run) -> Predictor:
+    """The latency model of a finished profile stage."""
+    facts = read_json(run.space.folder("profile") / "profile.json")
+    if facts["schema"] == ROOFLINE:
+        return roofline(run)
+    if facts["schema"] == MACS:
+        return MacsModel(run.subject.operators, list(run.subject.groups.units.values()))
+    kind = "measured" if run.config.profile_file is None else "profile"
+    return LatencyModel.from_json(facts, run.subject.operators, list(run.subject.groups.units.values()), kind)
+
+
+def roofline(run: Run) -> Roofline:
+    """The analytic model of a target that nothing can be measured on."""
+    return Roofline(run.subject.operators, list(run.subject.groups.units.values()), run.target)
+
+
+def run_profile(run: Run, folder: Path) -> None:
+    """Fits the latency model: on measured engines, from a file, or, where nothing can be measured, the roofline."""
+    config, subject = run.config, run.subject
+    units = list(subject.groups.units.values())
+    if config.axis == "macs":
+        write_json(folder / "profile.json", {"schema": MACS})
+    elif config.profile_file is not None:
+        model = LatencyModel.load(Path(config.profile_file), subject.operators, units)
+        write_json(folder / "profile.json", model.to_json())
+    elif run.measured:
+        # The seed is left out: any sample of structures will do.
+        asked = config.profile.model_dump(exclude={"cache"})
+        cache = ProfileCache(
+            subject.operators, units, {"target": run.target_facts(), "scope": config.scope, "profile": asked}
+        )
+        known = cache.load() if config.profile.cache == "use" else None
+        if known is not None:
+            date = known.provenance.get("date", "another day")
+            run.ui.say(f"Latency model: from this machine's cache, measured on {date}.")
+        else:
+            known = _measured_profile(run, folder)
+            if config.profile.cache != "off":
+                cache.store(known)
+        write_json(folder / "profile.json", known.to_json())
+    else:
+        write_json(folder / "profile.json", {"schema": ROOFLINE, "target": run.target.name})
+
+
+def _measured_profile(run: Run, folder: Path) -> LatencyModel:
+    """Fits the latency model to engines of varied structures, measured on the target."""
+    config, subject = run.config, run.subject
+    with meter(run) as timed:
+        if timed.slicer.reason:
+            run.ui.say(f"Structures are exported one by one ({timed.slicer.reason}).")
+        steps = steps_of(run.target)
+        write_json(folder / "steps.json", steps.to_json())
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        return profile(
+            timed.sample,
+            subject.operators,
+            subject.groups,
+            budget_s=config.profile.seconds,
+            seed=config.seed,
+            log=MeasurementLog(folder / "measurements.jsonl"),
+            target_key=run.target.name,
+            steps=steps.candidates,
+            most=config.profile.structures,
+            bytes_per_weight={"fp32": 4, "int8": 1, "fp8": 1}.get(run.target.precision, 2),
+            provenance={**run.target_facts(), "model": subject.name, "date": today},
+            progress=lambda share: run.ui.step(round(100 * share), 100),
+        )

@@ -1,0 +1,41 @@
+"""The search: scores for every unit, by PASS or a baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from passdeploy.search.method import SearchContext, SearchResult, get_method
+from passdeploy.stages.profile import stage_model
+from passdeploy.training import Checkpoint
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import Run
+
+
+def run_search(run: Run, folder: Path) -> None:
+    """Scores every unit: PASS or a baseline."""
+    predictor = stage_model(run)
+    dense_ms = predictor.dense_ms
+    ratios = tuple(min(1.0, budget.target_ratio(dense_ms)) for budget in run.budgets)
+    context = SearchContext(
+        network=run.subject.with_state(run.dense_state()),
+        data=run.subject.data,
+        groups=run.subject.groups,
+        operators=run.subject.operators,
+        predictor=predictor,
+        step=predictor.step,
+        ratios=ratios,
+        config=run.config,
+        checkpoint=Checkpoint(folder / "search.ckpt"),
+        progress=run.ui.step,
+    )
+    if all(ratio >= 1 for ratio in ratios):
+        run.ui.say(f"The dense engine is already inside the budget ({dense_ms:.4g} ms): nothing is pruned.")
+        uniform = {name: torch.ones(units, dtype=torch.float64) for name, units in run.subject.groups.units.items()}
+        result = SearchResult([uniform] * len(ratios), "uniform", run.dense_state())
+    else:
+        result = get_method(run.config.method)(context)
+    result.save(folder)
