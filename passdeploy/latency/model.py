@@ -17,7 +17,7 @@ import numpy as np
 
 from passdeploy.errors import BadInput
 from passdeploy.latency.features import TERMS, WEIGHT_KNEES, Features
-from passdeploy.latency.nnls import nnls
+from passdeploy.latency.regression import Fit, cross_validate, fit_base
 
 if TYPE_CHECKING:
     import torch
@@ -26,67 +26,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "passdeploy.profile/1"
 STEPS = (8, 16, 32, 64)
-RIDGES = (1e-5, 1e-4, 1e-3)
 NEAR = 0.15
 """Distance (root mean square of relative widths) within which a later measurement corrects its neighbours."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Coefficients of the base model, as shares of the dense engine's latency.
-
-    Attributes:
-        step: Width step of the hardware.
-        ridge: Strength of the regularisation.
-        families: What a family of operators pays per unit of every term [families, terms].
-        knees: Per byte of weights beyond each of `WEIGHT_KNEES`.
-        constant: Paid by every structure.
-    """
-
-    step: int
-    ridge: float
-    families: np.ndarray
-    knees: np.ndarray
-    constant: float
-
-
-def _columns(features: Features, w: np.ndarray) -> np.ndarray:
-    """Design matrix [n, families * terms + knees + 1]."""
-    terms = features.terms(w)
-    count = len(features.families)
-    members = np.zeros((count, len(features.family)))
-    members[features.family, np.arange(len(features.family))] = 1
-    by_family = np.einsum("nok,fo->nfk", terms, members).reshape(len(terms), -1)
-    weights = terms[..., TERMS.index("weights")].sum(1)
-    knees = np.maximum(weights[:, None] - np.asarray(WEIGHT_KNEES), 0)
-    return np.concatenate([by_family, knees, np.ones((len(terms), 1))], axis=1)
-
-
-def _solve(columns: np.ndarray, ratios: np.ndarray, weights: np.ndarray, ridge: float) -> np.ndarray:
-    """Non-negative ridge on the relative error; columns are scaled to mean 1 first."""
-    scale = columns.mean(axis=0)
-    used = scale > 0
-    a = columns[:, used] / scale[used] / ratios[:, None] * np.sqrt(weights)[:, None]
-    gram = a.T @ a / weights.sum()
-    gram[np.diag_indices_from(gram)] += ridge
-    solution = np.zeros(columns.shape[1])
-    solution[used] = nnls(gram, a.T @ np.sqrt(weights) / weights.sum()) / scale[used]
-    return solution
-
-
-def _robust(columns: np.ndarray, ratios: np.ndarray, weights: np.ndarray, ridge: float) -> np.ndarray:
-    """Weights under which what lies far off the fit counts less (Huber): a disturbed measurement is no news."""
-    trusted = weights
-    for _ in range(2):
-        error = np.abs(columns @ _solve(columns, ratios, trusted, ridge) / ratios - 1)
-        limit = max(2 * 1.4826 * float(np.median(error)), 1e-4)
-        trusted = weights * np.minimum(1, limit / np.maximum(error, 1e-12))
-    return trusted
-
-
-def folds(n: int, k: int = 5) -> np.ndarray:
-    """Fold of each sample: a fixed shuffle, so that a fit depends on nothing but its data."""
-    return np.random.default_rng(n).permutation(n) % k
 
 
 @dataclass
@@ -160,24 +101,10 @@ class LatencyModel:
         widths, ratios = np.asarray(widths, dtype=float), np.asarray(ratios, dtype=float)
         if len(ratios) < 10:
             raise BadInput(f"latency model: {len(ratios)} measured structures are too few; at least 10 are needed")
-        best: tuple[float, int, float, np.ndarray] | None = None
-        fold = folds(len(ratios))
         trust = np.ones(len(ratios)) if weights is None else np.asarray(weights, dtype=float)
-        for step in sorted(set(steps)):
-            columns = _columns(Features(operators, units, step, bytes_per_weight), widths)
-            robust = _robust(columns, ratios, trust, RIDGES[0])
-            for ridge in RIDGES:
-                predicted = np.empty(len(ratios))
-                for k in range(fold.max() + 1):
-                    train, test = fold != k, fold == k
-                    predicted[test] = columns[test] @ _solve(columns[train], ratios[train], robust[train], ridge)
-                error = np.abs(predicted / ratios - 1)
-                score = float(trust @ error / trust.sum())
-                if best is None or score < best[0] - 1e-4:
-                    best = (score, step, ridge, error)
-        assert best is not None
-        features = Features(operators, units, best[1], bytes_per_weight)
-        base = _base(features, widths, ratios, trust, best[1], best[2])
+        chosen = cross_validate(operators, units, widths, ratios, trust, steps, bytes_per_weight)
+        features = Features(operators, units, chosen.step, bytes_per_weight)
+        base = fit_base(features, widths, ratios, trust, chosen.step, chosen.ridge)
         return cls(
             features,
             dense_ms,
@@ -185,8 +112,8 @@ class LatencyModel:
             ratios,
             base,
             dict(provenance or {}),
-            mape=float(best[3].mean()),
-            max_ape=float(best[3].max()),
+            mape=float(chosen.errors.mean()),
+            max_ape=float(chosen.errors.max()),
             repeatability=repeatability,
             trust=trust,
         )
@@ -314,7 +241,7 @@ class LatencyModel:
             if not (np.isfinite(ratios).all() and (ratios > 0).all() and float(data["dense_ms"]) > 0):
                 raise BadInput("profile: holds a latency that is not above zero")
             trust = np.array([s.get("trust", 1.0) for s in data["samples"]], dtype=float)
-            base = _base(features, widths, ratios, trust, int(data["step"]), float(data["ridge"]))
+            base = fit_base(features, widths, ratios, trust, int(data["step"]), float(data["ridge"]))
             later = [(np.array(s["kept"], dtype=float), float(s["ratio"])) for s in data["later"]]
             error = data["error"]
             return cls(features, float(data["dense_ms"]), widths, ratios, base, dict(data["provenance"]), error["mape"],
@@ -333,21 +260,6 @@ class LatencyModel:
             return cls.from_json(data, operators, units)
         except BadInput as problem:
             raise BadInput(f"{path}: {problem}") from None
-
-
-def _base(
-    features: Features, widths: np.ndarray, ratios: np.ndarray, trust: np.ndarray, step: int, ridge: float
-) -> Fit:
-    columns = _columns(features, widths)
-    solution = _solve(columns, ratios, _robust(columns, ratios, trust, RIDGES[0]), ridge)
-    split = len(features.families) * len(TERMS)
-    return Fit(
-        step,
-        ridge,
-        solution[:split].reshape(len(features.families), len(TERMS)),
-        solution[split : split + len(WEIGHT_KNEES)],
-        float(solution[-1]),
-    )
 
 
 def operators_digest(features: Features) -> str:
