@@ -109,6 +109,12 @@ def test_sections_that_contradict_themselves_are_refused() -> None:
         s.PromptInfo(kind="additive", width=3, size=(32, 32), png="javascript:alert(1)")
 
 
+def test_a_distribution_keeps_as_many_calls_as_a_report_holds() -> None:
+    both = s.Distribution.of([0.5 + i / 1e4 for i in range(3000)], [0.25] * 3000)
+    assert len(both.dense) == len(both.pruned) == 500
+    assert (min(both.dense), max(both.dense)) == (0.5, 0.7999)
+
+
 def test_optional_sections_that_are_absent_are_left_out() -> None:
     d = data()
     del d["prompt"]
