@@ -53,7 +53,8 @@ class SearchConfig(Section):
         recurrence: Whether the LSTM's state is carried from group to group.
         statistics: Whether the hypernetwork sees weight statistics.
         memory: Which earlier masks it sees: the previous group's, or the mean over all of them.
-        allocator: ``latency`` (greedy on predicted latency), ``global`` (one threshold, as in the paper) or ``uniform``.
+        allocator: ``latency`` (greedy on predicted latency), ``global`` (one threshold, as in the paper) or
+            ``uniform``.
         latency_weight: Weight of the expected-latency term.
         ramp: Share of the steps over which the budget tightens.
         resolve_every: Steps between two solutions of the allocation.
