@@ -2,12 +2,13 @@
 
     python benchmarks/compare_cifar.py screen                     every method, 2x, one seed, judged on validation
     python benchmarks/compare_cifar.py final                      the best three of the screening and pass, 2x and 3x
-    python benchmarks/compare_cifar.py table                      prints the tables from the rows that are there
-    python benchmarks/compare_cifar.py screen --data fashion-mnist --epochs 1 --search-epochs 0.5
+    python benchmarks/compare_cifar.py page                       docs/studies/comparison-DATA.md from the rows
+    python benchmarks/compare_cifar.py screen --data fashion-mnist
 
-Rows are appended to benchmarks/results/DEVICE/compare-DATA.json as they come; what is there is not run again, so a
-long comparison goes on where it stopped. The dense network's weights are those that ship with the package, else
-those that `python benchmarks/train_dense.py --data DATA --out benchmarks/results/dense` wrote.
+Every budget has a search of its own, so that all methods take the same number of training steps at each. Rows are
+appended to benchmarks/results/DEVICE/compare-DATA.json as they come; what is there is not run again, so a long
+comparison goes on where it stopped. The dense network's weights are those that ship with the package, else those that
+`python benchmarks/train_dense.py --data DATA --epochs 12 --out benchmarks/results/dense` wrote.
 """
 
 from __future__ import annotations
@@ -18,22 +19,29 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from common import RESULTS, device_folder
 from rich.console import Console
 
 from passdeploy.compare.command import compare
+from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.rows import Row, RowFile
 from passdeploy.compare.runner import Plan, arms_of
 from passdeploy.compare.statistics import cells
-from passdeploy.compare.table import render
+from passdeploy.compare.table import markdown, render
 from passdeploy.config import RunConfig, make_config
 from passdeploy.console import Ui
 from passdeploy.search.method import methods
+from passdeploy.study.base import differences, standalone
 from passdeploy.weights import packaged_weights
+from passdeploy.workspace import write_atomic
 
+PAGES = Path(__file__).parents[1] / "docs" / "studies"
 BEST = 3
-NOT_RIVALS = ("pass", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics")
+SCREENED_AT = "2x"
+OURS = ("pass", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics", "sensitivity")
+"""PASS and parts of it (`sensitivity` is what its search starts from): shown, but no rivals."""
 
 
 def configuration(args: argparse.Namespace, latency: str) -> RunConfig:
@@ -52,51 +60,86 @@ def configuration(args: argparse.Namespace, latency: str) -> RunConfig:
     )
 
 
+def rows_at(path: Path, config: RunConfig) -> list[Row]:
+    """Rows that were run with the settings of `config`."""
+    settings = Plan(config, arms_of(["pass"]), (0,), Path(), RowFile(path)).settings()
+    return [row for row in RowFile(path).read() if row.settings == settings]
+
+
 def best_of(rows: list[Row]) -> list[str]:
-    """The rivals that were best on validation at the screening's budget."""
-    ranked = [cell.method for cell in cells(rows, "validation", "pass") if cell.accuracy is not None]
-    return [name for name in ranked if name not in NOT_RIVALS][:BEST]
+    """The rivals that were best on validation at the screening's budget, with the first seed."""
+    first = [row for row in rows if row.seed == 0]
+    ranked = [cell.method for cell in cells(first, "validation", "pass") if cell.accuracy is not None]
+    return [name for name in ranked if name not in OURS][:BEST]
+
+
+def page(args: argparse.Namespace, path: Path, budgets: list[str]) -> str:
+    """The page of a comparison: the final's tables on test, the screening's on validation."""
+    screening = [row for row in rows_at(path, configuration(args, SCREENED_AT)) if row.seed == 0]
+    if not screening:
+        raise SystemExit(f"compare_cifar: {path} has no rows of these settings; run `screen` first")
+    finalists = ["pass", *best_of(screening)]
+    final = [
+        row
+        for budget in budgets
+        for row in rows_at(path, configuration(args, budget))
+        if row.method in (*finalists, "sensitivity")
+    ]
+    settings = f"--data {args.data} --epochs {args.epochs:g} --search-epochs {args.search_epochs:g}"
+    parts = [
+        f"# {screening[0].model} on {screening[0].data}: pass and the others at the same measured latency",
+        "\n".join(f"- {sentence}" for sentence in differences(final, "pass")),
+        f"Run with `python benchmarks/compare_cifar.py screen {settings}` and then `final`; rows, seed by seed: "
+        f"`benchmarks/results/{path.parent.name}/{path.name}`. `sensitivity` is what pass's search starts from, "
+        "without the search.",
+    ]
+    figure = tradeoff(final, "test", "pass")
+    if figure is not None:
+        write_atomic(PAGES / f"comparison-{args.data}.svg", standalone(figure))
+        parts.append(f"![accuracy over measured speed-up](comparison-{args.data}.svg)")
+    parts += ["## The best three and pass, test split", markdown(final, "test", "pass").rstrip()]
+    parts += [f"## Screening: every method, {SCREENED_AT}, validation split, one seed"]
+    parts += [markdown(screening, "validation", "pass").rstrip()]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("screen", "final", "table"))
+    parser.add_argument("what", choices=("screen", "final", "page"))
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--methods", default=None, help="default: all, or the best three of the screening and pass")
-    parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--search-epochs", type=float, default=1.0)
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--search-epochs", type=float, default=0.43)
     parser.add_argument("--latency", default="2x,3x", help="budgets of `final`")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of `final`")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     args = parser.parse_args()
     path = device_folder(args.target) / f"compare-{args.data}.json"
     console, ui = Console(highlight=False), Ui()
-    screening, final = configuration(args, "2x"), configuration(args, args.latency)
+    budgets = args.latency.split(",")
 
     if args.what == "screen":
-        names = args.methods or ",".join(methods())
-        found = compare(screening, names, "0", args.out / f"screen-{args.data}", split="validation", rows=path, ui=ui)
+        config, names = configuration(args, SCREENED_AT), args.methods or ",".join(methods())
+        found = compare(
+            config, names, "0", args.out / f"{args.data}-{SCREENED_AT}", split="validation", rows=path, ui=ui
+        )
         console.print(render(found.rows, "validation"))
     elif args.what == "final":
-        settings = Plan(screening, arms_of(["pass"]), (0,), args.out, RowFile(path)).settings()
-        best = best_of([row for row in RowFile(path).read() if row.settings == settings])
+        best = best_of(rows_at(path, configuration(args, SCREENED_AT)))
         if not args.methods and not best:
             raise SystemExit("compare_cifar: run `screen` with the same settings first, or name --methods")
         names = args.methods or ",".join(["pass", *best])
-        found = compare(final, names, args.seeds, args.out / f"final-{args.data}", rows=path, ui=ui)
-        console.print(render(found.rows, "test"))
+        for budget in budgets:
+            out = args.out / f"{args.data}-{budget}"
+            found = compare(configuration(args, budget), names, args.seeds, out, rows=path, ui=ui)
+            console.print(render(found.rows, "test"))
     else:
-        rows = RowFile(path).read()
-        for settings in dict.fromkeys(row.settings for row in rows):
-            some = [row for row in rows if row.settings == settings]
-            # A single seed is a screening: shown on what it was chosen by.
-            split = "validation" if len({row.seed for row in some}) == 1 else "test"
-            console.print(f"\nsettings {settings}")
-            console.print(render(some, split))
-        if not rows:
-            console.print(f"{path}: no rows yet")
+        PAGES.mkdir(parents=True, exist_ok=True)
+        written = PAGES / f"comparison-{args.data}.md"
+        write_atomic(written, page(args, path, budgets))
+        console.print(f"{written}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, one line about the state)."""
 
 
+EVALUATED_PIXELS = 96 * 96
+"""Of an image up to which `evaluate` takes whole batches on a GPU, whose memory has to hold their activations."""
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How weights are trained: SGD with Nesterov momentum, linear warm-up, then a cosine to zero.
@@ -80,7 +84,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
     """Linear from 0 over the first `warmup` share of the steps, then a cosine to zero."""
-    rise = max(1, round(total * warmup))
+    rise = round(total * warmup)
     if step < rise:
         return peak * (step + 1) / rise
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
@@ -258,17 +262,25 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None = None) -> float:
-    """The task's metric of `model` (images in [0, 1] -> logits) in float32.
+    """The task's metric of `model` (images in [0, 1] -> logits) in float32, on the device that trains.
 
     Args:
-        model: Its input stage included; left in eval mode.
+        model: Its input stage included; left in eval mode, where it was.
         split: What it is judged on.
-        batch: Images at a time.
+        batch: Images at a time; on a GPU fewer of large ones.
         task: None: classification for a label per image, segmentation for one per pixel.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    model.eval()
-    return judge(lambda images: model(images.to(device, memory_format=torch.channels_last)).cpu(), split, batch, task)
+    home, device = next((p.device for p in model.parameters()), torch.device("cpu")), training_device()
+    model.to(device).eval()
+    if device.type == "cuda" and len(split):
+        pixels = split.images(torch.arange(1)).shape[-2:].numel()
+        batch = max(16, min(batch, batch * EVALUATED_PIXELS // pixels))
+    try:
+        return judge(
+            lambda images: model(images.to(device, memory_format=torch.channels_last)).cpu(), split, batch, task
+        )
+    finally:
+        model.to(home)
 
 
 def judge(call: Callable[[Tensor], Tensor], split: Split, batch: int, task: Task | None = None) -> float:

@@ -1,8 +1,8 @@
 """From scores to a structure: which units to keep so that the predicted latency is inside the budget.
 
 Scores are importances in units of loss: what removing the unit costs. Within a group the highest are kept; how many per
-group is what an allocator decides. `LatencyAllocator` (ours) spends the budget where loss per saved millisecond is
-lowest, whole blocks included; `GlobalAllocator` (the paper's rule) uses one threshold over all scores;
+group is what an allocator decides. `LatencyAllocator` (ours, in a file of its own) loses as little as it can for the
+milliseconds, whole blocks included; `GlobalAllocator` (the paper's rule) uses one threshold over all scores;
 `UniformAllocator` keeps the same share everywhere.
 """
 
@@ -142,6 +142,10 @@ class Allocator:
         """The best structure with a predicted latency of at most `target_ms`; None when none is that fast."""
         return self._allocation(importance, *self._widths(importance, target_ms))
 
+    def narrow(self, importance: Importance, target_ms: float, start: np.ndarray) -> Allocation | None:
+        """As `solve`, but from the widths `start` downwards and with the blocks that it has; None: this one can't."""
+        return None
+
     def _allocation(self, importance: Importance, widths: np.ndarray | None, price: float) -> Allocation | None:
         if widths is None:
             return None
@@ -150,88 +154,6 @@ class Allocator:
 
     def _widths(self, importance: Importance, target_ms: float) -> tuple[np.ndarray | None, float]:
         raise NotImplementedError
-
-
-class LatencyAllocator(Allocator):
-    """Greedy on loss per saved millisecond, then gives back what the budget still has room for."""
-
-    LOOKAHEAD = 3
-    """Grid levels a single move may go down: a staircase has flat treads."""
-
-    def narrow(self, importance: Importance, target_ms: float, start: np.ndarray) -> Allocation | None:
-        """As `solve`, but from the widths `start` downwards and with the blocks that it has."""
-        return self._allocation(importance, *self._widths(importance, target_ms, start))
-
-    def _lower(self, widths: np.ndarray, reach: int, blocks: bool) -> np.ndarray:
-        moves = []
-        alive = self.alive(widths[None])[0]
-        for g, grid in enumerate(self.grids):
-            if not alive[g] or (self.depth[g] and not blocks):
-                continue
-            moves += [(g, int(level)) for level in grid[grid < widths[g]][::-1][:reach]]
-        return self._apply(widths, moves)
-
-    def _higher(self, widths: np.ndarray, blocks: bool) -> np.ndarray:
-        moves = []
-        alive = self.alive(widths[None])[0]
-        for g, grid in enumerate(self.grids):
-            above = grid[grid > widths[g]]
-            if alive[g] and len(above) and (blocks or not self.depth[g]):
-                moves.append((g, above[0]))
-        return self._apply(widths, moves)
-
-    @staticmethod
-    def _apply(widths: np.ndarray, moves: list[tuple[int, int]]) -> np.ndarray:
-        candidates = np.repeat(widths[None], len(moves), axis=0)
-        for row, (g, level) in enumerate(moves):
-            candidates[row, g] = level
-        return candidates
-
-    def _widths(
-        self, importance: Importance, target_ms: float, start: np.ndarray | None = None
-    ) -> tuple[np.ndarray | None, float]:
-        cost = self.tables(importance)
-        blocks = start is None  # whether blocks may come and go
-        widths, price = self.widest() if start is None else start, 0.0
-        now, loss = float(self.predict(widths[None])[0]), float(self.losses(widths[None], cost)[0])
-        while now > target_ms:
-            for reach in (self.LOOKAHEAD, int(self.full.max())):
-                candidates = self._lower(widths, reach, blocks)
-                if not len(candidates):
-                    continue
-                latency = self.predict(candidates)
-                # What is saved below the target is worth nothing.
-                saved = now - np.maximum(latency, target_ms)
-                useful = (now - latency) > 1e-6 * self.dense_ms
-                if useful.any():
-                    break
-            else:
-                return None, price
-            losses = self.losses(candidates, cost)
-            rate = np.where(useful, (losses - loss) / np.maximum(saved, 1e-12), np.inf)
-            best = int(np.argmin(rate))
-            widths, now, loss, price = candidates[best], float(latency[best]), float(losses[best]), float(rate[best])
-        return self._polish(widths, loss, cost, target_ms, blocks), max(price, 0.0)
-
-    def _polish(self, widths: np.ndarray, loss: float, cost: np.ndarray, target_ms: float, blocks: bool) -> np.ndarray:
-        """Gives back units while the target allows, and swaps: one group up, another one down."""
-        for _ in range(4 * len(self.grids)):
-            higher = self._higher(widths, blocks)
-            if not len(higher):
-                break
-            pool = [higher[self.predict(higher) <= target_ms]]
-            if not len(pool[0]):
-                pool = [self._lower(row, 1, blocks) for row in higher]
-            candidates = np.concatenate(pool)
-            candidates = candidates[self.predict(candidates) <= target_ms] if len(candidates) else candidates
-            if not len(candidates):
-                break
-            losses = self.losses(candidates, cost)
-            best = int(np.argmin(losses))
-            if losses[best] >= loss - 1e-12:
-                break
-            widths, loss = candidates[best], float(losses[best])
-        return widths
 
 
 class _Ranked(Allocator):
@@ -281,8 +203,5 @@ class UniformAllocator(_Ranked):
         return np.array([self._round(g, 1 if self.depth[g] else level * full) for g, full in enumerate(self.full)])
 
 
-ALLOCATORS: dict[str, type[Allocator]] = {
-    "latency": LatencyAllocator,
-    "global": GlobalAllocator,
-    "uniform": UniformAllocator,
-}
+ALLOCATORS: dict[str, type[Allocator]] = {"global": GlobalAllocator, "uniform": UniformAllocator}
+"""By name; those of `knapsack.py` and `latency_allocator.py` register themselves."""

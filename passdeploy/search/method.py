@@ -21,6 +21,7 @@ from passdeploy.config import RunConfig
 from passdeploy.data.base import ImageData
 from passdeploy.errors import BadInput, nearest
 from passdeploy.groups import Groups, Operator
+from passdeploy.search import latency_allocator  # noqa: F401 (registers the allocators that are files of their own)
 from passdeploy.search.allocator import ALLOCATORS, Allocator, Importance, Predictor, width_grids
 from passdeploy.training import Checkpoint, steps_per_epoch
 from passdeploy.workspace import read_json, write_json
@@ -72,6 +73,7 @@ class SearchResult:
         stage: State of the input stage (the prompt); empty without one.
         extra: Other tensors worth keeping (the hypernetwork).
         depth: Whether whole blocks may go.
+        adapted: Whether the weights were trained under the masks: fine-tuning then goes on at the peak of its rate.
         unspent_steps: Steps of the search that the method did without: fine-tuning gets them, so that every method
             costs the same.
         curves: For the report.
@@ -84,6 +86,7 @@ class SearchResult:
     stage: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
     depth: bool = True
+    adapted: bool = False
     unspent_steps: int = 0
     curves: dict[str, list[float]] = field(default_factory=dict)
     health: list[dict[str, Any]] = field(default_factory=list)
@@ -110,6 +113,7 @@ class SearchResult:
             {
                 "allocator": self.allocator,
                 "depth": self.depth,
+                "adapted": self.adapted,
                 "unspent_steps": self.unspent_steps,
                 "budgets": len(self.importance),
                 "groups": list(self.importance[0]),
@@ -130,6 +134,7 @@ class SearchResult:
             stage=load_file(folder / "stage.safetensors"),
             extra=load_file(folder / "hypernetwork.safetensors"),
             depth=facts["depth"],
+            adapted=facts["adapted"],
             unspent_steps=facts["unspent_steps"],
             curves=facts["curves"],
             health=facts["health"],

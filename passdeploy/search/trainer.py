@@ -29,7 +29,6 @@ from passdeploy.teacher import Teacher
 from passdeploy.training import (
     TrainSettings,
     autocast_dtype,
-    learning_rate,
     parameter_groups,
     task_loss,
     training_batches,
@@ -37,6 +36,8 @@ from passdeploy.training import (
 )
 
 CURVE_EVERY = 25
+WARM_UP = 0.1
+"""Share of the steps over which the weights' rate rises."""
 
 
 class SoftPredictor(Protocol):
@@ -282,14 +283,15 @@ def search_pass(context: SearchContext) -> SearchResult:
         stage={name: value.detach().cpu() for name, value in model.stage.state_dict().items()},
         extra=dict(hyper.state_dict()),
         depth=settings.depth,
+        adapted=settings.co_adapt,
         curves=curves,
         health=health(curves, search, cuts),
     )
 
 
 def _rate(step: int, total: int, settings: SearchConfig) -> float:
-    """Warm-up, then half a cosine: fine-tuning goes on from about a third of the peak."""
-    return max(learning_rate(step, total, settings.lr, 0.05), settings.lr / 3 if step > total // 2 else 0.0)
+    """Warm-up, then the peak: search and fine-tuning are one schedule, whose cosine is fine-tuning's."""
+    return settings.lr * min(1.0, (step + 1) / max(1, round(WARM_UP * total)))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import Prompted
 from passdeploy.stages.common import accuracies, fitted_structure, input_stage, kept_widths, plain
 from passdeploy.surgery import apply_architecture, architecture
-from passdeploy.training import Checkpoint, TrainSettings, evaluate, reestimate_batch_norm, train
+from passdeploy.training import Checkpoint, TrainSettings, evaluate, reestimate_batch_norm, train, training_device
 from passdeploy.weights import save_weights
 from passdeploy.workspace import read_json, write_json
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
 
 
-def finetune_settings(config: RunConfig, extra_steps: int) -> TrainSettings:
+def finetune_settings(config: RunConfig, extra_steps: int, adapted: bool = False) -> TrainSettings:
     """How a thin network is trained.
 
     Args:
         config: Of the run.
         extra_steps: On top of the configured ones: those that a method without a search of its own has left.
+        adapted: The weights come from a search that trained them: the rate goes on at its peak, without a warm-up.
     """
     return TrainSettings(
         epochs=config.finetune_epochs(),
@@ -35,6 +36,7 @@ def finetune_settings(config: RunConfig, extra_steps: int) -> TrainSettings:
         lr=config.finetune.lr,
         weight_decay=config.finetune.weight_decay,
         distill=config.finetune.distill,
+        warmup=0.0 if adapted else 0.1,
         seed=config.seed + 2,
         min_steps=config.finetune.min_steps,
         extra_steps=extra_steps,
@@ -55,9 +57,9 @@ def run_finetune(run: Run, budget: BudgetRun, folder: Path) -> None:
     model = Prompted(input_stage(run, {} if untouched else result.stage), network)
     curve, before = None, None
     if not untouched:
-        reestimate_batch_norm(model, subject.data, seed=config.seed)
+        reestimate_batch_norm(model.to(training_device()), subject.data, seed=config.seed)
         before = evaluate(model, subject.data.val, task=subject.task)
-        settings = finetune_settings(config, result.unspent_steps)
+        settings = finetune_settings(config, result.unspent_steps, result.adapted)
         teacher = plain(run, subject.with_state(run.dense_state()))
         checkpoint = Checkpoint(folder / "finetune.ckpt")
         curve = vars(train(model, subject.data, settings, teacher=teacher, checkpoint=checkpoint, progress=run.ui.step))

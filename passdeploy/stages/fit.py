@@ -15,7 +15,7 @@ from passdeploy.groups import Masker, as_masks
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.loop import close_gap, close_loop, meets
 from passdeploy.latency.measure import BENCH, Settings
-from passdeploy.search.allocator import ALLOCATORS, LatencyAllocator, width_grids
+from passdeploy.search.allocator import ALLOCATORS, width_grids
 from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import Prompted
 from passdeploy.stages.common import input_stage, kept_widths, meter
@@ -127,8 +127,6 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         return allocator.structure(importance, widths), float(allocator.predict(widths[None])[0])
 
     def narrow(slower: Structure, target_ms: float) -> tuple[Structure, float] | None:
-        if not isinstance(allocator, LatencyAllocator):
-            return None
         found = allocator.narrow(importance, target_ms, kept_widths(run, slower))
         return None if found is None else (found.structure, found.predicted_ms)
 

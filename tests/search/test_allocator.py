@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
 
 import numpy as np
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 from passdeploy.groups import Groups, control, find_groups, macs, operators
 from passdeploy.groups.operators import Operator
 from passdeploy.models.cifar_resnet import CifarResNet
-from passdeploy.search.allocator import ALLOCATORS, Allocator, LatencyAllocator, width_grids
+from passdeploy.search.allocator import ALLOCATORS, Allocator, width_grids
+from passdeploy.search.latency_allocator import LatencyAllocator
 
 FAST = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -124,11 +124,27 @@ def test_nothing_is_given_up_for_nothing(seed: int, ratio: float) -> None:
     assert isinstance(chosen, LatencyAllocator)
     if found is None:
         return
-    wider = chosen._higher(found.widths, True)
+    wider = chosen._moves(found.widths, True, True, 1)
     if len(wider):
         cost = chosen.tables(scores)
         helps = chosen.losses(wider, cost) < chosen.losses(found.widths[None], cost)[0] - 1e-12
         assert not (helps & (chosen.predict(wider) <= target)).any()
+
+
+@FAST
+@given(seed=seeds, ratio=st.floats(0.35, 0.95))
+def test_it_loses_no_more_than_either_of_the_searches_it_starts_from(seed: int, ratio: float) -> None:
+    chosen, packing, scores = allocator("latency"), allocator("knapsack"), importance(seed)
+    target = ratio * chosen.dense_ms
+    found, packed = chosen.solve(scores, target), packing.solve(scores, target)
+    assert isinstance(chosen, LatencyAllocator)
+    if found is None:
+        assert packed is None
+        return
+    cost = chosen.tables(scores)
+    descended, _ = chosen._greedy(cost, target, chosen.widest(), blocks=True)
+    rows = np.array([widths for widths in (descended, None if packed is None else packed.widths) if widths is not None])
+    assert chosen.losses(found.widths[None], cost)[0] <= chosen.losses(rows, cost).min() + 1e-9
 
 
 def test_blocks_stay_where_they_must() -> None:
@@ -165,7 +181,6 @@ def test_grids(step: int, share: float, depth: bool) -> None:
 @pytest.mark.parametrize("kind", ["latency", "global", "uniform", "knapsack"])
 @pytest.mark.parametrize("ratio", [0.7, 0.85, 1.2])
 def test_the_users_widths_are_kept_to(kind: str, ratio: float) -> None:
-    importlib.import_module("passdeploy.search.baselines.knapsack")
     groups, ops = network()
     asked = control(groups, min_width={"layer2.*.conv1": 12}, fixed={"layer1.0.conv1": 4})
     model = Staircase(ops, 4)

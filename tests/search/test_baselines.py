@@ -12,8 +12,8 @@ from passdeploy.errors import BadInput
 from passdeploy.groups import find_groups, operators
 from passdeploy.latency.roofline import Roofline
 from passdeploy.models.cifar_resnet import CifarResNet
-from passdeploy.search.baselines.knapsack import BUCKETS, KnapsackAllocator, _multiple_choice
 from passdeploy.search.baselines.scratch import reinitialised
+from passdeploy.search.knapsack import BUCKETS, KnapsackAllocator, _multiple_choice
 from passdeploy.search.method import SearchContext, get_method, methods, search_steps
 from passdeploy.structure import Structure
 from passdeploy.targets import Target

@@ -5,7 +5,6 @@ Taylor importance of every unit against the latency that its group's width costs
 
 from __future__ import annotations
 
-from passdeploy.search.baselines import knapsack  # noqa: F401 (registers the allocator)
 from passdeploy.search.baselines.gradients import taylor
 from passdeploy.search.baselines.magnitudes import blocks_last
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 
-from passdeploy.search.baselines import knapsack  # noqa: F401 (registers the allocator)
 from passdeploy.search.baselines.gradients import taylor
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
 
