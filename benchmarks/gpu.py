@@ -7,8 +7,8 @@
 
 Sections: rtx (does TensorRT-RTX run on this GPU), kernels (against copy bandwidth, eager, torch.compile), budgets
 (passdeploy run at 1.5x, 2x, 3x), search (a search step with the kernels), engines (every backend that is here) and
-baselines. Rows go to benchmarks/results/DEVICE/, whole runs to --runs; started again it does what is missing, with
---retry also what failed. Exit 0 everything was tried, 2 no GPU here.
+baselines. Rows go to benchmarks/results/DEVICE/ (DEVICE-quick/), whole runs to --runs; started again it does what is
+missing, with --retry also what failed. Exit 0 everything was tried, 2 no GPU here.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def open_bench(options: argparse.Namespace) -> Bench:
     device = torch.cuda.get_device_name()
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
     target = next((name for name, d in DEVICES.items() if d.compute_capability and attached_device(d)), None)
-    folder = options.out / folder_name(device)
+    # Quick rows are shorter measurements: a full run must not take them for its own.
+    folder = options.out / (folder_name(device) + ("-quick" if options.quick else ""))
     folder.mkdir(parents=True, exist_ok=True)
     found = environment()
     facts = {"device": device, "compute_capability": capability, "driver": found["driver"], "quick": options.quick}

@@ -7,6 +7,7 @@ on the values of the weights, so the thin graphs are cut from the dense one and 
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from passdeploy.latency.measure import Comparison, Settings, interleave
 from passdeploy.latency.sampler import Sampler
 from passdeploy.structure import Structure
 from passdeploy.targets import Target
+
+SLOW_S = 2.0
+"""Builds that take longer are kept, in case the same structure is measured again."""
+KEPT_BYTES = 256 * 2**20
 
 
 def open_runner(engine: Engine, target: Target, images: np.ndarray, scope: str = "engine") -> Runner:
@@ -64,9 +69,21 @@ class Meter:
         self._backend = get_backend(target.backend)
         self._dense: Runner | None = None
         self._sampler: Sampler | None = None
+        self._kept: dict[str, Engine] = {}
 
     def engine(self, structure: Structure) -> Engine:
-        """Compiles the thin graph of a structure."""
+        """Compiles the thin graph of a structure, unless that took long before: then the engine was kept."""
+        key = structure.digest()
+        if key in self._kept:
+            return self._kept[key]
+        begun = time.perf_counter()
+        engine = self._compiled(structure)
+        kept = sum(len(each.data) for each in self._kept.values())
+        if time.perf_counter() - begun > SLOW_S and kept + len(engine.data) <= KEPT_BYTES:
+            self._kept[key] = engine
+        return engine
+
+    def _compiled(self, structure: Structure) -> Engine:
         with tempfile.TemporaryDirectory(prefix="passdeploy-") as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(self.slicer.slice(structure))

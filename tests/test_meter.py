@@ -47,6 +47,21 @@ def test_structures_are_measured_on_inductor_too() -> None:
         assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+def test_engines_that_take_long_to_build_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from passdeploy import meter as module
+
+    with meter("onnxruntime") as timed:
+        dense, other = timed.groups.dense(), keep_first(timed.groups, np.ones(len(timed.groups.groups)))
+        assert timed.engine(dense) is not timed.engine(dense), "quick to build: built again"
+        monkeypatch.setattr(module, "SLOW_S", 0.0)
+        first = timed.engine(dense)
+        assert timed.engine(dense) is first
+        assert timed.engine(other) is not first
+        monkeypatch.setattr(module, "KEPT_BYTES", 0)
+        third = keep_first(timed.groups, np.array([g.units for g in timed.groups.groups]) - 1)
+        assert timed.engine(third) is not timed.engine(third), "there is an end to it"
+
+
 class _Own(Runner):
     """Times itself, as an engine in a child process does."""
 

@@ -30,6 +30,10 @@ LOWEST: Mapping[str, tuple[int, int]] = {"bf16": (8, 0), "fp8": (8, 9)}
 """The first compute capability whose tensor cores take a precision (fp32, fp16 and int8: all that are supported)."""
 
 
+AMPERE = (8, 0)
+"""The first compute capability on which a hardware-compatible engine runs."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Build options beyond the target.
@@ -37,7 +41,8 @@ class Options:
     Attributes:
         optimization_level: 0 to 5; None: the library's default.
         max_batch: Largest batch of a graph with a dynamic batch axis; None: the target's.
-        version_compatible: Runs on later TensorRT versions of the same major version (full TensorRT only).
+        version_compatible: Runs on later TensorRT versions, too, and brings host code along for that: TensorRT's lean
+            runtime (full TensorRT only).
         hardware_compatible: Runs on every GPU from Ampere on, somewhat slower (full TensorRT only).
         timing_cache: File of kernel timings that builds share (full TensorRT only); None: in the user's cache folder;
             empty: none.
@@ -65,6 +70,11 @@ def capabilities(target: Target) -> list[tuple[int, int]]:
         ) from None
 
 
+def _numbers(version: str) -> list[int]:
+    """``11.0.0.114`` as something that can be compared."""
+    return [int(part) for part in version.split(".") if part.isdigit()]
+
+
 class TrtRunner(Runner):
     """An engine in the serving child; offers `block` because the GPU's own clock is the one to believe.
 
@@ -74,9 +84,18 @@ class TrtRunner(Runner):
         engine: The file's bytes.
         shapes: Input shapes as recorded with the engine.
         batch: Images per inference.
+        host_code: The engine brings a runtime of its own and may run it: a version-compatible one's.
     """
 
-    def __init__(self, server: Server, release: Any, data: bytes, shapes: Mapping[str, list[int]], batch: int) -> None:
+    def __init__(
+        self,
+        server: Server,
+        release: Any,
+        data: bytes,
+        shapes: Mapping[str, list[int]],
+        batch: int,
+        host_code: bool = False,
+    ) -> None:
         self._server, self._release, self._shapes, self._batch = server, release, shapes, batch
         self.enqueue_s: list[float] = []
         self.graphed = False
@@ -85,7 +104,7 @@ class TrtRunner(Runner):
             file.write(data)
             file.flush()
             try:
-                self._key = server.ask("load", file.name, batch)
+                self._key = server.ask("load", file.name, batch, host_code)
             except BaseException:
                 release()
                 raise
@@ -231,23 +250,27 @@ class TrtBackend(Backend):
 
     def runner(self, engine: Engine, target: Target) -> Runner:
         check_fits(engine, target, self.name)
+        options = engine.meta["options"]
         made, asked = engine.meta["compute_capabilities"], target.compute_capability
-        if asked not in made and not engine.meta["options"]["hardware_compatible"]:
+        newer = options["hardware_compatible"] and min(capabilities(target)) >= AMPERE
+        if asked not in made and not newer:
             raise BadInput(
                 f"engine: compiled for compute capability {', '.join(made)}, {target.name} has {asked}; "
                 f"compile it again with --target {target.name}"
             )
-        if engine.meta["version"] != self.version() and not engine.meta["options"]["version_compatible"]:
+        version, here = engine.meta["version"], self.version()
+        if version != here and not (options["version_compatible"] and _numbers(here) >= _numbers(version)):
             raise BadInput(
-                f"engine: made by {self.title} {engine.meta['version']}, this machine has {self.version()}; "
-                f"compile it again, or install {self.title} {engine.meta['version']}"
+                f"engine: made by {self.title} {version}, this machine has {here}; "
+                f"compile it again, or install {self.title} {version}"
             )
         if reason := self.runnable(target):
             raise Unavailable(f"{self.title}: {reason}")
         if self._server is None:
             self._server = Server(CHILD, self.title, self.environment)
         self._server.users += 1
-        return TrtRunner(self._server, self._let_go, engine.data, engine.meta["inputs"], target.batch)
+        host_code = bool(options["version_compatible"])
+        return TrtRunner(self._server, self._let_go, engine.data, engine.meta["inputs"], target.batch, host_code)
 
     def _let_go(self) -> None:
         if self._server is not None:

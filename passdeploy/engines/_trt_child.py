@@ -90,7 +90,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
 class _Loaded:
     """One engine with its context, buffers and captured graph."""
 
-    def __init__(self, data: bytes, batch: int) -> None:
+    def __init__(self, data: bytes, batch: int, host_code: bool = False) -> None:
         from passdeploy.engines._cuda import Buffer, Stream, check
 
         trt = _library()
@@ -99,6 +99,8 @@ class _Loaded:
         check(runtime.cudaGetDeviceCount())  # a clear error before the library's own
         self._log = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._log)
+        if host_code:  # of a version-compatible engine's lean runtime; its digest has been checked
+            self._runtime.engine_host_code_allowed = True
         self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
             raise BadInput(
@@ -216,9 +218,9 @@ class _Loaded:
 def _verbs() -> dict[str, Any]:
     loaded: dict[int, _Loaded] = {}
 
-    def load(path: str, batch: int) -> int:
+    def load(path: str, batch: int, host_code: bool = False) -> int:
         key = max(loaded, default=-1) + 1
-        loaded[key] = _Loaded(Path(path).read_bytes(), batch)
+        loaded[key] = _Loaded(Path(path).read_bytes(), batch, host_code)
         return key
 
     return {

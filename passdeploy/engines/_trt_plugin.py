@@ -1,8 +1,9 @@
 """`masked_affine_act` as an ahead-of-time plugin of full TensorRT: the kernel's PTX goes into the engine.
 
-Written to `tensorrt.plugin`'s documentation (TensorRT 11, "Python plugins", `register` and `aot_impl`) and not run so
-far, for want of TensorRT's libraries. What goes into it is tested: the graph (`_plugin_graph`), the entry's arguments
-in its PTX, the launch, and the kernel itself on the emulator. TensorRT-RTX takes no plugins.
+Written to `tensorrt.plugin`'s documentation (TensorRT 11, "Python plugins", `register` and `aot_impl`) and to what its
+published `_plugin_class.py` calls these functions with; not run so far, for want of the libraries. What goes into
+it is tested: the graph (`_plugin_graph`), the entry's arguments in its PTX, the launch, and the kernel itself on the
+emulator. TensorRT-RTX takes no plugins.
 """
 
 # No `from __future__ import annotations`: TensorRT reads the types of these functions' arguments.
@@ -38,7 +39,7 @@ def ptx(capability: int) -> bytes:
     """The kernels as PTX for a compute capability (times ten), which TensorRT wants instead of machine code."""
     from passdeploy.kernels.build import compile_nvrtc
 
-    return compile_nvrtc(NAME, capability, ptx=True)
+    return compile_nvrtc(NAME, capability, ptx=True).rstrip(b"\0")  # text, and NVRTC ends it as C does
 
 
 def register(capability: int) -> None:
@@ -69,7 +70,8 @@ def register(capability: int) -> None:
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
-        entry, blocks, threads, numbers = launch(tuple(int(size) for size in x.shape), kinds[x.dtype], activation)
+        shape = tuple(int(x.shape[axis]) for axis in range(len(x.shape)))  # a `Shape` is indexed, not iterated
+        entry, blocks, threads, numbers = launch(shape, kinds[x.dtype], activation)
         params = trtp.KernelLaunchParams()
         params.grid_x, params.block_x, params.shared_mem = blocks, threads, 0
         extra: Any = trtp.SymIntExprs(len(numbers))

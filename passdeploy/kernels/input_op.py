@@ -144,6 +144,9 @@ def prompted_input(
         raise BadInput(f"prompt: must be (3, {size[0]}, {size[1]}), not {tuple(prompt.shape)}")
     if scale.requires_grad or shift.requires_grad:
         raise BadInput("scale and shift of the input have no gradient here; detach them")
+    for name, tensor in (("scale", scale), ("shift", shift), ("prompt", prompt)):
+        if tensor is not None and tensor.device != images.device:
+            raise BadInput(f"{name}: lies on {tensor.device}, the images on {images.device}; move it there")
     prompt = None if prompt is None else prompt.float()
     scale, shift = scale.reshape(3).float(), shift.reshape(3).float()
     result: Tensor = _input(images, scale, shift, prompt, size[0], size[1], border, dtype, channels_last)

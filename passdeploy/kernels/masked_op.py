@@ -238,8 +238,10 @@ def masked_affine_act(
     for name, values in (("mask", mask), ("scale", scale), ("shift", shift)):
         if values.shape != x.shape[1:2]:
             raise BadInput(f"{name}: must have one value per channel, ({x.shape[1]},), not {tuple(values.shape)}")
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-        raise BadInput(f"residual: must be like x, {x.dtype} {tuple(x.shape)}")
+        if values.device != x.device:  # a kernel would take the host's address for one of the GPU's
+            raise BadInput(f"{name}: lies on {values.device}, x on {x.device}; move it there")
+    if residual is not None and (residual.shape, residual.dtype, residual.device) != (x.shape, x.dtype, x.device):
+        raise BadInput(f"residual: must be like x, {x.dtype} {tuple(x.shape)} on {x.device}")
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     result: Tensor = _forward(x, mask.to(wide), scale.to(wide), shift.to(wide), residual, activation)
     return result

@@ -15,7 +15,7 @@ from passdeploy.engines.files import load_engine
 from passdeploy.engines.tensorrt_rtx import KNOWN, TensorRtRtx
 from passdeploy.errors import BadInput, Unavailable
 from passdeploy.export import export_onnx
-from passdeploy.targets import attached_gpus
+from passdeploy.targets import Target, attached_gpus
 from tests.engines.conftest import A100, Case, difference
 
 RTX = TensorRtRtx()
@@ -191,6 +191,25 @@ def test_an_engine_that_does_not_fit_is_refused_before_it_is_loaded(
     with pytest.raises(BadInput, match=said) as error:
         RTX.runner(engine, target)  # type: ignore[arg-type]
     assert "compile it again" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "made", "target", "refused"),
+    [
+        ({"hardware_compatible": True}, {}, replace(A100, compute_capability="9.0"), None),
+        ({"hardware_compatible": True}, {}, replace(A100, compute_capability="7.5"), "compiled for compute capability"),
+        ({"version_compatible": True}, {"version": "1.0.0"}, A100, None),
+        ({"version_compatible": True}, {"version": "999.0.0"}, A100, "made by TensorRT-RTX 999.0.0"),
+    ],
+)
+def test_how_far_a_compatible_engine_goes(
+    built: Engine, options: dict[str, bool], made: dict[str, str], target: Target, refused: str | None
+) -> None:
+    """Up to newer GPUs and libraries, never to older ones; what is let through ends at the missing GPU."""
+    meta = {**built.meta, **made, "options": {**built.meta["options"], **options}}
+    with pytest.raises((BadInput, Unavailable)) as error:
+        RTX.runner(replace(built, meta=meta), replace(target, attached=False))
+    assert (refused or "is attached to this machine") in str(error.value)
 
 
 def test_a_custom_operator_is_one_line(case: Case, tmp_path: Path) -> None:

@@ -190,6 +190,8 @@ def test_what_the_kernels_take() -> None:
         ({"activation": "rleu"}, "did you mean relu"),
         ({"mask": torch.ones(5)}, r"mask: must have one value per channel, \(6,\)"),
         ({"residual": torch.ones(2, 6, 3, 4)}, "residual: must be like x"),
+        ({"mask": torch.ones(6, device="meta")}, "mask: lies on meta, x on cpu"),
+        ({"residual": torch.ones(2, 6, 3, 5, device="meta")}, "residual: must be like x.* on cpu"),
         ({"x": torch.ones(6)}, "x: must be a float tensor"),
         ({"x": torch.ones(2, 6, dtype=torch.int32)}, "x: must be a float tensor"),
     ],
@@ -209,6 +211,7 @@ def test_wrong_use_is_refused_in_one_line(change: dict[str, Any], message: str) 
         ({"border": 4}, "leaves nothing"),
         ({"prompt": torch.zeros(3, 4, 4)}, r"prompt: must be \(3, 8, 8\)"),
         ({"scale": torch.ones(3, requires_grad=True)}, "no gradient"),
+        ({"shift": torch.ones(3, device="meta")}, "shift: lies on meta, the images on cpu"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(change: dict[str, Any], message: str) -> None:

@@ -215,6 +215,8 @@ def create(
     try:
         check(cuda.cudaGetDeviceCount())  # a clear error before the library's own
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        if not engine.requires.get("exact_version"):  # a version-compatible engine brings TensorRT's lean runtime along
+            runtime.engine_host_code_allowed = True
         loaded = runtime.deserialize_cuda_engine(data)
         if loaded is None:
             raise Refused(f"does not fit this GPU or this {title} {trt.__version__}; compile it again on this machine")
