@@ -187,6 +187,23 @@ def test_a_budget_that_is_missed_fails(bench: Bench, tmp_path: Path) -> None:
     assert all(v not in FAILURES for name, v in verdicts.items() if "budget" not in name and "half" not in name)
 
 
+def test_an_engines_row_is_made_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The section's own code, on the one device that is here and a small network."""
+    from benchmarks.gpu_sections import engines
+
+    monkeypatch.setattr(engines, "SIZE", (32, 32))
+    bench = Bench("this CPU", None, "cpu", tmp_path, tmp_path, quick=True)  # type: ignore[arg-type]
+    row = engines.compare(bench, "resnet20", "onnxruntime", "fp32", 2)
+    assert row["macs"] > 2 and row["dense_ms"] > 0 < row["pruned_ms"]
+    assert row["realisation"] == pytest.approx(row["speedup"]["value"] / row["macs"])
+    assert "not for a CPU" in engines.compare(bench, "resnet20", "tensorrt_rtx", "fp32", 2)["skipped"]
+    (tmp_path / "machine.json").write_text(
+        '{"device": "x", "compute_capability": "", "driver": "", "quick": true, "versions": {}}'
+    )
+    bench.case("engines", "a", lambda: row)
+    assert "half as wide" in render(bench)
+
+
 def test_the_run_is_spelt_as_the_command_line_takes_it(bench: Bench, tmp_path: Path) -> None:
     import typer
 
