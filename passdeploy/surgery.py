@@ -235,11 +235,35 @@ def apply_architecture(model: nn.Module, arch: Mapping[str, Any]) -> nn.Module:
             sides = _sides(entry, module)
             if sides:
                 _cut(module, sides.get("out"), sides.get("in"))
+        _restate_sizes(model, clone)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"architecture: malformed near {name!r} ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise BadInput(f"architecture: does not fit the model: {name} {error}") from None
     return clone
+
+
+def _restate_sizes(dense: nn.Module, thin: nn.Module) -> None:
+    """Corrects lists in which a module keeps its children's input channels, and by which it splits its input.
+
+    Such a list (`splits` of a mixed convolution) is known by its values: those of all layers among the children.
+    """
+    left = dict(thin.named_modules())
+    for name, module in dense.named_modules():
+        before, cut = _inputs(module), left.get(name)
+        if len(before) < 2:
+            continue
+        after = _inputs(cut) if cut is not None else before
+        if after == before or len(after) != len(before):
+            continue
+        for attribute, value in vars(module).items():
+            if isinstance(value, (list, tuple)) and list(value) == before:
+                setattr(cut, attribute, type(value)(after))
+
+
+def _inputs(module: nn.Module) -> list[int]:
+    sizes = (side_size(child, "in") for child in module.children())
+    return [size for size in sizes if size is not None]
 
 
 def _require(name: str, known: set[str]) -> None:

@@ -140,3 +140,27 @@ def test_relative_difference() -> None:
     assert relative_difference(a, torch.tensor([1.0, -3.0])) == 0.25
     assert relative_difference(a, torch.tensor([1.0, float("nan")])) == float("inf")
     assert relative_difference(a, torch.zeros(3)) == float("inf")
+
+
+class _Mixed(nn.ModuleDict):
+    """A mixed convolution: parts of the input in stored, unequal sizes, each to a convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__({"a": nn.Conv2d(5, 6, 3, padding=1), "b": nn.Conv2d(3, 4, 1)})
+        self.splits = [5, 3]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([layer(part) for layer, part in zip(self.values(), x.split(self.splits, 1), strict=True)], 1)
+
+
+def test_stored_split_sizes_follow_the_cut() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), _Mixed(), nn.Conv2d(10, 2, 1), nn.AdaptiveAvgPool2d(1)).eval()
+    images = torch.rand(2, 3, 8, 8)
+    groups = find_groups(model, images[:1])
+    assert {name.split(":")[0] for name in groups.names} == {"0", "1.a", "1.b"}
+    for seed in range(4):
+        structure = random_structure(groups, seed)
+        assert masked_against_thin(model, groups, structure, images) <= 1e-5
+        cut = thin(model, groups, structure)
+        assert cut[1].splits == [cut[1]["a"].in_channels, cut[1]["b"].in_channels]
+    assert model[1].splits == [5, 3]

@@ -68,11 +68,40 @@ def chunks(node: Any) -> tuple[int, int] | None:
     return (each, whole) if 0 < each < whole and whole % each == 0 and start % each == 0 else None
 
 
+def _map_parts(node: Any) -> bool:
+    """Sets the index maps of a split by which part each consumer reads; False when that can't be told.
+
+    DepGraph takes its first consumer for the reader of the first part, which need not be so.
+    """
+    from torch_pruning.dependency.index_mapping import _SplitIndexMapping
+
+    sizes = getattr(node.grad_fn, "_saved_split_sizes", None)
+    if type(node.module).__name__ != "_SplitOp" or sizes is None or chunks(node) is not None:
+        return False
+    offsets = [0]
+    for size in sizes:
+        offsets.append(offsets[-1] + int(size))
+    parts = {}
+    for output in node.outputs:
+        read = [number for source, number in output.grad_fn.next_functions if source is node.grad_fn]
+        if len(read) != 1:
+            return False
+        parts[id(output)] = offsets[read[0] : read[0] + 2]
+    node.module.split_sizes, node.module.offsets = [int(size) for size in sizes], offsets
+    for edge in node.dependencies:
+        if id(edge.target) in parts:
+            edge.index_mapping[0] = _SplitIndexMapping(offset=parts[id(edge.target)], reverse=False)
+    for output in node.outputs:
+        for edge in output.dependencies:
+            if edge.target is node:
+                edge.index_mapping[0] = _SplitIndexMapping(offset=parts[id(output)], reverse=True)
+    return True
+
+
 def _map_equal_parts(node: Any) -> bool:
     """Sets the index maps of a split into equal parts; False when the node is something else.
 
-    DepGraph takes its first consumer for the reader of the first part, which need not be so. `_Walk` unites channels at
-    the same place of all parts, so that any part may stand for the one that is read.
+    `_Walk` unites channels at the same place of all parts, so that any part may stand for the one that is read.
     """
     from torch_pruning.dependency.index_mapping import _SplitIndexMapping
 
@@ -114,7 +143,7 @@ def dependency_graph(model: WithInput, example: Tensor) -> tuple[Any, set[int]]:
         for node in nodes:
             if node.type in maps:
                 try:
-                    if not _map_equal_parts(node):
+                    if not _map_equal_parts(node) and not _map_parts(node):
                         maps[node.type](graph, node)
                 except Exception:
                     broken.add(id(node))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from passdeploy.groups.attention import describe
+from passdeploy.groups.check import first_line
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 _MULTIPLIES = {operator.mul, operator.imul, torch.mul}
@@ -54,18 +55,45 @@ class Branch:
 
 
 class _Tracer(fx.Tracer):
-    """Leaves attentions whole, as it does modules of `torch.nn`."""
+    """Leaves attentions and what it is told whole, as it does modules of `torch.nn`; knows where it is."""
+
+    def __init__(self, opaque: Collection[str]) -> None:
+        super().__init__(autowrap_functions=())
+        self.opaque, self.inside = opaque, [""]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or describe(m) is not None
+        if module_qualified_name in self.opaque or describe(m) is not None:
+            return True
+        # a library's own convolutions and norms (padding that depends on the size, an activation inside) stay whole too
+        return isinstance(m, _GATES) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.inside.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.inside.pop()  # an error leaves the module it came from on top
+        return result
 
 
-def trace(model: nn.Module) -> fx.Graph:
-    """Traces a network symbolically; modules of `torch.nn` and attentions stay whole.
+def trace(model: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
+    """Traces a network symbolically; modules of `torch.nn`, attentions and what can't be traced stay whole.
 
-    Raises whatever the network's code raises.
+    Returns:
+        The graph, and the modules whose own code can't be traced, with the reason.
+
+    Raises whatever the code of the network's outermost module raises: then nothing can be told apart.
     """
-    return _Tracer(autowrap_functions=()).trace(model)
+    opaque: dict[str, str] = {}
+    while True:
+        tracer = _Tracer(opaque)
+        try:
+            return tracer.trace(model), opaque
+        except Exception as error:
+            where = tracer.inside[-1]
+            if not where or where in opaque:
+                raise
+            opaque[where] = first_line(error).split(". ")[0]
 
 
 def _is_add(node: fx.Node) -> bool:
@@ -109,7 +137,7 @@ def _drop_unread(graph: fx.Graph) -> None:
 class _Finder:
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
-        self.graph = trace(model)
+        self.graph, self.opaque = trace(model)
         _drop_unread(self.graph)
         self.order = {node: i for i, node in enumerate(self.graph.nodes)}
         self.calls: dict[str, list[fx.Node]] = {}
@@ -119,6 +147,12 @@ class _Finder:
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def passed(self, node: Any) -> Any:
+        """What a node is in evaluation: nothing happens to it in an identity or a dropout."""
+        while isinstance(node, fx.Node) and type(self.module(node)) in (nn.Identity, nn.Dropout) and node.args:
+            node = node.args[0]
+        return node
 
     def gate(self, node: Any, inside: set[fx.Node]) -> str | None:
         """The module whose zero output makes `node` zero; None when there is none."""
@@ -159,10 +193,9 @@ class _Finder:
             if any(call not in inside for call in self.calls[name]):
                 return None
             if name not in own:
-                spec = describe(self.modules[name])
-                if spec is not None:  # surgery takes the children first: a removed parent has none
-                    own += [f"{name}.{child}" for child in (spec.qkv, spec.proj) if child]
-                own.append(name)
+                # surgery takes the children first: a removed parent has none
+                below = [n for n, m in self.modules[name].named_modules(prefix=name) if _stateful(m)]
+                own += sorted(below, key=lambda n: -n.count("."))
         starts = tuple(n for n in own if any(source in call.all_input_nodes for call in self.calls.get(n, ())))
         return Branch(_common_prefix(own), tuple(own), gate, starts)
 
@@ -171,7 +204,7 @@ class _Finder:
             if not _is_add(node) or len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args):
                 continue
             left, right = node.args
-            for result, source in ((left, right), (right, left)):
+            for result, source in ((left, self.passed(right)), (right, self.passed(left))):
                 assert isinstance(result, fx.Node) and isinstance(source, fx.Node)
                 found = self.branch(node, result, source) if result is not source else None
                 if found is not None:
@@ -191,14 +224,18 @@ def _common_prefix(names: Iterable[str]) -> str:
     return ".".join(prefix) or names[0]
 
 
-def branches(model: nn.Module) -> list[Branch]:
-    """All residual branches in execution order, named differently. Raises whatever tracing the network raises."""
-    found = list(_Finder(model))
+def branches(model: nn.Module) -> tuple[list[Branch], dict[str, str]]:
+    """All residual branches in execution order, named differently, and the modules that could not be looked into.
+
+    Raises whatever tracing the network's outermost module raises.
+    """
+    finder = _Finder(model)
+    found = list(finder)
     times = Counter(branch.name for branch in found)
     # A transformer's layer holds two branches; each is then called by the part of the layer that ends it.
     named = [replace(b, name=_part(b)) if times[b.name] > 1 else b for b in found]
     times = Counter(branch.name for branch in named)
-    return [replace(b, name=b.gate) if times[b.name] > 1 else b for b in named]
+    return [replace(b, name=b.gate) if times[b.name] > 1 else b for b in named], finder.opaque
 
 
 def _part(branch: Branch) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import BadInput
-from passdeploy.groups.attention import Attention, describe, put_stand_ins, replaceable
+from passdeploy.groups.attention import Attention, attentions, describe, put_stand_ins, replaceable
 from passdeploy.groups.channels import PRODUCERS, Unit, channel_units, side_size
 from passdeploy.groups.check import drop_what_fails, first_line, randomise
 from passdeploy.groups.control import matches
@@ -114,6 +114,23 @@ def _groups_of_units(
     return groups, {name: reason for name, reason in frozen.items() if name not in pruned}
 
 
+def _unreached(model: nn.Module, groups: Sequence[ChannelGroup], frozen: Mapping[str, str]) -> dict[str, str]:
+    """The layers that the graph did not come to: nothing is known of them, and so nothing is done to them."""
+    pruned = {member.module for group in groups for member in group.members if member.side == "out"}
+    inside = [name for name, _, _ in attentions(model)]
+    reasons = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, PRODUCERS) or name in pruned or name in frozen:
+            continue
+        parent = next((a for a in inside if name.startswith(f"{a}.")), "")
+        reasons[name] = (
+            f"it is part of the attention {parent}, of which whole heads go"
+            if parent
+            else "the traced graph does not come to it: it is not used, or no gradient gets through what is behind it"
+        )
+    return reasons
+
+
 def _units(model: nn.Module, example: Tensor) -> list[Unit]:
     """All units of a network; attentions are followed through their stand-ins."""
     specs: dict[str, Attention] = replaceable(model, example)
@@ -170,15 +187,20 @@ def find_groups(
         unit.reason = unit.reason or next((apart[name] for name, _ in unit.channels if name in apart), "")
     found, stuck = _groups_of_units(units, clone, order)
     frozen |= stuck
+    frozen |= _unreached(clone, found, frozen)
     if depth:
         try:
-            found += [
-                ChannelGroup(f"depth:{b.name}", "depth", 1, branch=b.modules, gate=b.gate, starts=b.starts)
-                for b in branches(clone)
-                if not any(matches(name, exclude) for name in (b.name, *b.modules))
-            ]
+            ways, opaque = branches(clone)
         except Exception as error:
+            ways, opaque = [], {}
             frozen["depth"] = f"the network can't be traced symbolically: {first_line(error)}"
+        found += [
+            ChannelGroup(f"depth:{b.name}", "depth", 1, branch=b.modules, gate=b.gate, starts=b.starts)
+            for b in ways
+            if not any(matches(name, exclude) for name in (b.name, *b.modules))
+        ]
+        for name, why in opaque.items():
+            frozen.setdefault(name, f"its code can't be traced symbolically, so that no block in it can go: {why}")
     found.sort(key=lambda group: _position(group, order))
     groups = Groups(tuple(found), frozen)
     if not check or not found:

@@ -114,6 +114,65 @@ class DataDependent(nn.Module):
         return self.fc((x + self.b(x)).mean((2, 3)))
 
 
+class _Reversal(torch.autograd.Function):
+    """The channels in reverse order: no graph says so."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.flip(1)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.flip(1)
+
+
+class Reverse(nn.Module):
+    """A custom autograd function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Reversal.apply(x)
+
+
+class EvenSides(nn.Module):
+    """A residual block that looks at the size of its input: symbolic tracing fails, export does not."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(width, width + 8, 3, padding=1), nn.Conv2d(width + 8, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % 2:
+            x = F.pad(x, (0, 1))
+        return x + self.b(F.relu(self.a(x)))
+
+
+class Untraceable(nn.Module):
+    """Parts that can't be traced among parts that can; any size."""
+
+    def __init__(self, num_classes: int = 3, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.block1, self.block2 = _Plain(width), _Plain(width)
+        self.even = EvenSides(width)
+        self.ahead, self.reverse = nn.Conv2d(width, width, 1), Reverse()
+        self.behind = nn.Conv2d(width, width, 3, padding=1)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.even(self.block2(self.block1(F.relu(self.stem(x)))))
+        x = F.relu(self.behind(self.reverse(self.ahead(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+class _Plain(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(F.relu(self.a(x)))
+
+
 class RandomNet(nn.Module):
     """A random graph of convolutions, norms, additions, concatenations, splits and gates; a function of the seed."""
 

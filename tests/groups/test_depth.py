@@ -10,11 +10,11 @@ from passdeploy.groups.depth import branches
 from passdeploy.models import build
 from passdeploy.structure import Structure
 from passdeploy.surgery import relative_difference, thin
-from tests.groups.nets import MadeUp, PreActivation, ready
+from tests.groups.nets import EvenSides, MadeUp, PreActivation, ready
 
 
 def test_resnet_blocks_without_projection() -> None:
-    found = {branch.name: branch for branch in branches(build("resnet18", 10))}
+    found = {branch.name: branch for branch in branches(build("resnet18", 10))[0]}
     assert set(found) == {"layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"}
     block = found["layer2.1"]
     assert block.modules == ("layer2.1.conv1", "layer2.1.bn1", "layer2.1.conv2", "layer2.1.bn2")
@@ -22,13 +22,13 @@ def test_resnet_blocks_without_projection() -> None:
 
 
 def test_squeeze_and_excite_is_gated_before_the_product() -> None:
-    (block,) = branches(ready(MadeUp()))
+    (block,) = branches(ready(MadeUp()))[0]
     assert block.gate == "block.bn2"
     assert block.modules[-1] == "block.se.fc.2"
 
 
 def test_nested_branches_share_nothing_with_the_outside() -> None:
-    assert [b.gate for b in branches(ready(PreActivation()))] == ["conv2"]
+    assert [b.gate for b in branches(ready(PreActivation()))[0]] == ["conv2"]
 
 
 def test_a_removed_block_is_the_identity() -> None:
@@ -56,8 +56,31 @@ class _Shared(nn.Module):
         return x + self.twice(x)
 
 
+def test_a_branch_goes_with_the_untraceable_module_in_it() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner, self.last = nn.Conv2d(3, 4, 1), EvenSides(4), nn.Conv2d(4, 4, 1)
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.fc((x + self.last(self.inner(x))).mean((2, 3)))
+
+    model, images = ready(Around()), torch.rand(2, 3, 8, 8)
+    found, opaque = branches(model)
+    assert [branch.modules for branch in found] == [("inner.a", "inner.b", "inner", "last")]
+    assert set(opaque) == {"inner"}
+    groups = find_groups(model, images[:1])
+    assert groups.names[0] == "stem" and "inner.a" in groups.names
+    dense = dict(groups.dense().masks)
+    removed = Structure(dense | {n: (False,) for n in dense if n.startswith("depth:")})
+    assert masked_against_thin(model, groups, removed, images) <= 1e-4
+    assert not dict(thin(model, groups, removed).inner.named_parameters())
+
+
 def test_what_is_used_elsewhere_is_no_branch() -> None:
-    assert branches(_Shared().eval()) == []
+    assert branches(_Shared().eval())[0] == []
 
 
 class _Sigmoid(nn.Module):
@@ -73,7 +96,7 @@ class _Sigmoid(nn.Module):
 
 
 def test_a_branch_that_no_module_makes_zero() -> None:
-    assert branches(_Sigmoid().eval()) == []
+    assert branches(_Sigmoid().eval())[0] == []
 
 
 class _Concatenated(nn.Module):
@@ -115,4 +138,4 @@ class Layer(nn.Module):
 
 def test_two_branches_of_one_layer_have_names_of_their_own() -> None:
     model = nn.Sequential(nn.Flatten(2), Layer(), Layer(), nn.Flatten(), nn.Linear(3 * 8, 2))
-    assert [b.name for b in branches(model)] == ["1.first", "1.second", "2.first", "2.second"]
+    assert [b.name for b in branches(model)[0]] == ["1.first", "1.second", "2.first", "2.second"]

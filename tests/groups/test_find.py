@@ -12,7 +12,7 @@ from passdeploy.groups import Groups, find_groups
 from passdeploy.groups.check import masked_against_thin, random_structure
 from passdeploy.models import build
 from passdeploy.structure import Structure
-from tests.groups.nets import ChannelMixer, DataDependent, MadeUp, RandomNet, ready
+from tests.groups.nets import ChannelMixer, DataDependent, MadeUp, RandomNet, Untraceable, ready
 
 
 def _worst(model: nn.Module, groups: Groups, images: torch.Tensor, seeds: int = 4) -> float:
@@ -136,6 +136,37 @@ def test_without_symbolic_trace_there_are_no_depth_units() -> None:
     assert groups.names == ("a",)
     assert groups.frozen["depth"].startswith("the network can't be traced symbolically: ")
     assert "\n" not in groups.frozen["depth"]
+
+
+def test_untraceable_parts_are_named_and_the_rest_is_pruned() -> None:
+    model, images = ready(Untraceable()), torch.rand(2, 3, 9, 7)
+    groups = find_groups(model, images[:1])
+    assert groups.names == (
+        "stem", "depth:block1", "block1.a", "depth:block2", "block2.a", "even.a", "behind",
+    )  # fmt: skip
+    assert set(groups.frozen) == {"even", "ahead", "fc"}
+    assert groups.frozen["even"].startswith("its code can't be traced symbolically, so that no block in it can go: ")
+    assert groups.frozen["ahead"] == "the network computes something else without it"
+    assert not any("\n" in reason for reason in groups.frozen.values())
+    assert _worst(model, groups, images, seeds=4) <= 1e-4
+
+
+def test_layers_that_the_graph_does_not_come_to_are_named() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.unused = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(4, 4)
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.b(self.a(x).detach()).mean((2, 3)))
+
+    model, images = ready(Cut()), torch.rand(2, 3, 9, 7)
+    groups = find_groups(model, images[:1])
+    assert groups.names == ("b",)
+    for name in ("a", "unused"):
+        assert groups.frozen[name].startswith("the traced graph does not come to it: ")
+    assert _worst(model, groups, images, seeds=2) <= 1e-4
 
 
 def test_exclude() -> None:
