@@ -193,6 +193,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         timing_s=timing,
         environment=s.Environment(**environment()),
         groups=group_sections(run, structure),
+        frozen=dict(run.subject.groups.frozen) or None,
         distribution=s.Distribution.of(bench["dense"]["samples"], bench["thin"]["samples"])
         if measured and bench
         else None,

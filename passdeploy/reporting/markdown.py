@@ -17,6 +17,7 @@ from passdeploy.reporting.verdict import (
     setting,
     subject,
     verdict,
+    whole,
 )
 
 _SIGNS = {True: "✅", False: "❌", None: f.NONE}
@@ -50,6 +51,7 @@ def render_markdown(report: Report) -> str:
         _networks(report),
         "## Proof and health\n\n" + check_table(checks(report)[1:]),
         _groups(report),
+        _whole(report),
         _masked(report),
         _reasons(report),
         _budgets(report),
@@ -95,6 +97,14 @@ def _groups(report: Report) -> str:
         text = table(("group", "units kept", "share of dense MACs"), rows)
         lines.append(f"<details><summary>{len(channels)} channel groups</summary>\n\n{text}\n\n</details>")
     return "\n\n".join(lines)
+
+
+def _whole(report: Report) -> str:
+    rows = [(", ".join(map(escape, modules)), escape(reason)) for reason, modules in whole(report)]
+    if not rows:
+        return ""
+    text = table(("module", "why it stays whole"), rows, 2)
+    return f"<details><summary>{len(report.frozen or {})} not prunable</summary>\n\n{text}\n\n</details>"
 
 
 def _masked(report: Report) -> str:

@@ -306,6 +306,9 @@ class Report(Section):
     environment: Environment
 
     groups: list[GroupInfo] | None = None
+    frozen: dict[str, str] | None = Field(
+        default=None, description="Modules (or `depth`: all residual blocks) that stay whole, with the reason."
+    )
     distribution: Distribution | None = None
     prompt: PromptInfo | None = None
     curves: Curves | None = None

@@ -169,6 +169,14 @@ def _unmeasured(report: Report) -> str:
     return f"Nothing was measured: {why}, so no latency is claimed."
 
 
+def whole(report: Report) -> list[tuple[str, list[str]]]:
+    """What could not be pruned: (reason, modules), the reason that most modules have first."""
+    reasons: dict[str, list[str]] = {}
+    for module, reason in (report.frozen or {}).items():
+        reasons.setdefault(reason, []).append(module)
+    return sorted(reasons.items(), key=lambda item: -len(item[1]))
+
+
 def removed_with_block(groups: Sequence[GroupInfo]) -> set[str]:
     """Channel groups that lie wholly in a removed block: whatever their masks say, nothing of them is left."""
     gone = [set(g.members) for g in groups if g.kind == "depth" and not g.kept]

@@ -189,6 +189,7 @@ def example() -> s.Report:
             settings={"OMP_WAIT_POLICY": "passive", "intra-op spinning": "off", "kernel": "Linux 6.1"},
         ),
         groups=groups(),
+        frozen={"fc": "its channels are the network's outputs"},
         distribution=s.Distribution.of(dense_calls, pruned_calls),
         prompt=prompt(),
         curves=curves(),

@@ -114,6 +114,7 @@ def test_the_page_has_every_section_of_the_report() -> None:
         "passdeploy run --model resnet20",
         "3 of 6 blocks are left",
         "1.9e-06",
+        "1 not prunable",
     ):
         assert shown in page
 

@@ -31,6 +31,16 @@ def test_the_headline_comes_first() -> None:
     assert render_markdown(variant("unverified")).splitlines()[2].startswith("**unverified**. Nothing was measured")
 
 
+def test_what_stays_whole_is_named_with_the_reason() -> None:
+    d = data()
+    d["frozen"] = {"odd_part": "untraceable", "fc": "outputs", "other": "untraceable"}
+    page = render_markdown(parse_report(d))
+    assert "<summary>3 not prunable</summary>" in page
+    assert page.index(r"| odd\_part, other | untraceable |") < page.index("| fc | outputs |")
+    del d["frozen"]
+    assert "not prunable" not in render_markdown(parse_report(d))
+
+
 def test_what_users_name_cannot_break_a_table() -> None:
     d = data()
     evil = "a|b\n\n# <img src=x> `c` [d](e)"
