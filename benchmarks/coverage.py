@@ -29,6 +29,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
@@ -39,7 +40,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 from coverage_child import work
-from coverage_models import Case, cases
+from coverage_models import NEEDED, Case, cases
 
 from passdeploy.targets import cpu_name
 
@@ -158,6 +159,9 @@ def _line(ours: Row, theirs: Row | None) -> str:
         told = [word for word in ("prunes", "runs", "reloads") if theirs.get(word)]
         other = ", ".join(told) or "no"
     reason = "pass" if ours.get("passed") else "; ".join(ours.get("problems", []))
+    if ours.get("prunable", 1) < NEEDED and ours["frozen"]:
+        common = Counter(why.split(":")[0] for name, why in ours["frozen"].items() if not name.startswith("depth"))
+        reason += f" (most layers: {common.most_common(1)[0][0]})" if common else ""
     engine = f"{ours['engine_mib']} MiB" if "engine_mib" in ours else "no"
     cells = [
         f"`{ours['model']}`",

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from coverage_models import CLASSES, Case, cases
+from coverage_models import CLASSES, NEEDED, Case, cases
 from torch import Tensor, nn
 
 from passdeploy.groups import Groups, find_groups, macs, operators, params
@@ -29,8 +29,6 @@ from passdeploy.surgery import apply_architecture, architecture, thin
 from passdeploy.weights import load_weights, save_weights
 
 TOLERANCE = 1e-4
-NEEDED = 0.5
-"""Share of MACs that must be prunable by width alone."""
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 CLASSES = 10
+NEEDED = 0.5
+"""Share of MACs that must be prunable by width alone."""
 LARGEST = 150e6
 """Parameters above which a torchvision network is left out."""
 

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from passdeploy.errors import BadInput
-from passdeploy.groups.attention_cut import without_einsum
+from passdeploy.groups.attention import replaceable
+from passdeploy.groups.attention_cut import SLIM, slim_kind, without_einsum
 from passdeploy.groups.check import first_line
 from passdeploy.onnx_graph import tidy
 
@@ -92,6 +93,20 @@ def _resolve_adaptive_pools(model: nn.Module, example: torch.Tensor) -> None:
                 setattr(parent, name, _Resample(source, target))
 
 
+def _pin_heads(model: nn.Module, example: torch.Tensor) -> None:
+    """Gives self-attentions the form that they have without some of their heads, in place.
+
+    Dense and thin networks then export to the same operators, which is what their latencies are compared on, and what
+    the slicer cuts.
+    """
+    without_einsum(model)
+    for name in replaceable(model, example):
+        module = model.get_submodule(name)
+        kind = slim_kind(module)
+        if kind is not None:
+            SLIM[kind](module)
+
+
 def export_model(model: nn.Module, input_shape: Sequence[int], batch: int = 1) -> Any:
     """Exports a model to an `onnx.ModelProto`: constants folded, batch norms fused, removed branches gone.
 
@@ -109,7 +124,7 @@ def export_model(model: nn.Module, input_shape: Sequence[int], batch: int = 1) -
     try:
         with _quiet(), torch.no_grad():
             _resolve_adaptive_pools(clone, example)
-            without_einsum(clone)
+            _pin_heads(clone, example)
             program = torch.onnx.export(
                 clone, (example,), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
             )

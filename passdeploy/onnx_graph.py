@@ -61,7 +61,7 @@ def fold_zeros(proto: Any, zeros: Collection[str] = ()) -> bool:
             elif (
                 (node.op_type in _KEEPS_ZERO and hits[0])
                 or node.op_type == "Mul"
-                or (node.op_type == "Add" and all(hits))
+                or (node.op_type in ("Add", "Concat") and all(hits))
             ):
                 zero.add(node.output[0])
         if not folded:

@@ -9,6 +9,7 @@ is learnt by comparing the dense graph with one thin model's; the result is chec
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from passdeploy.groups.attention import attentions, gate_name
 from passdeploy.groups.check import first_line, random_structure
 from passdeploy.groups.types import ChannelGroup, Groups
+from passdeploy.onnx_cut import cut_array
 from passdeploy.onnx_export import INPUT, export_model
 from passdeploy.onnx_graph import consumers_of, fold_rectifiers, fold_zeros, remove_unused
 from passdeploy.structure import Structure
@@ -67,6 +70,7 @@ class OnnxSlicer:
         _tell_apart(self.model)
         self._network = self.model.get_submodule(prefix.rstrip(".")) if prefix else self.model
         self._modules = dict(self._network.named_modules())
+        self._attentions = {name: spec for name, _, spec in attentions(self._network)}
         self.exact, self.reason = True, ""
         try:
             self._prepare()
@@ -109,23 +113,23 @@ class OnnxSlicer:
             self._claim(module)
         readers = consumers_of(proto)
         self._gates = {g.gate: self._gate_value(g, readers) for g in self.groups.groups if g.kind == "depth"}
+        self._shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in proto.graph.value_info}
         del proto.graph.initializer[:]
         del proto.graph.value_info[:]
         self._skeleton = proto
 
     def _claim(self, module: str) -> None:
         """Notes which initialisers are a module's parameters (a linear layer's may have been transposed)."""
+        if module in self._attentions:
+            self._claim_packed(module)
+            return
         names = [name for kind in _KINDS if (name := f"{self.prefix}{module}.{kind}") in self._arrays]
         for name in names:
             self._owner[name] = (module, name.rpartition(".")[2])
         weight = f"{self.prefix}{module}.weight"
         layer = self._modules[module]
         if weight not in self._arrays and isinstance(layer, nn.Linear):
-            transposed = layer.weight.detach().numpy().T
-            for name, array in self._arrays.items():
-                if array.shape == transposed.shape and name not in self._owner and np.array_equal(array, transposed):
-                    self._owner[name] = (module, "transposed")
-                    names.append(name)
+            names += self._claim_equal(module, layer.weight.detach().numpy().T, "transposed")
         if not names and isinstance(layer, nn.PReLU):
             slopes = layer.weight.detach().numpy()
             for name, array in self._arrays.items():
@@ -135,9 +139,74 @@ class OnnxSlicer:
         if not names and not isinstance(layer, nn.modules.batchnorm._BatchNorm):
             raise _Uncut(f"the exported graph has no weights of {module}")
 
+    def _claim_equal(self, module: str, values: np.ndarray, kind: str) -> list[str]:
+        """Notes the initialisers that hold these values as a module's."""
+        names = [
+            name
+            for name, array in self._arrays.items()
+            if array.shape == values.shape and name not in self._owner and np.array_equal(array, values)
+        ]
+        self._owner |= dict.fromkeys(names, (module, kind))
+        return names
+
+    def _claim_packed(self, module: str) -> None:
+        """Notes the queries', keys' and values' weights that an attention keeps itself, without a layer."""
+        if self._attentions[module].qkv:
+            return
+        for parameter in ("in_proj_weight", "in_proj_bias"):
+            values = getattr(self._modules[module], parameter)
+            if values is None:
+                continue
+            name, values = f"{self.prefix}{module}.{parameter}", values.detach().numpy()
+            if name in self._arrays:
+                self._owner[name] = (module, "rows")
+            elif values.ndim != 2 or not self._claim_equal(module, values.T, "columns"):
+                raise _Uncut(f"the exported graph has no {parameter} of {module}")
+
+    def _attention_before(self, node: Any) -> str | None:
+        """The attention whose queries, keys and values are the nearest before a node."""
+        projections = {f"{name}.{spec.qkv}" if spec.qkv else name: name for name, spec in self._attentions.items()}
+        made_by = {output: node for node in self._skeleton.graph.node for output in node.output}
+        queue, seen = deque([node]), set()
+        while queue:
+            node = queue.popleft()
+            for name in node.input:
+                owner = self._owner.get(name, ("", ""))[0]
+                if owner in projections:
+                    return projections[owner]
+                if name in made_by and name not in seen:
+                    seen.add(name)
+                    queue.append(made_by[name])
+        return None
+
+    def _claim_table(self, node: Any, name: str, cut: np.ndarray, kept: Mapping[str, Any]) -> None:
+        """Notes a computed constant as a value per head (position biases, scales).
+
+        Raises:
+            _Uncut: It is none.
+        """
+        dense = self._arrays[name]
+        axes = [i for i, (a, b) in enumerate(zip(dense.shape, cut.shape, strict=False)) if a != b]
+        reader: Any = node
+        module = self._attention_before(reader)
+        while module is None and reader is not None:  # a table is computed, then it meets what is computed from images
+            reader = next((n for n in self._skeleton.graph.node if reader.output[0] in n.input), None)
+            module = self._attention_before(reader) if reader is not None else None
+        if module is not None and len(axes) == 1 and dense.ndim == cut.ndim:
+            spec, left = self._attentions[module], len(kept[module]["out"]["kept"])
+            sizes, rows = (dense.shape[axes[0]], cut.shape[axes[0]]), 3 * spec.head_dim
+            if sizes == (spec.heads, left):
+                self._owner[name] = (module, f"axis {axes[0]}")
+                return
+            if sizes == (spec.heads * rows, left * rows) and axes == [0]:
+                self._owner[name] = (module, "rows")
+                return
+        raise _Uncut(f"the constant {name!r} of {node.op_type} changes its shape with the structure")
+
     def _gate_value(self, group: ChannelGroup, readers: Mapping[str, list[Any]]) -> str:
         """The graph's value that is the output of a gate module: a fused batch norm's is its convolution's."""
         for module in reversed(group.branch[: group.branch.index(group.gate) + 1]):
+            module = gate_name(self._network, module)
             nodes = readers.get(f"{self.prefix}{module}.weight", [])
             if isinstance(self._modules[module], nn.Linear) and not nodes:
                 nodes = readers.get(f"{self.prefix}{module}.bias", [])
@@ -153,11 +222,8 @@ class OnnxSlicer:
         """Frees what differs in the constant shapes of the dense and of a thin model's graph."""
         from onnx import numpy_helper
 
-        thin = export_model(
-            self._thin(architecture(self.groups, random_structure(self.groups, seed=5, skip=0))),
-            self.input_shape,
-            self.batch,
-        )
+        arch = architecture(self.groups, _without_one(random_structure(self.groups, seed=5, skip=0)))
+        thin = export_model(self._thin(arch), self.input_shape, self.batch)
         arrays = {i.name: numpy_helper.to_array(i) for i in thin.graph.initializer}
         ours, theirs = self._skeleton.graph.node, thin.graph.node
         if [node.op_type for node in ours] != [node.op_type for node in theirs]:
@@ -168,14 +234,16 @@ class OnnxSlicer:
                     continue
                 dense, cut = self._arrays[name], arrays[twin]
                 if dense.shape != cut.shape:
-                    raise _Uncut(f"the constant {name!r} of {node.op_type} changes its shape with the structure")
-                if dense.dtype == np.int64 and not np.array_equal(dense, cut):
+                    self._claim_table(node, name, cut, arch["modules"])
+                elif dense.dtype == np.int64 and not np.array_equal(dense, cut):
                     self._free(node, position, dense, dense != cut)
 
     def _free(self, node: Any, position: int, dense: np.ndarray, changed: np.ndarray) -> None:
         """Writes a constant shape so that it holds for every structure."""
         shape = dense.copy()
-        if node.op_type == "Reshape" and changed.sum() == 1 and -1 not in dense:
+        if node.op_type == "Reshape" and (shape == -1).sum() == 1 and all(self._shapes.get(node.output[0], ())):
+            shape = np.where(shape == -1, self._shapes[node.output[0]], shape)  # there can be one -1 only
+        if node.op_type == "Reshape" and changed.sum() == 1 and -1 not in shape:
             shape[changed] = -1
         elif node.op_type == "Expand":
             shape[changed] = 1  # broadcasting keeps what the input has there
@@ -205,8 +273,8 @@ class OnnxSlicer:
                 continue
             if name in self._owner and self._owner[name][0] in arch["modules"]:
                 module, kind = self._owner[name]
-                array = _cut_array(array, kind, self._modules[module], arch["modules"][module])
-            proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+                array = cut_array(array, kind, self._modules[module], arch["modules"][module])
+            proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         data: bytes = proto.SerializeToString()
         return data
 
@@ -252,29 +320,7 @@ def _tell_apart(model: nn.Module) -> None:
             tensor.copy_(torch.where(tensor == 0, noise * 1e-12, tensor * (1 + noise * 1e-6)))
 
 
-def _cut_array(array: np.ndarray, kind: str, module: nn.Module, entry: Mapping[str, Any]) -> np.ndarray:
-    """Slices one initialiser of a module as surgery would slice the parameter."""
-    outside = entry["out"]["kept"] if "out" in entry else None
-    inside = entry["in"]["kept"] if "in" in entry else None
-    if kind == "transposed":
-        array = array if inside is None else array.take(inside, 0)
-        return array if outside is None else array.take(outside, 1)
-    if kind == "slopes":
-        return array if outside is None else array.take(outside, 1)
-    if kind != "weight" or not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-        return array if outside is None else array.take(outside, 0)
-    in_dimension, out_dimension = (0, 1) if getattr(module, "transposed", False) else (1, 0)
-    if getattr(module, "groups", 1) > 1:
-        assert isinstance(module, nn.modules.conv._ConvNd)
-        if outside is None:
-            return array
-        if module.transposed:
-            each_out, each_in = module.out_channels // module.groups, module.in_channels // module.groups
-            kept = np.unique(np.asarray(outside) // each_out)
-            outside = (kept[:, None] * each_in + np.arange(each_in)).reshape(-1)
-        return array.take(outside, 0)
-    if inside is not None:
-        array = array.take(inside, in_dimension)
-    if outside is not None:
-        array = array.take(outside, out_dimension)
-    return array
+def _without_one(structure: Structure) -> Structure:
+    """Every channel group loses something, so that every constant that can change does."""
+    masks = {n: (False, *m[1:]) if all(m) and len(m) > 1 else m for n, m in structure.masks.items()}
+    return Structure(masks)
