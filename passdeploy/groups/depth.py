@@ -6,6 +6,7 @@ and the addition must be used by the branch alone.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -85,10 +86,12 @@ def trace(model: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
     Raises whatever the code of the network's outermost module raises: then nothing can be told apart.
     """
     opaque: dict[str, str] = {}
+    further = list(inspect.signature(model.forward).parameters.values())[1:]
+    options = {p.name: p.default for p in further if p.default is not p.empty}  # they are what they are, not inputs
     while True:
         tracer = _Tracer(opaque)
         try:
-            return tracer.trace(model), opaque
+            return tracer.trace(model, options or None), opaque
         except Exception as error:
             where = tracer.inside[-1]
             if not where or where in opaque:

@@ -79,6 +79,17 @@ def test_a_branch_goes_with_the_untraceable_module_in_it() -> None:
     assert not dict(thin(model, groups, removed).inner.named_parameters())
 
 
+def test_options_of_forward_are_no_inputs() -> None:
+    class WithMask(PreActivation):
+        def forward(self, x: Tensor, mask: Tensor | None = None, scaled: bool = False) -> Tensor:
+            x = self.stem(x)
+            y = self.conv1(x) if mask is None else self.conv1(x) * mask
+            x = x + (y * 2 if scaled else y)
+            return self.fc(x.mean((2, 3)))
+
+    assert [b.gate for b in branches(ready(WithMask()))[0]] == ["conv1"]
+
+
 def test_what_is_used_elsewhere_is_no_branch() -> None:
     assert branches(_Shared().eval())[0] == []
 
