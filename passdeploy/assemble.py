@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,9 @@ from passdeploy.environment import environment
 from passdeploy.explain import group_sections, why_not_faster
 from passdeploy.reporting import schema as s
 from passdeploy.reporting.commit import current_commit
+from passdeploy.reporting.engines import Alternative, Alternatives, Latency
 from passdeploy.reporting.picture import prompt_picture, rgb_picture
+from passdeploy.stages.alternatives import FACTS as ALTERNATIVES
 from passdeploy.stages.common import kept_widths
 from passdeploy.stages.finetune import thin_model
 from passdeploy.stages.profile import stage_model
@@ -42,8 +45,8 @@ def _ratio(bench: dict[str, Any]) -> tuple[float, tuple[float, float]]:
     return ratio["value"], (ratio["low"] or 0.0, ratio["high"] or 0.0)
 
 
-def _latency(measurement: dict[str, Any]) -> s.Latency:
-    return s.Latency(
+def _latency(measurement: dict[str, Any]) -> Latency:
+    return Latency(
         **{key: measurement[key] for key in ("p50", "p90", "p99", "mean", "n", "spread")},
         disturbed_blocks=measurement["disturbed"],
     )
@@ -154,6 +157,9 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     target_ms = budget.budget.target_ms(bench["dense"]["p50"] if measured and bench else dense_ms)
     timing = {name: shared.seconds(name) for name in ("dense", "profile", "search")}
     timing |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench") if space.record(name)}
+    alternatives = _alternatives(run, budget, bench)
+    if alternatives is not None:
+        timing["alternatives"] = shared.seconds("alternatives")
     data = run.subject.data
     config_json = run.config.to_json()
     return s.Report(
@@ -203,7 +209,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         candidates=[s.Candidate(**candidate) for candidate in fit["candidates"]] or None,
         why_not_faster=why_not_faster(run, structure, ratio, macs_speedup) if macs_speedup else None,
         messages=messages or None,
-        accuracy_points=_points(dense, finetune, bench) if reached else None,
+        accuracy_points=_points(dense, finetune, bench) + _other_points(alternatives) if reached else None,
         provenance=s.Provenance(
             command=run.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -221,7 +227,50 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         ),
         predicted=None if measured else _predicted(run, structure, reached),
         reachable=s.Reachable(**fit["reachable"]) if fit["reachable"] else None,
+        alternatives=alternatives,
     )
+
+
+def _alternatives(run: Run, budget: BudgetRun, bench: dict[str, Any] | None) -> Alternatives | None:
+    """The dense network in lower precisions: timed beside the engine that ships, or, without one, beside the dense."""
+    if not run.wants_alternatives:
+        return None
+    facts = read_json(run.space.folder("alternatives") / ALTERNATIVES)
+    timed = (bench or {}).get("alternatives") or facts["timed"] or {}
+    found = []
+    for precision, row in facts["precisions"].items():
+        option = Alternative(precision=precision, **row)
+        times = timed.get(precision)
+        if times is not None:
+            ratio = times["ratio"]
+            option = option.model_copy(
+                update={
+                    "latency_ms": _latency(times["latency_ms"]),
+                    "speedup": ratio["value"],
+                    "speedup_ci95": (ratio["low"], ratio["high"]) if ratio["low"] and ratio["high"] else None,
+                    "meets_budget": _meets(budget.budget, times),
+                }
+            )
+        found.append(option)
+    compiled = budget.space.folder("compile")
+    shipped = budget.space.record("compile") is not None and bench is not None
+    return Alternatives(
+        dense_latency_ms=_latency(timed["dense"]["latency_ms"]) if timed else None,
+        dense_bytes=_engine_bytes(compiled / "dense-engine") if shipped else facts["dense_bytes"],
+        pruned_bytes=_engine_bytes(compiled / "engine") if shipped else None,
+        precisions=found,
+    )
+
+
+def _meets(budget: Budget, times: dict[str, Any]) -> bool | None:
+    """`judge` on another engine; None where its percentile could not be told."""
+    if budget.latency_ms is not None and times["latency_ms"][budget.percentile] is None:
+        return None
+    return judge(budget, {"thin": times["latency_ms"], "ratio": times["ratio"]}) == "within_budget"
+
+
+def _engine_bytes(folder: Path) -> int:
+    return (folder / read_json(folder / "engine.json")["file"]).stat().st_size
 
 
 def _predicted(run: Run, structure: Structure, reached: bool) -> s.Predicted:
@@ -232,6 +281,19 @@ def _predicted(run: Run, structure: Structure, reached: bool) -> s.Predicted:
         pruned_ms=pruned if reached else None,
         speedup=predictor.dense_ms / pruned if reached else None,
     )
+
+
+def _other_points(alternatives: Alternatives | None) -> list[s.AccuracyPoint]:
+    return [
+        s.AccuracyPoint(
+            label=f"dense {option.precision}",
+            kind="alternative",
+            accuracy=option.accuracy,
+            latency_ms=option.latency_ms.p50 if option.latency_ms else None,
+        )
+        for option in (alternatives.precisions if alternatives else [])
+        if option.reason is None
+    ]
 
 
 def _points(

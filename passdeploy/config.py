@@ -137,6 +137,8 @@ class RunConfig(Section):
 
     `latency` ``fastest`` with `min_accuracy` (on the validation split): the fastest structure that keeps it.
 
+    `alternatives`: the dense network in lower precisions (fp16, int8, ...) stands in the report beside the pruned one.
+
     `axis` ``macs``: budgets such as ``2x`` are in multiply-accumulates, as in papers; nothing is measured on the way.
     """
 
@@ -163,6 +165,7 @@ class RunConfig(Section):
     profile_file: str | None = None
     require_measured: bool = False
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
+    alternatives: bool = True
     groups: GroupsConfig = GroupsConfig()
     prompt: PromptConfig = PromptConfig()
     profile: ProfileConfig = ProfileConfig()

@@ -13,6 +13,7 @@ STAGES = {
     "dense": "the dense network and its accuracy",
     "profile": "latency model of the target",
     "search": "search with PASS",
+    "alternatives": "the dense network in lower precisions",
     "fit": "close the loop on the budget",
     "finetune": "fine-tune the thin network",
     "compile": "compile and prove",

@@ -21,7 +21,7 @@ from passdeploy.kernels.masked_forward import masked_network
 from passdeploy.latency.measure import BENCH
 from passdeploy.meter import compare_engines, open_runner
 from passdeploy.reporting import load_report, write_reports
-from passdeploy.reporting.schema import Latency, MaskedInfo
+from passdeploy.reporting.engines import Latency, MaskedInfo
 from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import Prompted
 from passdeploy.stages.common import input_stage

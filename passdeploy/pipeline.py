@@ -1,6 +1,6 @@
 """The stages in order. Each is a function of recorded inputs that writes into its own folder.
 
-dense -> profile -> search -> per budget: fit -> finetune -> compile -> bench -> report -> ship
+dense -> profile -> search -> alternatives -> per budget: fit -> finetune -> compile -> bench -> report -> ship
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from passdeploy.subject import Model, Subject, load_subject
 from passdeploy.targets import Target, resolve
 from passdeploy.workspace import Workspace, copy_file, json_digest, read_json, sha256, write_atomic
 
-# Keys that change what is printed or required, not what is computed.
-NOT_INPUTS = ("require_measured",)
+# Keys that change what is printed, required or shown beside it, not what the run itself computes.
+NOT_INPUTS = ("require_measured", "alternatives")
 SHARED_STAGES, BUDGET_STAGES = tuple(SHARED), tuple(PER_BUDGET)
 
 
@@ -128,6 +128,11 @@ class Run:
         """Whether engines for the target can be timed on this machine."""
         return self.target.attached and get_backend(self.target.backend).runnable(self.target) is None
 
+    @property
+    def wants_alternatives(self) -> bool:
+        """Whether the dense network in lower precisions stands in the report."""
+        return self.config.alternatives and self.config.axis == "latency"
+
     @cached_property
     def subject(self) -> Subject:
         """Network and data."""
@@ -201,8 +206,17 @@ class Run:
                 "search", "prompt", "groups", "train_batch", "seed", "method", "latency", "percentile"
             )  # fmt: skip
             return common | {"profile": shared("profile"), "dense": shared("dense"), **{k: config[k] for k in keys}}
+        if stage == "alternatives":
+            return common | {
+                "dense": shared("dense"),
+                "data": self.subject.data.digest(),
+                "target": self.target_facts(),
+                "scope": config["scope"],
+                "percentile": config["percentile"],
+            }
         assert run is not None
         digest = run.space.digest
+        beside = {"alternatives": shared("alternatives")} if self.wants_alternatives else {}
         asked = {"budget": vars(run.budget)}
         if stage == "fit":
             return common | asked | {"search": shared("search"), "profile": shared("profile")}
@@ -212,10 +226,10 @@ class Run:
         if stage == "compile":
             return common | {"finetune": digest("finetune"), "target": self.target_facts()}
         if stage == "bench":
-            return common | asked | {"compile": digest("compile"), "scope": config["scope"]}
+            return common | asked | beside | {"compile": digest("compile"), "scope": config["scope"]}
         before = BUDGET_STAGES[: BUDGET_STAGES.index(stage)]
         upstream = {name: digest(name) for name in before if name not in self._skipped(run)}
-        return common | asked | upstream | {"search": shared("search"), "config": json_digest(config)}
+        return common | asked | upstream | beside | {"search": shared("search"), "config": json_digest(config)}
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -231,7 +245,7 @@ class Run:
         with self.ui.stage(name):
             space.run(name, inputs, body)
 
-    def shared(self, until: str = "search") -> None:
+    def shared(self, until: str = SHARED_STAGES[-1]) -> None:
         """The stages that all budgets share."""
         if self.subject.weights is None and self.space.record("dense") is None:
             self.ui.say(
@@ -239,7 +253,8 @@ class Run:
                 f"({self.config.dense_epochs():g} epochs)."
             )
         for name in SHARED_STAGES[: SHARED_STAGES.index(until) + 1]:
-            self.stage(name)
+            if name != "alternatives" or self.wants_alternatives:
+                self.stage(name)
 
     def budget_stages(self, run: BudgetRun, until: str = "ship") -> None:
         """The stages of one budget; what comes after a failed one is left out, but for the report."""

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
 from passdeploy.groups import ChannelGroup, macs, units_of
+from passdeploy.reporting.alternatives import said as alternatives_said
 from passdeploy.reporting.format import milliseconds
 from passdeploy.reporting.schema import Report
 from passdeploy.reporting.verdict import numbers, verdict
@@ -34,6 +35,8 @@ def render(report: Report, folder: Path) -> RenderableType:
     for row in numbers(report):
         table.add_row(*row)
     messages = [Text(message) for message in report.messages or []]
+    if report.alternatives is not None:
+        messages.append(Text(alternatives_said(report)))
     files = Text(f"{folder / 'report.html'}\n{folder / 'bundle'}", style="dim")
     good = report.goal_met
     return Panel(

@@ -30,7 +30,7 @@ dense: {epochs: 1, min_steps: 12}
 search: {epochs: 0.5, min_steps: 24}
 finetune: {min_steps: 10}
 """
-STAGES = ("dense", "profile", "search", "fit", "finetune", "compile", "bench", "report", "ship")
+STAGES = ("dense", "profile", "search", "alternatives", "fit", "finetune", "compile", "bench", "report", "ship")
 
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

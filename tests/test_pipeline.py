@@ -213,7 +213,9 @@ def unattached(one_thread: None, finished: Path, tmp_path_factory: pytest.TempPa
         pytest.skip("this machine has an A100")
     out = tmp_path_factory.mktemp("runs") / "a100"
     given = str(finished / "dense" / "dense.safetensors")
-    running = scripted.start(out, weights=given, target="a100", backend="tensorrt_rtx", latency="1.2x,1ns")
+    running = scripted.start(
+        out, weights=given, target="a100", backend="tensorrt_rtx", latency="1.2x,1ns", alternatives=True
+    )
     running.run()
     return out
 
@@ -238,6 +240,19 @@ def test_unverified(unattached: Path) -> None:
     engine = folder / "engine" / facts["file"]
     assert digest(engine) == facts["sha256"]
     assert [digest(path) for path in (folder / "bundle" / "engines").rglob(facts["file"])] == [facts["sha256"]]
+
+
+def test_what_else_could_be_done_is_built_where_it_cannot_be_timed(unattached: Path) -> None:
+    """An A100 has no fp8, and fp16 is what the run is in."""
+    got = load_report(unattached / "1.2x" / "report.json").alternatives
+    assert got is not None
+    (option,) = got.precisions
+    assert (option.precision, option.reason, option.accuracy_of) == ("int8", None, "graph")
+    assert option.latency_ms is option.speedup is option.meets_budget is None
+    facts = json.loads((unattached / "alternatives" / "int8" / "engine.json").read_text())
+    assert facts["meta"]["precision"] == "int8"
+    assert option.engine_bytes == (unattached / "alternatives" / "int8" / facts["file"]).stat().st_size
+    assert option.accuracy == pytest.approx(load_report(unattached / "1.2x" / "report.json").dense.accuracy, abs=0.05)
 
 
 def test_out_of_reach_by_prediction(unattached: Path) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from passdeploy.subject import Model
 
 SHARED = ("dense", "profile")
-OWN = ("method", "seed", "require_measured")
+OWN = ("method", "seed", "require_measured", "alternatives")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Plan:
 
     def arm_config(self, arm: Arm, seed: int) -> RunConfig:
         """The configuration of one run."""
-        own: dict[str, Any] = {"method": arm.method, "seed": seed}
+        own: dict[str, Any] = {"method": arm.method, "seed": seed, "alternatives": False}
         if arm.latency is not None:
             own["latency"] = list(arm.latency)
         return make_config(merge(merge(self.config.to_json(), arm.settings), own), f"arm {arm.name}")

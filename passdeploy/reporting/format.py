@@ -46,6 +46,16 @@ def count(value: float | None) -> str:
     return f"{value:g}"
 
 
+def size(count: float | None) -> str:
+    """``1.09 MB``, ``272 kB``; a dash for None."""
+    if count is None:
+        return NONE
+    for unit, letter in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{significant(count / unit)} {letter}"
+    return f"{count:g} bytes"
+
+
 def percent(share: float | None, decimals: int = 2) -> str:
     """``92.72 %`` of a share in [0, 1]; a dash for None."""
     return NONE if share is None else f"{share * 100:.{decimals}f} %".replace("-", MINUS)

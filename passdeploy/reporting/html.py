@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import jinja2
 
+from passdeploy.reporting import alternatives, plots
 from passdeploy.reporting import format as f
-from passdeploy.reporting import plots
 from passdeploy.reporting import verdict as v
 from passdeploy.reporting.schema import Report
 
@@ -32,7 +32,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    result.globals.update(f=f, v=v, share_bar=plots.share_bar)
+    result.globals.update(f=f, v=v, alternatives=alternatives, share_bar=plots.share_bar)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from passdeploy.reporting import alternatives
 from passdeploy.reporting import format as f
 from passdeploy.reporting.schema import Report
 from passdeploy.reporting.verdict import (
@@ -49,6 +50,7 @@ def render_markdown(report: Report) -> str:
         f"method {escape(report.method)}, seed {report.seed}.",
         *(f"> {escape(message)}" for message in report.messages or []),
         _networks(report),
+        _alternatives(report),
         "## Proof and health\n\n" + check_table(checks(report)[1:]),
         _groups(report),
         _whole(report),
@@ -72,6 +74,20 @@ def check_table(rows: Iterable[Check]) -> str:
 
 def _networks(report: Report) -> str:
     return table(("", "dense", "pruned", "change"), [[escape(cell) for cell in row] for row in numbers(report)])
+
+
+def _alternatives(report: Report) -> str:
+    if report.alternatives is None:
+        return ""
+    rows = [[escape(cell) for cell in row] for row in alternatives.rows(report)]
+    missing = [f"- {escape(name)}: {escape(reason)}." for name, reason in alternatives.missing(report)]
+    parts = [
+        "## What else could be done",
+        escape(alternatives.said(report)),
+        table(alternatives.HEAD, rows) if rows else "",
+        "\n".join(missing),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _groups(report: Report) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from passdeploy.reporting.engines import Alternatives, Imported, Latency, MaskedInfo
 from passdeploy.reporting.fields import MAX_SAMPLES, Interval, Number, Section, Share, ranked_samples
 
 SCHEMA_ID = "passdeploy.report/1"
@@ -44,19 +45,6 @@ class BudgetInfo(Section):
     percentile: str = "p50"
     scope: Literal["engine", "end_to_end"] = "engine"
     min_accuracy: Share = None
-
-
-class Latency(Section):
-    """One engine's latency per call, in ms. A percentile is null where there are too few samples to say."""
-
-    p50: Number
-    p90: Number
-    p99: Number
-    mean: Number
-    n: int = Field(ge=0)
-    spread: Number = Field(default=None, description="Relative spread between blocks of calls.")
-    disturbed_blocks: int | None = Field(default=None, description="Blocks that were marked disturbed and repeated.")
-    enqueue_ms: Number = Field(default=None, description="Host-side enqueue time of one call (GPU).")
 
 
 class NetworkInfo(Section):
@@ -265,29 +253,6 @@ class BudgetResult(Section):
     path: str | None = Field(default=None, pattern=r"^[^:/][^:]*$", description="Relative, of its report.html.")
 
 
-class Imported(Section):
-    """A measurement that another tool made, such as ``trtexec --exportTimes``."""
-
-    label: str
-    source: str
-    scope: Literal["engine", "end_to_end"]
-    latency_ms: Latency
-    samples: list[float] = Field(default_factory=list, max_length=MAX_SAMPLES)
-
-
-class MaskedInfo(Section):
-    """The masked network compiled as it is (`compile --masked`), beside the dense and the thin engine, interleaved."""
-
-    kernel: bool = Field(description="Masked by the CUDA kernel's operator; else by plain multiplications.")
-    masked_vs_thin: float = Field(ge=0, description="max|a-b| / max|a| between the outputs of the two.")
-    dense: Latency | None
-    masked: Latency | None
-    thin: Latency | None
-    speedup: Number = Field(default=None, description="Of the masked engine over the dense one.")
-    speedup_ci95: Interval = None
-    thin_speedup: Number = Field(default=None, description="Of the thin engine over the dense one.")
-
-
 class Report(Section):
     """One run at one budget."""
 
@@ -323,12 +288,16 @@ class Report(Section):
     budgets: list[BudgetResult] | None = None
     imported: list[Imported] | None = None
     masked: MaskedInfo | None = None
+    alternatives: Alternatives | None = None
 
     @model_validator(mode="after")
     def _claims_are_backed(self) -> Self:
         """A latency stands in a report only when it was measured, and a verdict about one only when it is there."""
         measured = [network and network.latency_ms for network in (self.dense, self.pruned)]
-        if not self.target.attached and (any(measured) or self.speedup.latency is not None):
+        others: list[Latency | None] = []
+        if self.alternatives is not None:
+            others = [self.alternatives.dense_latency_ms, *(o.latency_ms for o in self.alternatives.precisions)]
+        if not self.target.attached and (any(measured) or any(others) or self.speedup.latency is not None):
             raise ValueError("the target is not attached: latencies and speedup.latency must be null")
         if self.status == "unverified" and self.speedup.latency is not None:
             raise ValueError("status unverified goes with no measured speed-up: speedup.latency must be null")

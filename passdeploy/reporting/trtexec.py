@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from passdeploy.errors import BadInput
+from passdeploy.reporting.engines import Imported, Latency
 from passdeploy.reporting.fields import ranked_samples
-from passdeploy.reporting.schema import Imported, Latency, Report
+from passdeploy.reporting.schema import Report
 
 Scope = Literal["engine", "end_to_end"]
 

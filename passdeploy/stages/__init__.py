@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from passdeploy.stages.alternatives import run_alternatives
 from passdeploy.stages.bench import run_bench
 from passdeploy.stages.compile import run_compile
 from passdeploy.stages.dense import run_dense
@@ -27,6 +28,7 @@ SHARED: dict[str, Callable[[Run, Path], None]] = {
     "dense": run_dense,
     "profile": run_profile,
     "search": run_search,
+    "alternatives": run_alternatives,
 }
 """Stages that all budgets of a run share, in order."""
 PER_BUDGET: dict[str, Callable[[Run, BudgetRun, Path], None]] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from passdeploy.engines.files import load_engine
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.meter import compare_engines
+from passdeploy.stages.alternatives import compiled_alternatives, time_together
 from passdeploy.stages.common import fitted_structure
 from passdeploy.stages.fit import bench_settings
 from passdeploy.workspace import write_json
@@ -43,7 +44,14 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
         }
 
     record = log.measure("bench", fitted_structure(budget.space.folder("fit")).digest(), run.target.name, take)
-    write_json(folder / "bench.json", {"measured": True, **record.value})
+    beside = compiled_alternatives(run)
+    together = None
+    if beside:
+        both = {"dense": (engines["dense"], run.target), "thin": (engines["thin"], run.target)}
+        together = log.measure(
+            "alternatives", record.digest, run.target.name, lambda: time_together(run, {**both, **beside})
+        ).value
+    write_json(folder / "bench.json", {"measured": True, **record.value, "alternatives": together})
     logs = [run.space.folder("profile"), budget.space.folder("fit"), folder]
     everything = folder / "everything.tmp"
     everything.write_text("".join(p.read_text() for p in (f / "measurements.jsonl" for f in logs) if p.exists()))

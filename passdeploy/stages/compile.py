@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from passdeploy.data.base import Split
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.export import INPUT, OUTPUT, export_onnx, export_program, onnx_function
 from passdeploy.meter import open_runner
+from passdeploy.stages.accuracy import accuracy_in_precision
 from passdeploy.stages.common import plain
 from passdeploy.stages.finetune import thin_model
 from passdeploy.stages.proof import TOLERANCE, array_difference, in_batches, proof_holds
-from passdeploy.tasks import Task
-from passdeploy.training import judge
 from passdeploy.workspace import read_json, write_json
 
 if TYPE_CHECKING:
@@ -65,35 +61,15 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
 
 
 def shipped_accuracy(run: Run, folder: Path, engines: dict[str, Engine], images: np.ndarray) -> dict[str, Any] | None:
-    """Accuracy in the target's precision; None in fp32, where the network's own holds (it is proven to be the same).
-
-    Measured on the engine, or, where that can't run, on the graph that it is built from.
-    """
-    target, data, task = run.target, run.subject.data, run.subject.task
-    if target.precision == "fp32":
+    """Accuracy in the target's precision; None in fp32, where the network's own holds (it is proven to be the same)."""
+    if run.target.precision == "fp32":
         return None
-    backend = get_backend(target.backend)
     found: dict[str, Any] = {}
     for done, name in enumerate(("dense", "model")):
-        run.ui.step(done, 2, f"accuracy in {target.precision}")
-        if run.measured:
-            with open_runner(engines[name], target, images[: target.batch]) as runner:
-                found[name] = accuracy_of(lambda part: runner.run({INPUT: part})[OUTPUT], data.test, target.batch, task)
-            continue
-        graph = backend.graph_for(CompileInput(onnx=folder / f"{name}.onnx", samples=images), target)
-        if graph is None:
+        run.ui.step(done, 2, f"accuracy in {run.target.precision}")
+        source = CompileInput(onnx=folder / f"{name}.onnx", samples=images)
+        accuracy = accuracy_in_precision(run, engines[name], source, run.target)
+        if accuracy is None:
             return None
-        found[name] = accuracy_of(onnx_function(graph), data.test, target.batch, task)
-    return found | {"of": "engine" if run.measured else "graph"}
-
-
-def accuracy_of(call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int, task: Task | None = None) -> float:
-    """The task's metric of a function of (batch, 3, H, W) arrays; the last, short batch is filled up."""
-
-    def filled(images: Tensor) -> Tensor:
-        array = images.numpy()
-        if len(array) < batch:
-            array = np.concatenate([array, np.repeat(array[:1], batch - len(array), axis=0)])
-        return torch.from_numpy(np.asarray(call(array)[: len(images)]))
-
-    return judge(filled, split, batch, task)
+        found |= {name: accuracy.value, "of": accuracy.of}
+    return found

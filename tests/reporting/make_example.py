@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from passdeploy.reporting import schema as s
+from passdeploy.reporting.engines import Alternative, Alternatives
 from passdeploy.reporting.files import dumps
 from passdeploy.reporting.picture import prompt_picture, rgb_picture
 from passdeploy.workspace import write_atomic
@@ -265,6 +266,24 @@ def example() -> s.Report:
                 path="3x/report.html",
             ),
         ],
+        alternatives=Alternatives(
+            dense_latency_ms=dense,
+            dense_bytes=1_105_408,
+            pruned_bytes=502_784,
+            precisions=[
+                Alternative(precision="fp16", reason="fp16 is not offered on a CPU, which a CPU computes in fp32"),
+                Alternative(
+                    precision="int8",
+                    engine_bytes=331_776,
+                    accuracy=0.9318,
+                    accuracy_of="engine",
+                    latency_ms=latency(calls(0.497), 0),
+                    speedup=1.171,
+                    speedup_ci95=(1.162, 1.18),
+                    meets_budget=False,
+                ),
+            ],
+        ),
     )
 
 

@@ -105,6 +105,7 @@ def test_the_page_has_every_section_of_the_report() -> None:
         "Proof: every step computes the same function",
         "The numbers",
         "Why not faster",
+        "What else could be done",
         "All budgets of this search",
         "How to reproduce it",
     ]

@@ -53,6 +53,9 @@ def variant(status: str) -> Report:
         d["equivalence"].update(onnx_vs_engine=None, thin_vs_onnx=6.1e-4, tolerance=1e-2)
         for point in d["accuracy_points"]:
             point["latency_ms"] = None
+        d["alternatives"]["dense_latency_ms"] = None
+        for option in d["alternatives"]["precisions"]:
+            option.update(latency_ms=None, speedup=None, speedup_ci95=None, meets_budget=None)
         for key in ("distribution", "candidates", "budgets", "why_not_faster"):
             del d[key]
         d["messages"].append("The analytic roofline says 2.07x; measure it with: passdeploy verify bundle --measure")

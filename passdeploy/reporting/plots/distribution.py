@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from passdeploy.reporting import format as f
+from passdeploy.reporting.engines import Latency
 from passdeploy.reporting.plots.svg import Scale, chart, tag, text, tip, x_axis
-from passdeploy.reporting.schema import Latency, Report
+from passdeploy.reporting.schema import Report
 
 WIDTH, HEIGHT = 520.0, 350.0
 LEFT, RIGHT = 10.0, 12.0

@@ -1,0 +1,74 @@
+"""Accuracy of what is compiled: in a lower precision it is not the network's, and is measured, never assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from passdeploy.data.base import Split
+from passdeploy.engines.base import CompileInput, Engine, get_backend
+from passdeploy.export import INPUT, OUTPUT, onnx_function
+from passdeploy.meter import open_runner
+from passdeploy.stages.proof import in_batches
+from passdeploy.targets import Target
+from passdeploy.tasks import Task
+from passdeploy.training import judge
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import Run
+
+IMAGES = 256
+"""Images that are fetched together, whatever the engine's batch is."""
+
+
+@dataclass(frozen=True)
+class EngineAccuracy:
+    """The task's metric on the test set.
+
+    Attributes:
+        value: In [0, 1].
+        of: ``engine``, or, where that can't run, ``graph``: what it is built from.
+    """
+
+    value: float
+    of: Literal["engine", "graph"]
+
+
+def accuracy_in_precision(run: Run, engine: Engine, source: CompileInput, target: Target) -> EngineAccuracy | None:
+    """Accuracy of an engine in its target's precision; None where neither it nor its graph can be executed.
+
+    Args:
+        run: For its data and task.
+        engine: Compiled for `target`.
+        source: What it was compiled from; the samples calibrate the graph that stands in for it.
+        target: The run's, possibly in another precision.
+    """
+    backend, data, task, batch = get_backend(engine.backend), run.subject.data, run.subject.task, target.batch
+    together = batch * max(1, IMAGES // batch)
+    if target.attached and backend.runnable(target) is None:
+        with open_runner(engine, target, run.validation_images[:batch]) as runner:
+            call = lambda images: runner.run({INPUT: images})[OUTPUT]  # noqa: E731
+            return EngineAccuracy(accuracy_of(call, data.test, together, task), "engine")
+    graph = backend.graph_for(source, target)
+    if graph is None:
+        return None
+    function = onnx_function(graph)
+    value = accuracy_of(lambda images: in_batches(function, images, batch), data.test, together, task)
+    return EngineAccuracy(value, "graph")
+
+
+def accuracy_of(call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int, task: Task | None = None) -> float:
+    """The task's metric of a function of (batch, 3, H, W) arrays; the last, short batch is filled up."""
+
+    def filled(images: Tensor) -> Tensor:
+        array = images.numpy()
+        if len(array) < batch:
+            array = np.concatenate([array, np.repeat(array[:1], batch - len(array), axis=0)])
+        return torch.from_numpy(np.asarray(call(array)[: len(images)]))
+
+    return judge(filled, split, batch, task)
