@@ -58,6 +58,7 @@ def row_of(report: dict[str, object]) -> Row:
         "pruned_ms": ((report["pruned"] or {}).get("latency_ms") or {}).get("p50"),  # type: ignore[attr-defined]
         "prediction_mape": predictor["mape"],
         "prediction_of_candidates": max(found, default=None),
+        "builds_apart": (report.get("rebuilds") or {}).get("spread"),  # type: ignore[attr-defined]
         "backend": report["target"]["backend"],  # type: ignore[index]
     }
 

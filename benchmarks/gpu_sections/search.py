@@ -26,6 +26,9 @@ def cost(model: str, batch: int, pairs: int, kernels: bool) -> Row:
         )  # fmt: skip
         if not out.exists():
             raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it said nothing")
+        refused = [line for line in done.stderr.splitlines() if "masks weights instead" in line]
+        if kernels and refused:  # what was timed is not what the row says
+            raise RuntimeError(refused[0])
         found = json.loads(out.read_text())
     return {name: found[name] for name in ("step_ratio", "search_step_s", "plain_step_s")} | {"kernels": kernels}
 

@@ -93,11 +93,12 @@ def _budgets(rows: list[Row]) -> str:
             _number(r.get("macs"), 2, "x"),
             _number(r.get("realisation"), 2),
             _number(r.get("prediction_mape")),
+            _number(r.get("builds_apart")),
             _reason(r),
         )
         for r in rows
     ]
-    head = ("run", "status", "measured speed-up", "MACs", "realisation", "prediction's mean error", "")
+    head = ("run", "status", "measured speed-up", "MACs", "realisation", "prediction's mean error", "builds apart", "")
     return "## Budgets\n\n" + _table(head, cells)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -79,7 +80,7 @@ class Inductor(Backend):
             settings |= {"max_autotune": os.environ.get(AUTOTUNE) == "1", "layout_optimization": True}
         else:
             settings |= {"cpp.threads": target.threads}
-        before = torch.get_num_threads()
+        before, begun = torch.get_num_threads(), time.perf_counter()
         uncached = {"force_disable_caches": True} if fresh else {}  # what autotuning found before, too
         with tempfile.TemporaryDirectory(prefix="passdeploy-aoti-") as folder:
             path = Path(folder, "model.pt2")
@@ -97,6 +98,7 @@ class Inductor(Backend):
             "compute_capability": target.compute_capability,
             "cpu_flags": cpu_flags(),
             "settings": settings,
+            "build_s": round(time.perf_counter() - begun, 3),
         }
         return Engine(self.name, data, self.suffix, meta)
 

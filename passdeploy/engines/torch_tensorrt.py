@@ -7,6 +7,7 @@ far: it imports only beside a CUDA build of PyTorch and TensorRT's libraries.
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -55,7 +56,7 @@ class TorchTensorRt(Backend):
         graph = read_graph(source, target)
         program = prepare(source, target.precision, "cuda")
         shapes = [[target.batch if axis < 0 else axis for axis in shape] for shape in graph.inputs.values()]
-        examples = [torch.rand(shape, device="cuda") for shape in shapes]
+        examples, begun = [torch.rand(shape, device="cuda") for shape in shapes], time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="passdeploy-torch-tensorrt-") as folder:
             path = Path(folder, "model.pt2")
             try:
@@ -73,6 +74,7 @@ class TorchTensorRt(Backend):
             "torch_tensorrt": torch_tensorrt.__version__,
             "compute_capability": target.compute_capability,
             "cpu_flags": cpu_flags(),
+            "build_s": round(time.perf_counter() - begun, 3),
         }
         return Engine(self.name, data, self.suffix, meta)
 

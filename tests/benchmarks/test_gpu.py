@@ -42,6 +42,7 @@ def fill(bench: Bench, speedup: float = 2.05, status: str = "within_budget", com
     report = data()
     report["status"] = status
     report["speedup"] |= {"latency": speedup, "latency_ci95": [speedup * 0.99, speedup * 1.01]}
+    report["rebuilds"] = {"of": "builds", "n": 3, "spread": 0.0123, "latency_ms": [1.0, 1.0, 1.0123], "reason": None}
     bench.case("budgets", "resnet50 fp16 batch 64 2x", lambda: row_of(report))
     engine = {
         "dense_ms": 9.0,
@@ -125,6 +126,7 @@ def test_the_summary_names_the_device_and_holds_every_section(bench: Bench) -> N
         "2.05x (2.03 to 2.07)",
     ):
         assert said in page
+    assert "| 0.012 |" in page.split("## Kernels")[0], "how far builds lie apart"
     assert "of copy bandwidth of at least 0.85: 1 of 1" in page
     assert "TensorRT's libraries are missing" in page
     widths = {len(line.split("|")) for line in page.split("## Engines")[1].split("## ")[0].splitlines() if "|" in line}
@@ -202,6 +204,22 @@ def test_an_engines_row_is_made_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.
     )
     bench.case("engines", "a", lambda: row)
     assert "half as wide" in render(bench)
+
+
+def test_a_search_that_did_without_the_kernel_is_no_row_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.gpu_sections import search
+
+    line = "passdeploy: the search masks weights instead of using its CUDA kernel: wrong"
+
+    def ran(words: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
+        found = {"step_ratio": ratio(1.1), "search_step_s": 0.11, "plain_step_s": 0.1}
+        Path(words[words.index("--out") + 1]).write_text(json.dumps(found))
+        return subprocess.CompletedProcess(words, 0, "", line + "\n")
+
+    monkeypatch.setattr(search.subprocess, "run", ran)
+    assert search.cost("resnet18", 64, 6, kernels=False)["kernels"] is False
+    with pytest.raises(RuntimeError, match=line):
+        search.cost("resnet18", 64, 6, kernels=True)
 
 
 def test_the_run_is_spelt_as_the_command_line_takes_it(bench: Bench, tmp_path: Path) -> None:
