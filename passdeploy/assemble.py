@@ -120,6 +120,8 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     equivalent = exact(fit["masked_vs_thin"]) and (proof is None or proof_holds(proof))
     if run.subject.task.name != "classification":
         notes.append(f"Accuracy is the {run.subject.task.metric_name} ({run.subject.task.name}).")
+    rebuilds = _rebuilds(optional("compile", "engine/engine.json"))
+    notes += build_spread(rebuilds)
     messages = list(fit["messages"]) + notes
     if not equivalent:
         status = "not_equivalent"
@@ -227,8 +229,25 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         ),
         predicted=None if measured else _predicted(run, structure, reached),
         reachable=s.Reachable(**fit["reachable"]) if fit["reachable"] else None,
+        rebuilds=rebuilds,
         alternatives=alternatives,
     )
+
+
+def _rebuilds(engine: dict[str, Any] | None) -> s.RebuildsInfo | None:
+    """What the engine's record tells of its other builds; None before there is one."""
+    found = (engine or {}).get("meta", {}).get("rebuilds")
+    return None if found is None else s.RebuildsInfo(**found)
+
+
+def build_spread(rebuilds: s.RebuildsInfo | None) -> list[str]:
+    """What a reader should know where another build would have been another engine."""
+    if rebuilds is None or rebuilds.of != "builds" or rebuilds.spread is None:
+        return []
+    return [
+        f"{rebuilds.n} builds of the same graph lie {rebuilds.spread:.1%} apart in latency; "
+        "the one that was measured is the one that ships."
+    ]
 
 
 def _alternatives(run: Run, budget: BudgetRun, bench: dict[str, Any] | None) -> Alternatives | None:

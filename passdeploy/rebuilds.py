@@ -9,7 +9,6 @@ loaded several times. The engine that ships is the first of them, the one that e
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -25,8 +24,8 @@ TIMES = 3
 """Builds or loads in all, the engine that ships included."""
 MOST_BUILD_S = 300.0
 """Where one build took longer than this none is repeated: knowing the spread is not worth a quarter of an hour."""
-SECONDS = 1.5
-"""For measuring, about."""
+SETTINGS = Settings(pairs=9, block_s=0.01, block_calls=1, warmup_s=0.02, precise=None, max_s=3.0)
+"""Half a second for three engines of a millisecond; the clock decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +88,10 @@ def _latencies(engines: list[Engine], target: Target, images: np.ndarray, scope:
     try:
         for index, engine in enumerate(engines):
             runners[str(index)] = open_runner(engine, target, images, scope)
-        compared = interleave(runners, _settings(runners["0"], len(engines)))
+        compared = interleave(runners, SETTINGS)
     finally:
         for runner in reversed(runners.values()):
             runner.close()
     first = compared.measurements["0"]
     ms = first.mean if first.p50 is None else first.p50
     return [ms, *(ms / compared.ratio(name).value for name in list(runners)[1:])]
-
-
-def _settings(runner: Runner, engines: int) -> Settings:
-    """Rounds that fit into `SECONDS`, at least five."""
-    runner.call()
-    begun = time.perf_counter()
-    runner.call()
-    block = max(0.01, 2 * (time.perf_counter() - begun))  # the first call of a block is not counted
-    pairs = int(np.clip(SECONDS / (block * engines), 5, 20))
-    return Settings(pairs, block_s=0.01, block_calls=1, warmup_s=0.02, retries=0.5, precise=None, max_s=SECONDS)

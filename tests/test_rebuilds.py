@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from passdeploy.assemble import build_spread
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput
 from passdeploy.rebuilds import MOST_BUILD_S, TIMES, rebuilds, with_rebuilds
+from passdeploy.reporting import load_report
+from passdeploy.reporting.schema import RebuildsInfo
 from passdeploy.targets import Target, resolve
 from tests.engines.conftest import SIZE, make_case
 
@@ -84,3 +89,21 @@ def test_which_builds_vary() -> None:
     for name in ("tensorrt", "tensorrt_rtx", "torch_tensorrt", "inductor", "onnxruntime", "onnxruntime_tensorrt"):
         assert get_backend(name).builds_vary(gpu) == (name in varying)
     assert not get_backend("inductor").builds_vary(resolve("cpu"))
+
+
+def test_the_record_reaches_the_report(single: Path) -> None:
+    report = load_report(single / "report.json")
+    facts = json.loads((single / "engine" / "engine.json").read_text())
+    assert report.rebuilds is not None and report.rebuilds.of == "loads"
+    assert report.rebuilds.model_dump(mode="json") == facts["meta"]["rebuilds"]
+
+
+def test_only_builds_that_differ_are_worth_a_sentence() -> None:
+    def said(**fields: Any) -> list[str]:
+        return build_spread(RebuildsInfo(**fields))
+
+    (line,) = said(of="builds", n=3, spread=0.0213, latency_ms=[1.0, 1.01, 0.99])
+    assert line.startswith("3 builds of the same graph lie 2.1% apart")
+    assert not said(of="loads", n=3, spread=0.02)
+    assert not said(reason="no NVIDIA H100 is attached")
+    assert not build_spread(None)

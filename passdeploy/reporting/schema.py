@@ -253,6 +253,16 @@ class BudgetResult(Section):
     path: str | None = Field(default=None, pattern=r"^[^:/][^:]*$", description="Relative, of its report.html.")
 
 
+class RebuildsInfo(Section):
+    """How far builds of the graph that ships lie apart, or loads of its engine where builds do not differ."""
+
+    of: Literal["builds", "loads"] | None = Field(default=None, description="What was repeated; null: nothing.")
+    n: int = Field(default=0, ge=0, description="How many were timed in turns, the engine that ships included.")
+    spread: float | None = Field(default=None, ge=0, description="(Slowest - fastest) / median of their latencies.")
+    latency_ms: list[float] = Field(default_factory=list, description="Of each, the engine that ships first.")
+    reason: str | None = Field(default=None, description="Why nothing was measured.")
+
+
 class Report(Section):
     """One run at one budget."""
 
@@ -288,6 +298,7 @@ class Report(Section):
     budgets: list[BudgetResult] | None = None
     imported: list[Imported] | None = None
     masked: MaskedInfo | None = None
+    rebuilds: RebuildsInfo | None = None
     alternatives: Alternatives | None = None
 
     @model_validator(mode="after")
