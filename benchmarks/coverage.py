@@ -74,14 +74,14 @@ def _child(what: str, name: str, folder: Path, args: argparse.Namespace) -> tupl
     process = context.Process(target=work, args=(what, name, str(folder), args.cpu_seconds, args.memory_gib << 30))
     process.start()
     process.join()
-    rows = [line for line in (folder / f"{what}.out").read_text().splitlines() if line.startswith("{")]
+    out, err = (path.read_text() if (path := folder / f"{what}.{kind}").exists() else "" for kind in ("out", "err"))
+    rows = [line for line in out.splitlines() if line.startswith("{")]
     row: Row = json.loads(rows[-1]) if rows else {}
     if row.pop("done", False):
         return row, ""
     if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
         return row, f"more than {args.cpu_seconds} CPU seconds"
-    said = (folder / f"{what}.err").read_text().strip().splitlines()
-    return row, (said or [f"ended with {process.exitcode}"])[-1][:200]
+    return row, (err.strip().splitlines() or [f"ended with {process.exitcode}"])[-1][:200]
 
 
 def run_one(case: Case, tool: str, args: argparse.Namespace) -> Row:

@@ -64,7 +64,7 @@ def configuration(model: str, data: Path, args: argparse.Namespace) -> dict[str,
         "dense": {"epochs": 0.02, "min_steps": args.steps},
         "search": {"epochs": 0.02, "min_steps": args.steps},
         "finetune": {"min_steps": args.steps},
-        "profile": {"seconds": args.seconds, "structures": 60},
+        "profile": {"seconds": args.seconds, "structures": 60, "cache": "off"},
     }
 
 
