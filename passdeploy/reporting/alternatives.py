@@ -8,6 +8,8 @@ from passdeploy.reporting.engines import Alternative, Latency
 from passdeploy.reporting.schema import Report
 
 HEAD = ("engine", "speed-up", "95 %", "latency", "accuracy", "change", "engine size", "in budget")
+MINOR = ("95 %", "latency", "change", "engine size")
+"""Columns that a narrow screen does without."""
 _IN_BUDGET = {True: "yes", False: "no", None: f.NONE}
 
 
