@@ -74,7 +74,6 @@ class Inductor(Backend):
 
         graph = read_graph(source, target)
         on_gpu = target.compute_capability is not None
-        program = prepare(source, target.precision, "cuda" if on_gpu else "cpu")
         settings: dict[str, Any] = {"freezing": True}
         if on_gpu:
             settings |= {"max_autotune": os.environ.get(AUTOTUNE) == "1", "layout_optimization": True}
@@ -84,10 +83,23 @@ class Inductor(Backend):
         uncached = {"force_disable_caches": True} if fresh else {}  # what autotuning found before, too
         with tempfile.TemporaryDirectory(prefix="passdeploy-aoti-") as folder:
             path = Path(folder, "model.pt2")
-            try:
-                torch.set_num_threads(before if on_gpu else target.threads)
+
+            def build() -> None:
+                program = prepare(source, target.precision, "cuda" if on_gpu else "cpu")
                 with torch.no_grad(), single_means_single():
                     aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings | uncached)
+
+            try:
+                torch.set_num_threads(before if on_gpu else target.threads)
+                try:
+                    build()
+                except Exception as error:
+                    if not on_gpu or isinstance(error, BadInput):
+                        raise
+                    settings["freezing"] = False  # with frozen weights the compiler has less practice on GPUs
+                    build()
+            except BadInput:
+                raise
             except Exception as error:
                 raise BadInput(f"inductor: the model does not compile: {one_line(error)}") from None
             finally:

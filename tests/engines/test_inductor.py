@@ -80,6 +80,33 @@ def test_half_precision_programs_keep_float32_at_the_border(case: Case, source: 
         assert 0 < difference(case.logits[:1], logits.numpy()) < bound
 
 
+def test_a_gpus_package_may_do_without_frozen_weights(source: CompileInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's compiler is asked for; a stand-in for it fails as told."""
+    from passdeploy.engines import _aoti
+
+    asked: list[bool] = []
+    fails: list[bool] = [True]
+
+    def compiler(program: object, package_path: str, inductor_configs: dict[str, object]) -> None:
+        asked.append(bool(inductor_configs["freezing"]))
+        if fails == [True, False] or inductor_configs["freezing"] in fails:
+            raise RuntimeError("no such kernel\nand more")
+        Path(package_path).write_bytes(b"package")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compiler)
+    monkeypatch.setattr(_aoti, "prepare", lambda *_: None)
+    gpu = replace(AOTI, compute_capability="9.0", precision="fp16")
+    engine = INDUCTOR.compile(source, gpu)
+    assert asked == [True, False] and engine.data == b"package"
+    assert engine.meta["settings"]["freezing"] is False and engine.meta["settings"]["max_autotune"] is False
+    fails.append(False)
+    with pytest.raises(BadInput, match=r"does not compile: no such kernel and more$"):
+        INDUCTOR.compile(source, gpu)
+    with pytest.raises(BadInput, match="does not compile"):
+        INDUCTOR.compile(source, AOTI)
+    assert asked == [True, False, True, False, True], "a CPU's compiler is asked once"
+
+
 def test_preparing_leaves_the_program_as_it_was(source: CompileInput) -> None:
     """It is prepared again when an engine is built again, or for another precision."""
     program = source.exported_program
