@@ -18,7 +18,7 @@ TIMM = (
     ("lcnet", "lcnet_050", 0), ("tinynet", "tinynet_e", 0), ("mnasnet", "mnasnet_small", 0),
     ("mobilenetv2", "mobilenetv2_050", 0), ("mobilenetv3", "mobilenetv3_small_075", 0), ("mixnet", "mixnet_s", 0),
     ("fbnet", "fbnetc_100", 0), ("ghostnet", "ghostnet_050", 0), ("hardcorenas", "hardcorenas_a", 0),
-    ("rexnet", "rexnet_100", 0), ("efficientnet", "efficientnet_b0", 0), ("efficientnet_lite", "efficientnet_lite0", 0),
+    ("rexnet", "rexnet_100", 0), ("efficientnet", "efficientnet_es", 0), ("efficientnet_lite", "efficientnet_lite0", 0),
     ("mobilenetv4", "mobilenetv4_conv_small_050", 0), ("repvgg", "repvgg_a0", 0), ("mobileone", "mobileone_s0", 0),
     ("repghost", "repghostnet_050", 0), ("repvit", "repvit_m0_9", 0), ("starnet", "starnet_s1", 0),
     ("resnet", "resnet18d", 0), ("seresnet", "legacy_seresnet18", 0), ("ecaresnet", "ecaresnet26t", 0),
