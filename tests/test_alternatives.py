@@ -18,6 +18,7 @@ from passdeploy.config import make_config
 from passdeploy.engines.base import CompileInput, Engine
 from passdeploy.errors import BadInput
 from passdeploy.reporting import load_report
+from passdeploy.stages.accuracy import accuracy_of
 from passdeploy.stages.alternatives import lower_precisions
 from passdeploy.targets import Target
 from tests import scripted
@@ -48,6 +49,21 @@ def test_fewer_bits() -> None:
     assert lower_precisions("fp32") == ["fp16", "bf16", "int8", "fp8"]
     assert lower_precisions("fp16") == ["int8", "fp8"]
     assert lower_precisions("int8") == []
+
+
+def test_what_is_short_of_a_batch_is_filled_up_and_not_counted() -> None:
+    """90 images in batches of 64: the function only ever sees multiples of the engine's batch."""
+    test = scripted.data().test
+    pairs = zip(test.images(torch.arange(90)), test.labels, strict=True)
+    truth = {image.numpy().tobytes(): int(label) for image, label in pairs}
+    seen = []
+
+    def call(images: np.ndarray) -> np.ndarray:
+        seen.append(len(images))
+        return np.stack([np.eye(3)[truth[image.tobytes()]] for image in images])
+
+    assert accuracy_of(call, test, 64) == 1.0
+    assert seen == [128]
 
 
 def test_its_accuracy_is_that_of_its_engine(compared: Path) -> None:

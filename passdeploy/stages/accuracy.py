@@ -49,26 +49,24 @@ def accuracy_in_precision(run: Run, engine: Engine, source: CompileInput, target
         target: The run's, possibly in another precision.
     """
     backend, data, task, batch = get_backend(engine.backend), run.subject.data, run.subject.task, target.batch
-    together = batch * max(1, IMAGES // batch)
     if target.attached and backend.runnable(target) is None:
         with open_runner(engine, target, run.validation_images[:batch]) as runner:
             call = lambda images: runner.run({INPUT: images})[OUTPUT]  # noqa: E731
-            return EngineAccuracy(accuracy_of(call, data.test, together, task), "engine")
+            return EngineAccuracy(accuracy_of(call, data.test, batch, task), "engine")
     graph = backend.graph_for(source, target)
     if graph is None:
         return None
     function = onnx_function(graph)
-    value = accuracy_of(lambda images: in_batches(function, images, batch), data.test, together, task)
+    value = accuracy_of(lambda images: in_batches(function, images, batch), data.test, batch, task)
     return EngineAccuracy(value, "graph")
 
 
 def accuracy_of(call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int, task: Task | None = None) -> float:
-    """The task's metric of a function of (batch, 3, H, W) arrays; the last, short batch is filled up."""
+    """The task's metric of a function of (n, 3, H, W) arrays, n a multiple of `batch`; what is short is filled up."""
 
     def filled(images: Tensor) -> Tensor:
         array = images.numpy()
-        if len(array) < batch:
-            array = np.concatenate([array, np.repeat(array[:1], batch - len(array), axis=0)])
+        array = np.concatenate([array, np.repeat(array[:1], -len(array) % batch, axis=0)])
         return torch.from_numpy(np.asarray(call(array)[: len(images)]))
 
-    return judge(filled, split, batch, task)
+    return judge(filled, split, batch * max(1, IMAGES // batch), task)

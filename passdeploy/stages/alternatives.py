@@ -15,6 +15,7 @@ from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import PassdeployError
 from passdeploy.export import export_onnx, export_program
+from passdeploy.groups.check import first_line
 from passdeploy.latency.measure import BENCH, interleave
 from passdeploy.meter import open_runner
 from passdeploy.stages.accuracy import accuracy_in_precision
@@ -60,8 +61,8 @@ def run_alternatives(run: Run, folder: Path) -> None:
         try:
             engine = backend.compile(source, target)
             accuracy = accuracy_in_precision(run, engine, source, target)
-        except PassdeployError as error:  # the run can do without it
-            rows[precision] = {"reason": str(error)}
+        except Exception as error:  # whatever a compiler trips over: the run can do without it
+            rows[precision] = {"reason": str(error) if isinstance(error, PassdeployError) else first_line(error)}
             continue
         backend.save(engine, folder / precision)
         engines[precision] = engine, target
