@@ -91,7 +91,7 @@ def page(args: argparse.Namespace, path: Path, budgets: list[str]) -> str:
         "\n".join(f"- {sentence}" for sentence in differences(final, "pass")),
         f"Run with `python benchmarks/compare_cifar.py screen {settings}` and then `final`; rows, seed by seed: "
         f"`benchmarks/results/{path.parent.name}/{path.name}`. `sensitivity` is what pass's search starts from, "
-        "without the search.",
+        "without the search; [what was tried](tried.md) to make the search worth more.",
     ]
     figure = tradeoff(final, "test", "pass")
     if figure is not None:
