@@ -22,20 +22,22 @@ from coverage_models import CLASSES, NEEDED, Case, cases
 from torch import Tensor, nn
 
 from passdeploy.groups import Groups, find_groups, macs, operators, params
-from passdeploy.groups.check import difference, first_line, masked_against_thin, random_structure, randomise
+from passdeploy.groups.check import calibrate, difference, first_line, masked_against_thin, random_structure, randomise
 from passdeploy.groups.depgraph import tensors
 from passdeploy.structure import Structure
 from passdeploy.surgery import apply_architecture, architecture, thin
 from passdeploy.weights import load_weights, save_weights
 
 TOLERANCE = 1e-4
+CALIBRATION = {"images": 8, "rounds": 2}
 
 
 @torch.no_grad()
 def prepare(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """Random norms and biases, and batch-norm statistics that keep activations in range, whatever the depth."""
     randomise(network)
-    return calibrate(network, shape)
+    calibrate(network, shape, **CALIBRATION)
+    return network
 
 
 @torch.no_grad()
@@ -49,26 +51,7 @@ def calm(network: nn.Module, groups: Groups, shape: tuple[int, ...]) -> None:
             for name in ("weight", "bias"):
                 if isinstance(tensor := getattr(modules[group.branch[-1]], name, None), Tensor):
                     tensor.mul_(0.25)
-    calibrate(network, shape)
-
-
-@torch.no_grad()
-def calibrate(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """Batch-norm statistics of the network as it is; returned in eval mode."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    network.eval()
-    for norm in norms:
-        if norm.track_running_stats:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-    generator = torch.Generator().manual_seed(1)
-    with contextlib.suppress(ValueError):  # one value per channel: there is nothing to average
-        for _ in range(2):
-            network(torch.rand(8, *shape, generator=generator))
-    for norm in norms:
-        norm.momentum = 0.1
-    return network.eval()
+    calibrate(network, shape, **CALIBRATION)
 
 
 def structures(groups: Groups) -> dict[str, Structure]:

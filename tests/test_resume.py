@@ -22,6 +22,7 @@ import torch
 
 from passdeploy import training
 from passdeploy.console import Ui
+from passdeploy.pipeline import BUDGET_STAGES, SHARED_STAGES
 from tests import scripted
 
 LIMIT_S = 240
@@ -136,7 +137,7 @@ def test_killed_ten_times(undisturbed: tuple[Path, int], tmp_path: Path) -> None
 
 
 def stages_from(name: str) -> list[str]:
-    everything = ["dense", "profile", "search", "fit", "finetune", "compile", "bench", "report", "ship"]
+    everything = [stage for stage in (*SHARED_STAGES, *BUDGET_STAGES) if stage != "alternatives"]  # off in these runs
     return everything[everything.index(name) :]
 
 
@@ -233,9 +234,3 @@ def test_a_layer_that_draws_at_random_is_resumed_exactly(one_thread: None, tmp_p
     assert vars(got) == vars(expected)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-
-
-def test_the_stages_are_those_of_the_pipeline() -> None:
-    from passdeploy.pipeline import BUDGET_STAGES, SHARED_STAGES
-
-    assert (*SHARED_STAGES, *BUDGET_STAGES) == tuple(stages_from("dense"))

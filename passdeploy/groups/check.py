@@ -47,6 +47,43 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
             uniform(parameter, 0.5 / spread**0.5, 1.5 / spread**0.5)
 
 
+@torch.no_grad()
+def calibrate(model: nn.Module, shape: Sequence[int], images: int = 4, rounds: int = 1) -> None:
+    """Gives batch norms the statistics of random images: activations keep their size through any depth.
+
+    Else they may grow until a softmax is saturated or one branch drowns another, and a mistake in what is drowned does
+    not show. Left in eval mode; a network that can't take several images at once keeps the statistics that it has.
+
+    Args:
+        model: Changed in place.
+        shape: Of one image, (channels, height, width).
+        images: At once.
+        rounds: Batches.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    model.eval()
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    statistics = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    generator = torch.Generator().manual_seed(1)
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    try:
+        for _ in range(rounds):
+            model(torch.rand(images, *shape, generator=generator).to(dtype))
+    except Exception:  # one value per channel, a fixed batch size
+        for norm, kept in zip(norms, statistics, strict=True):
+            for buffer, value in zip(norm.buffers(), kept, strict=True):
+                buffer.copy_(value)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
 def random_structure(groups: Groups, seed: int = 0, keep: float = 0.5, skip: float = 0.3) -> Structure:
     """Keeps each unit with probability `keep` (at least one per group), drops each branch with probability `skip`."""
     rng = random.Random(seed)

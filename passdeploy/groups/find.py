@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from passdeploy.errors import BadInput
 from passdeploy.groups.attention import Attention, attentions, describe, put_stand_ins, replaceable
 from passdeploy.groups.channels import PRODUCERS, Unit, channel_units, side_size
-from passdeploy.groups.check import drop_what_fails, first_line, randomise
+from passdeploy.groups.check import calibrate, drop_what_fails, first_line, randomise
 from passdeploy.groups.control import matches
 from passdeploy.groups.depth import branches
 from passdeploy.groups.heads import with_heads
@@ -206,4 +206,5 @@ def find_groups(
     if not check or not found:
         return groups
     randomise(clone)
+    calibrate(clone, example.shape[1:])
     return drop_what_fails(clone, groups, example)

@@ -234,3 +234,28 @@ def ready(model: nn.Module, seed: int = 0) -> nn.Module:
     """In eval mode, with norms and biases that hide nothing."""
     randomise(model, seed)
     return model.eval()
+
+
+class Drowned(nn.Module):
+    """Every second token of a map asks a question, which its neighbour answers ten thousand million times as loud.
+
+    DepGraph takes the slices over rows and columns for one over channels: `conv`'s group is wrong.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.loud = nn.Sequential(
+            nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+        )
+        self.query, self.fc = nn.Linear(8, 4), nn.Linear(6, 4)
+        with torch.no_grad():
+            for conv in (self.loud[0], self.loud[3]):
+                conv.weight.mul_(1e5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        tokens = x.flatten(2).transpose(1, 2)
+        batch, _, channels = tokens.shape
+        few = tokens.view(batch, *x.shape[2:], channels)[:, ::2, ::2].reshape(batch, -1, channels)
+        return self.query(few).mean(1) + self.fc(F.relu(self.loud(x)).mean((2, 3)))

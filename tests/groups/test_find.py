@@ -9,10 +9,10 @@ from torch import nn
 
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, find_groups
-from passdeploy.groups.check import masked_against_thin, random_structure
+from passdeploy.groups.check import calibrate, masked_against_thin, random_structure, randomise
 from passdeploy.models import build
 from passdeploy.structure import Structure
-from tests.groups.nets import ChannelMixer, DataDependent, MadeUp, RandomNet, Untraceable, ready
+from tests.groups.nets import ChannelMixer, DataDependent, Drowned, MadeUp, RandomNet, Untraceable, ready
 
 
 def _worst(model: nn.Module, groups: Groups, images: torch.Tensor, seeds: int = 4) -> float:
@@ -129,6 +129,30 @@ def test_what_mixes_channels_is_frozen_with_a_reason() -> None:
     assert groups.names == ("a", "c")
     assert groups.frozen["b"] == "the network computes something else without it"
     assert _worst(model, groups, images) <= 1e-4
+
+
+def test_a_wrong_group_does_not_hide_behind_a_loud_branch() -> None:
+    torch.manual_seed(0)
+    network, images = Drowned().eval(), torch.rand(2, 3, 16, 16)
+    randomise(network)
+    calibrate(network, (3, 16, 16))
+    groups = find_groups(network, images)
+    assert groups.frozen["conv"] == "the network computes something else without it"
+    assert "loud.0" in groups.units
+    last = Structure({name: (*mask[:-1], False) for name, mask in groups.dense().masks.items()})
+    assert masked_against_thin(network, groups, last, images) < 1e-5
+
+
+def test_calibration_keeps_what_it_can_not_measure() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Unflatten(0, (1, 1)))
+    before = copy.deepcopy(network.state_dict())
+    calibrate(network.train(), (3, 2, 2))  # can't take four images
+    assert not network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    calibrate(network[:3], (3, 2, 2))
+    assert network[1].momentum == 0.1
+    outputs = network[:2](torch.rand(64, 3, 2, 2))
+    assert float(outputs.detach().abs().mean()) < 3
 
 
 def test_without_symbolic_trace_there_are_no_depth_units() -> None:
