@@ -3,8 +3,9 @@
     python benchmarks/remeasure.py runs/demo
 
 One thread, spinning off, interleaved blocks of 20 ms, 40 pairs; the median ratio of five fresh processes. Once as most
-people call a session, `session.run`, which adds some microseconds of Python and copies to both networks alike, and once with inputs and outputs bound, which is the engine alone. Nothing of passdeploy is imported by the processes
-that measure. Appends the row to `benchmarks/results/<device>/demo.json`.
+people call a session, `session.run`, which adds some microseconds of Python and copies to both networks alike, and
+once with inputs and outputs bound, which is the engine alone. Nothing of passdeploy is imported by the processes that
+measure. Appends the row to `benchmarks/results/<device>/demo.json`.
 """
 
 from __future__ import annotations
