@@ -36,8 +36,8 @@ from passdeploy.pipeline import Run
 from passdeploy.search.allocator import Importance
 from passdeploy.search.method import SearchContext, get_method, training_images
 from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.stages.search import search_context
 from passdeploy.structure import Structure
-from passdeploy.study.content import context_of
 from passdeploy.tasks import task_of
 from passdeploy.teacher import Teacher
 from passdeploy.training import (
@@ -123,7 +123,7 @@ def main() -> None:
         run = Run(configuration(args, args.latency), Path(folder) / "run", Ui())
         run.shared("dense")
         run.shared("profile")
-        context = context_of(run)
+        context = search_context(run)
     allocator, (ratio,) = context.allocator("latency"), context.ratios
     named: dict[str, Importance] = {
         name: get_method(name)(context).importance_arrays(0) for name in ("sensitivity", "mdp")

@@ -15,27 +15,31 @@ if TYPE_CHECKING:
     from passdeploy.pipeline import Run
 
 
-def run_search(run: Run, folder: Path) -> None:
-    """Scores every unit: PASS or a baseline."""
+def search_context(run: Run, checkpoint: Checkpoint | None = None) -> SearchContext:
+    """What the search of a run is given."""
     predictor = stage_model(run)
-    dense_ms = predictor.dense_ms
-    ratios = tuple(min(1.0, budget.target_ratio(dense_ms)) for budget in run.budgets)
-    context = SearchContext(
+    return SearchContext(
         network=run.subject.with_state(run.dense_state()),
         data=run.subject.data,
         groups=run.subject.groups,
         operators=run.subject.operators,
         predictor=predictor,
         step=predictor.step,
-        ratios=ratios,
+        ratios=tuple(min(1.0, budget.target_ratio(predictor.dense_ms)) for budget in run.budgets),
         config=run.config,
-        checkpoint=Checkpoint(folder / "search.ckpt"),
+        checkpoint=checkpoint or Checkpoint(None),
         progress=run.ui.step,
     )
-    if all(ratio >= 1 for ratio in ratios):
+
+
+def run_search(run: Run, folder: Path) -> None:
+    """Scores every unit: PASS or a baseline."""
+    context = search_context(run, Checkpoint(folder / "search.ckpt"))
+    if all(ratio >= 1 for ratio in context.ratios):
+        dense_ms = stage_model(run).dense_ms
         run.ui.say(f"The dense engine is already inside the budget ({dense_ms:.4g} ms): nothing is pruned.")
         uniform = {name: torch.ones(units, dtype=torch.float64) for name, units in run.subject.groups.units.items()}
-        result = SearchResult([uniform] * len(ratios), "uniform", run.dense_state())
+        result = SearchResult([uniform] * len(context.ratios), "uniform", run.dense_state())
     else:
         result = get_method(run.config.method)(context)
     result.save(folder)

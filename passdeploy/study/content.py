@@ -16,9 +16,9 @@ from passdeploy.reporting.markdown import table
 from passdeploy.reporting.picture import prompt_picture
 from passdeploy.search.baselines.gradients import taylor
 from passdeploy.search.baselines.l1 import filter_norms
-from passdeploy.search.method import SearchContext, SearchResult
+from passdeploy.search.method import SearchResult
 from passdeploy.search.trainer import prepare
-from passdeploy.stages.profile import stage_model
+from passdeploy.stages.search import search_context
 from passdeploy.study.base import Findings, Lab, register_study
 from passdeploy.workspace import write_atomic
 
@@ -53,25 +53,10 @@ def within_groups(a: dict[str, Tensor], b: dict[str, Tensor]) -> float | None:
     return None if not found else sum(s * n for s, n in found) / sum(n for _, n in found)
 
 
-def context_of(run: Run) -> SearchContext:
-    """What the run's search was given."""
-    predictor = stage_model(run)
-    return SearchContext(
-        network=run.subject.with_state(run.dense_state()),
-        data=run.subject.data,
-        groups=run.subject.groups,
-        operators=run.subject.operators,
-        predictor=predictor,
-        step=predictor.step,
-        ratios=tuple(min(1.0, budget.budget.target_ratio(predictor.dense_ms)) for budget in run.runs),
-        config=run.config,
-    )
-
-
 @torch.no_grad()
 def moves(run: Run) -> dict[str, Any]:
     """How the scores of a finished search move with the prompt, and what the moves correlate with."""
-    result, context = SearchResult.load(run.space.folder("search")), context_of(run)
+    result, context = SearchResult.load(run.space.folder("search")), search_context(run)
     search = prepare(context)
     search.hyper.load_state_dict(result.extra)
     search.model.stage.load_state_dict(result.stage)
