@@ -29,10 +29,11 @@ from passdeploy.groups import find_groups, operators
 from passdeploy.latency.measure import BENCH, interleave
 from passdeploy.latency.profile import keep_first, profile, varied_widths
 from passdeploy.latency.sampler import Sampler
-from passdeploy.meter import Meter, open_runner
+from passdeploy.meter import Meter
 from passdeploy.models import build
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.targets import resolve
+from passdeploy.timing import open_runner
 
 
 def busy() -> None:

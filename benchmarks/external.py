@@ -39,12 +39,12 @@ from passdeploy.groups import operators
 from passdeploy.groups.operators import macs
 from passdeploy.groups.types import Groups
 from passdeploy.latency.measure import BENCH, Comparison
-from passdeploy.meter import compare_engines
 from passdeploy.pipeline import Run
 from passdeploy.search.prompt import Prompted
 from passdeploy.stages.common import plain
 from passdeploy.stages.finetune import finetune_settings
 from passdeploy.stages.profile import stage_model
+from passdeploy.timing import compare_engines
 from passdeploy.training import evaluate, reestimate_batch_norm, steps_per_epoch, train
 
 RIVALS: dict[str, Callable[[], Any]] = {

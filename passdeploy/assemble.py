@@ -188,6 +188,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
             latency_ci95=interval,
             macs=macs_speedup,
             realisation=ratio / macs_speedup if ratio and macs_speedup else None,
+            processes=bench["processes"] if ratio and bench else None,
         ),
         predictor=s.PredictorInfo(**predictor.summary()),
         equivalence=s.Equivalence(

@@ -15,8 +15,8 @@ from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput
 from passdeploy.export import INPUT
 from passdeploy.latency.measure import BENCH, Comparison, Settings, Timed, interleave
-from passdeploy.meter import open_runner
 from passdeploy.targets import Target, resolve
+from passdeploy.timing import open_runner
 
 NOT_SLOWER, SLOWER, INCONCLUSIVE = 0, 1, 3
 

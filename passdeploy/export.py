@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from passdeploy.engines.base import INPUT, OUTPUT
 from passdeploy.errors import BadInput
 from passdeploy.groups.check import first_line
-from passdeploy.onnx_export import INPUT, OUTPUT, export_model
+from passdeploy.onnx_export import export_model
 from passdeploy.onnx_slicer import OnnxSlicer
 
 __all__ = ["INPUT", "OUTPUT", "OnnxSlicer", "export_model", "export_onnx", "export_program", "onnx_function"]

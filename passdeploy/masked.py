@@ -19,7 +19,6 @@ from passdeploy.errors import NotEquivalent
 from passdeploy.export import INPUT, OUTPUT, export_onnx, export_program, onnx_function
 from passdeploy.kernels.masked_forward import masked_network
 from passdeploy.latency.measure import BENCH
-from passdeploy.meter import compare_engines, open_runner
 from passdeploy.reporting import load_report, write_reports
 from passdeploy.reporting.engines import Latency, MaskedInfo
 from passdeploy.search.method import SearchResult
@@ -28,6 +27,7 @@ from passdeploy.stages.common import input_stage
 from passdeploy.stages.proof import TOLERANCE
 from passdeploy.structure import Structure
 from passdeploy.surgery import relative_difference, thin
+from passdeploy.timing import compare_engines, open_runner
 from passdeploy.workspace import read_json, write_json
 
 if TYPE_CHECKING:

@@ -13,42 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from passdeploy.engines._end_to_end import EndToEnd
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
-from passdeploy.export import INPUT, OnnxSlicer, export_program
+from passdeploy.export import OnnxSlicer, export_program
 from passdeploy.groups import Groups
 from passdeploy.latency.measure import Comparison, Settings, interleave
 from passdeploy.latency.sampler import Sampler
 from passdeploy.structure import Structure
 from passdeploy.targets import Target
+from passdeploy.timing import open_runner
 
 SLOW_S = 2.0
 """Builds that take longer are kept, in case the same structure is measured again."""
 KEPT_BYTES = 256 * 2**20
-
-
-def open_runner(engine: Engine, target: Target, images: np.ndarray, scope: str = "engine") -> Runner:
-    """A runner that is ready to be timed on `images` (batch, 3, H, W)."""
-    runner = get_backend(engine.backend).runner(engine, target)
-    inputs = {INPUT: np.ascontiguousarray(images, dtype=np.float32)}
-    if scope == "end_to_end":
-        return EndToEnd(runner, inputs)
-    runner.bind(inputs)
-    return runner
-
-
-def compare_engines(
-    engines: dict[str, Engine], target: Target, images: np.ndarray, scope: str, settings: Settings
-) -> Comparison:
-    """Times engines side by side; the first is the reference."""
-    runners: dict[str, Runner] = {}
-    try:
-        for name, engine in engines.items():
-            runners[name] = open_runner(engine, target, images, scope)
-        return interleave(runners, settings)
-    finally:
-        for runner in runners.values():
-            runner.close()
 
 
 class Meter:

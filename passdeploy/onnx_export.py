@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from passdeploy.engines.base import INPUT, OUTPUT
 from passdeploy.errors import BadInput
 from passdeploy.groups.attention import replaceable
 from passdeploy.groups.attention_cut import SLIM, slim_kind, without_einsum
 from passdeploy.groups.check import first_line
 from passdeploy.onnx_graph import tidy
-
-INPUT, OUTPUT = "images", "logits"
 
 
 @contextlib.contextmanager

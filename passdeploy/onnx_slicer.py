@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from passdeploy.engines.base import INPUT
 from passdeploy.groups.attention import attentions, gate_name
 from passdeploy.groups.check import first_line, random_structure
 from passdeploy.groups.types import ChannelGroup, Groups
 from passdeploy.onnx_cut import cut_array
-from passdeploy.onnx_export import INPUT, export_model
+from passdeploy.onnx_export import export_model
 from passdeploy.onnx_graph import consumers_of, fold_rectifiers, fold_zeros, remove_unused
 from passdeploy.structure import Structure
 from passdeploy.surgery import apply_architecture, architecture

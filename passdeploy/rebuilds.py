@@ -17,8 +17,8 @@ import numpy as np
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.errors import PassdeployError
 from passdeploy.latency.measure import Settings, interleave
-from passdeploy.meter import open_runner
 from passdeploy.targets import Target
+from passdeploy.timing import open_runner
 
 TIMES = 3
 """Builds or loads in all, the engine that ships included."""

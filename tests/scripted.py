@@ -108,6 +108,7 @@ class Scripted(OnnxRuntime):
     """ONNX Runtime with a scripted latency."""
 
     name: ClassVar[str] = "scripted"
+    fresh_processes: ClassVar[bool] = False
 
     def version(self) -> str:
         return "1"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from passdeploy.targets import Target
 
 Arrays = dict[str, np.ndarray]
+INPUT, OUTPUT = "images", "logits"
+"""Names of a graph's input and of its output."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Backend:
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     wants_program: ClassVar[bool] = False
     """Whether `compile` starts from `CompileInput.exported_program`."""
+    fresh_processes: ClassVar[bool] = True
+    """Whether another process can load its engines; not where it lives in this one only."""
     mask_kernel: ClassVar[bool] = False
     """Whether a masked network (`CompileInput.masked`) runs the mask kernel in its engines."""
 

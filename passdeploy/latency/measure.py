@@ -57,6 +57,7 @@ class Settings:
             never.
         grow: How many times `pairs` rounds there may be for that.
         percentiles: Percentiles that are needed: rounds are added until there are samples enough.
+        processes: In how many processes the same is measured: each needs that part of the samples only (`pooled`).
         max_s: Gives up repeating and adding rounds after this long.
     """
 
@@ -69,6 +70,7 @@ class Settings:
     precise: float | None = 0.012
     grow: float = 4.0
     percentiles: tuple[float, ...] = (50.0,)
+    processes: int = 1
     max_s: float = 60.0
 
 
@@ -151,6 +153,16 @@ class Comparison:
     def floor_ratio(self, name: str) -> float:
         """How many times as fast as the reference on an undisturbed machine; for fitting models to, not for quoting."""
         return self.measurements[self.reference].floor / self.measurements[name].floor
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able, samples and all."""
+        measurements = {name: measurement.to_json(samples=True) for name, measurement in self.measurements.items()}
+        return {"measurements": measurements, "pairs": dict(self.pairs), "reference": self.reference}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Comparison:
+        measurements = {name: Measurement.from_json(each) for name, each in data["measurements"].items()}
+        return cls(measurements, {name: tuple(pairs) for name, pairs in data["pairs"].items()}, data["reference"])
 
     def verdict(self, name: str, margin: float = 0.0) -> Verdict:
         """Whether `name` is slower (or faster) than the reference by more than `margin` (0.05 = 5 %).
@@ -274,7 +286,7 @@ def interleave(
             for runner in runners.values():
                 warm_up(runner, settings, clock)
         start = clock()
-        needed = max((min_samples(q) for q in settings.percentiles), default=0)
+        needed = math.ceil(max((min_samples(q) for q in settings.percentiles), default=0) / settings.processes)
         while True:
             for name in names:
                 block = _block(runners[name], settings.block_s, settings.block_calls, clock)
@@ -301,6 +313,38 @@ def _pairs(medians: Mapping[str, Sequence[float]], used: np.ndarray) -> dict[str
     """By name, the reference's (the first one's) block median over the block median of the same round."""
     reference = np.asarray(next(iter(medians.values())))[used]
     return {name: tuple((reference / np.asarray(values)[used]).tolist()) for name, values in medians.items()}
+
+
+def pooled(comparisons: Sequence[Comparison]) -> Comparison:
+    """Comparisons of the same engines, each by another process, as one.
+
+    A process is one sample: its ratio is what its blocks agree on, and its buffers lie where they lie. So the pairs are
+    one a process, and the interval of their median says what the next process may find. With six it reaches from the
+    lowest to the highest (96.9 %).
+    """
+    first = comparisons[0]
+    return Comparison(
+        measurements={name: _pooled([each.measurements[name] for each in comparisons]) for name in first.measurements},
+        pairs={name: tuple(each.ratio(name).value for each in comparisons) for name in first.pairs},
+        reference=first.reference,
+    )
+
+
+def _pooled(parts: Sequence[Measurement]) -> Measurement:
+    samples = np.concatenate([part.samples for part in parts])
+    calls = sum(part.n for part in parts)
+    return Measurement(
+        p50=percentile(samples, 50),
+        p90=percentile(samples, 90),
+        p99=percentile(samples, 99),
+        mean=sum(part.mean * part.n for part in parts) / calls,
+        n=calls,
+        spread=float(np.median([part.spread for part in parts])),
+        blocks=sum(part.blocks for part in parts),
+        disturbed=sum(part.disturbed for part in parts),
+        samples=tuple(samples[:: math.ceil(len(samples) / MAX_SAMPLES)].tolist()),
+        floor=min(part.floor for part in parts),
+    )
 
 
 def _precise(pairs: Mapping[str, Sequence[float]], limit: float | None) -> bool:

@@ -92,7 +92,8 @@ def tiles(report: Report) -> list[Tile]:
     dense, pruned, speed = report.dense, report.pruned, report.speedup
     result = []
     if speed.latency is not None:
-        note = f"95 %: {f.interval(speed.latency_ci95)}, interleaved" if speed.latency_ci95 else "interleaved"
+        how = "interleaved" if speed.processes is None else f"{len(speed.processes)} fresh processes"
+        note = f"95 %: {f.interval(speed.latency_ci95)}, {how}" if speed.latency_ci95 else how
         result.append(Tile("Speed-up, measured", f.times(speed.latency), note))
     elif report.predicted is not None and report.predicted.speedup is not None:
         kind = report.predictor.kind if report.predictor else "analytic"

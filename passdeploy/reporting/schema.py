@@ -63,6 +63,9 @@ class Speedup(Section):
     latency_ci95: Interval
     macs: Number
     realisation: Number
+    processes: list[float] | None = Field(
+        default=None, description="What each fresh process measured: `latency` is their median."
+    )
 
 
 class PredictorInfo(Section):

@@ -274,7 +274,8 @@ def numbers(report: Report) -> list[tuple[str, str, str, str]]:
             for q in ("p50", "p90", "p99")
         ]
         if speed.latency_ci95 is not None:
-            rows.insert(1, ("95 % interval", "", "", f.interval(speed.latency_ci95)))
+            how = f"over {len(speed.processes)} fresh processes" if speed.processes else ""
+            rows.insert(1, ("95 % interval", how, "", f.interval(speed.latency_ci95)))
     elif report.predicted is not None:
         kind = report.predictor.kind if report.predictor else "analytic"
         guess = report.predicted

@@ -13,10 +13,10 @@ from torch import Tensor
 from passdeploy.data.base import Split
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.export import INPUT, OUTPUT, onnx_function
-from passdeploy.meter import open_runner
 from passdeploy.stages.proof import in_batches
 from passdeploy.targets import Target
 from passdeploy.tasks import Task
+from passdeploy.timing import open_runner
 from passdeploy.training import judge
 
 if TYPE_CHECKING:

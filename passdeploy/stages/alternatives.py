@@ -17,10 +17,10 @@ from passdeploy.errors import PassdeployError
 from passdeploy.export import export_onnx, export_program
 from passdeploy.groups.check import first_line
 from passdeploy.latency.measure import BENCH, interleave
-from passdeploy.meter import open_runner
 from passdeploy.stages.accuracy import accuracy_in_precision
 from passdeploy.stages.common import plain
 from passdeploy.targets import Target
+from passdeploy.timing import open_runner
 from passdeploy.workspace import read_json, write_json
 
 if TYPE_CHECKING:

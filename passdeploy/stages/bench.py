@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passdeploy.engines.base import get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.latency.log import MeasurementLog
-from passdeploy.meter import compare_engines
+from passdeploy.latency.measure import Comparison, pooled
 from passdeploy.stages.alternatives import compiled_alternatives, time_together
 from passdeploy.stages.common import fitted_structure
 from passdeploy.stages.fit import bench_settings
+from passdeploy.timing import compare_engines, compare_in_fresh_process
 from passdeploy.workspace import write_json
 
 if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
 
-LOADS = 3
-"""Where buffers happen to lie moves an engine's latency by up to 2 %: the load in the middle of these is reported."""
+PROCESSES = 6
+"""Where a process puts its buffers moves the ratio by up to 1 % either way; six are the fewest whose median has a 95 %
+interval without an assumption about their distribution: from the lowest to the highest."""
+PAIRS = 16
+"""Rounds in each: more would tell more about that process only."""
 
 
 def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
-    """Times the very engine file that ships against the dense engine, interleaved."""
+    """Times the very engine file that ships against the dense engine, interleaved, in fresh processes."""
     if not run.measured:
         write_json(folder / "bench.json", {"measured": False})
         return
     compiled = budget.space.folder("compile")
-    engines = {"dense": load_engine(compiled / "dense-engine"), "thin": load_engine(compiled / "engine")}
+    folders = {"dense": compiled / "dense-engine", "thin": compiled / "engine"}
     log = MeasurementLog(folder / "measurements.jsonl")
+    digest = fitted_structure(budget.space.folder("fit")).digest()
+    settings = dataclasses.replace(bench_settings(budget.budget), pairs=PAIRS, precise=None, processes=PROCESSES)
+    images = run.validation_images[: run.target.batch]
 
     def take() -> dict[str, Any]:
-        images = run.validation_images[: run.target.batch]
-        loads = []
-        for done in range(LOADS):
-            run.ui.step(done, LOADS)
-            loads.append(compare_engines(engines, run.target, images, run.config.scope, bench_settings(budget.budget)))
-        loads.sort(key=lambda comparison: comparison.ratio("thin").value)
-        comparison = loads[LOADS // 2]
-        return {
-            "loads": [comparison.ratio("thin").value for comparison in loads],
-            "ratio": comparison.ratio("thin").to_json(),
-            **{name: m.to_json(samples=True) for name, m in comparison.measurements.items()},
-        }
+        if get_backend(run.target.backend).fresh_processes:
+            return compare_in_fresh_process(folders, run.target, images, run.config.scope, settings).to_json()
+        engines = {name: load_engine(path) for name, path in folders.items()}
+        return compare_engines(engines, run.target, images, run.config.scope, settings).to_json()
 
-    record = log.measure("bench", fitted_structure(budget.space.folder("fit")).digest(), run.target.name, take)
-    beside = compiled_alternatives(run)
-    together = None
-    if beside:
-        both = {"dense": (engines["dense"], run.target), "thin": (engines["thin"], run.target)}
-        together = log.measure(
-            "alternatives", record.digest, run.target.name, lambda: time_together(run, {**both, **beside})
+    found = []
+    for done in range(PROCESSES):
+        run.ui.step(done, PROCESSES)
+        found.append(Comparison.from_json(log.measure("process", digest, run.target.name, take).value))
+    together = pooled(found)
+    beside = None
+    if lower := compiled_alternatives(run):
+        both = {name: (load_engine(path), run.target) for name, path in folders.items()}
+        beside = log.measure(
+            "alternatives", digest, run.target.name, lambda: time_together(run, {**both, **lower})
         ).value
-    write_json(folder / "bench.json", {"measured": True, **record.value, "alternatives": together})
+    write_json(
+        folder / "bench.json",
+        {
+            "measured": True,
+            "processes": list(together.pairs["thin"]),
+            "ratio": together.ratio("thin").to_json(),
+            **{name: m.to_json(samples=True) for name, m in together.measurements.items()},
+            "alternatives": beside,
+        },
+    )
     logs = [run.space.folder("profile"), budget.space.folder("fit"), folder]
     everything = folder / "everything.tmp"
     everything.write_text("".join(p.read_text() for p in (f / "measurements.jsonl" for f in logs) if p.exists()))

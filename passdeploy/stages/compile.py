@@ -11,12 +11,12 @@ import torch
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.export import INPUT, OUTPUT, export_onnx, export_program, onnx_function
-from passdeploy.meter import open_runner
 from passdeploy.rebuilds import with_rebuilds
 from passdeploy.stages.accuracy import accuracy_in_precision
 from passdeploy.stages.common import plain
 from passdeploy.stages.finetune import thin_model
 from passdeploy.stages.proof import TOLERANCE, array_difference, in_batches, proof_holds
+from passdeploy.timing import open_runner
 from passdeploy.workspace import read_json, write_json
 
 if TYPE_CHECKING:

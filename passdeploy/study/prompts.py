@@ -10,12 +10,12 @@ from passdeploy.compare.runner import Arm
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.export import export_onnx
 from passdeploy.latency.measure import BENCH
-from passdeploy.meter import compare_engines
 from passdeploy.pipeline import Run
 from passdeploy.reporting import format as f
 from passdeploy.reporting.markdown import table
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.study.base import SPLIT, Findings, Lab, differences, register_study
+from passdeploy.timing import compare_engines
 
 NONE = "no prompt"
 
