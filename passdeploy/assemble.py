@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 INTERVAL_SLACK = 0.98
 """A speed-up budget holds when the lower end of the ratio's interval is at least this share of it."""
+DISTURBED = 0.08
+"""On a quiet machine fresh processes lie at most half as far apart."""
 
 
 def judge(budget: Budget, bench: dict[str, Any]) -> str:
@@ -121,7 +123,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     if run.subject.task.name != "classification":
         notes.append(f"Accuracy is the {run.subject.task.metric_name} ({run.subject.task.name}).")
     rebuilds = _rebuilds(optional("compile", "engine/engine.json"))
-    notes += build_spread(rebuilds)
+    notes += build_spread(rebuilds) + disturbance(bench)
     messages = list(fit["messages"]) + notes
     if not equivalent:
         status = "not_equivalent"
@@ -248,6 +250,18 @@ def build_spread(rebuilds: s.RebuildsInfo | None) -> list[str]:
     return [
         f"{rebuilds.n} builds of the same graph lie {rebuilds.spread:.1%} apart in latency; "
         "the one that was measured is the one that ships."
+    ]
+
+
+def disturbance(bench: dict[str, Any] | None) -> list[str]:
+    """What a reader should know where fresh processes did not agree."""
+    processes = (bench or {}).get("processes") or [1.0]
+    apart = max(processes) / min(processes) - 1
+    if apart <= DISTURBED:
+        return []
+    return [
+        f"The machine was disturbed: {len(processes)} processes found ratios that lie {apart:.0%} apart; measure again "
+        "when it has nothing else to do."
     ]
 
 

@@ -16,11 +16,11 @@ import numpy as np
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.export import OnnxSlicer, export_program
 from passdeploy.groups import Groups
-from passdeploy.latency.measure import Comparison, Settings, interleave
+from passdeploy.latency.measure import Comparison, Settings
 from passdeploy.latency.sampler import Sampler
 from passdeploy.structure import Structure
 from passdeploy.targets import Target
-from passdeploy.timing import open_runner
+from passdeploy.timing import compare_files, open_runner
 
 SLOW_S = 2.0
 """Builds that take longer are kept, in case the same structure is measured again."""
@@ -44,6 +44,7 @@ class Meter:
         self.slicer, self.groups, self.target, self.images, self.scope = slicer, groups, target, images, scope
         self._backend = get_backend(target.backend)
         self._dense: Runner | None = None
+        self._dense_file: tempfile.TemporaryDirectory[str] | None = None
         self._sampler: Sampler | None = None
         self._kept: dict[str, Engine] = {}
 
@@ -72,11 +73,17 @@ class Meter:
         return open_runner(self.engine(structure), self.target, self.images[: self.target.batch], self.scope)
 
     def compare(self, structure: Structure, settings: Settings) -> Comparison:
-        """Times a structure (``thin``) against the dense engine (``dense``), interleaved."""
-        if self._dense is None:
-            self._dense = self._timed(self.groups.dense())
-        with self._timed(structure) as thin:
-            return interleave({"dense": self._dense, "thin": thin}, settings)
+        """Times a structure (``thin``) against the dense engine (``dense``), interleaved, in a process of its own.
+
+        As the engine that ships will be: in a process that has trained and searched, ratios are other by some percent.
+        """
+        if self._dense_file is None:
+            self._dense_file = tempfile.TemporaryDirectory(prefix="passdeploy-dense-")
+            self._backend.save(self.engine(self.groups.dense()), Path(self._dense_file.name))
+        with tempfile.TemporaryDirectory(prefix="passdeploy-thin-") as folder:
+            self._backend.save(self.engine(structure), Path(folder))
+            folders = {"dense": Path(self._dense_file.name), "thin": Path(folder)}
+            return compare_files(folders, self.target, self.images[: self.target.batch], self.scope, settings)
 
     def sample(self, structure: Structure) -> dict[str, float]:
         """A short comparison, for fitting the latency model."""
@@ -93,6 +100,9 @@ class Meter:
         if self._dense is not None:
             self._dense.close()
             self._dense = self._sampler = None
+        if self._dense_file is not None:
+            self._dense_file.cleanup()
+            self._dense_file = None
 
     def __enter__(self) -> Meter:
         return self

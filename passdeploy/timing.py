@@ -9,10 +9,6 @@ nothing that takes long to load.
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,17 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from passdeploy.engines._child import answer_job, run_job
 from passdeploy.engines._end_to_end import EndToEnd
 from passdeploy.engines.base import INPUT, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
-from passdeploy.errors import PassdeployError
 from passdeploy.latency.measure import Comparison, Settings, interleave
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target
-
-MOST_S = 1800.0
-"""A process that measures for longer than this hangs."""
 
 
 def open_runner(engine: Engine, target: Target, images: np.ndarray, scope: str = "engine") -> Runner:
@@ -58,10 +51,12 @@ def compare_engines(
             runner.close()
 
 
-def compare_in_fresh_process(
+def compare_files(
     folders: Mapping[str, Path], target: Target, images: np.ndarray, scope: str, settings: Settings
 ) -> Comparison:
-    """As `compare_engines`, on saved engines, each loaded by a process that does nothing else.
+    """As `compare_engines`, on saved engines, loaded by a fresh process that does nothing else.
+
+    Where the backend lives in this process only, they are timed here.
 
     Args:
         folders: Of the engines (`load_engine`), by name.
@@ -71,48 +66,35 @@ def compare_in_fresh_process(
         settings: Likewise.
 
     Raises:
-        PassdeployError: The process failed; its last line is the message.
+        BadInput: What the process reports, or that it crashed or took too long.
     """
-    module = type(get_backend(target.backend)).__module__
-    with tempfile.TemporaryDirectory(prefix="passdeploy-") as folder:
-        job, found = Path(folder) / "job.json", Path(folder) / "comparison.json"
-        np.save(Path(folder) / "images.npy", np.ascontiguousarray(images, dtype=np.float32))
-        what = {
-            "backend_module": module,
-            "engines": {name: str(path.resolve()) for name, path in folders.items()},
-            "target": asdict(target),
-            "scope": scope,
-            "settings": asdict(settings),
-        }
-        job.write_text(json.dumps(what))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-        try:
-            ended = subprocess.run(
-                [sys.executable, "-m", "passdeploy.timing", str(job)],
-                env=environment, capture_output=True, text=True, timeout=MOST_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise PassdeployError(f"timing the engines in a process of their own took over {MOST_S:.0f} s") from None
-        if ended.returncode != 0 or not found.exists():
-            said = (ended.stderr.strip().splitlines() or [f"exit {ended.returncode}"])[-1]
-            raise PassdeployError(f"timing the engines in a process of their own failed: {said}")
-        return Comparison.from_json(json.loads(found.read_text()))
+    backend = get_backend(target.backend)
+    if not backend.fresh_processes:
+        engines = {name: load_engine(path) for name, path in folders.items()}
+        return compare_engines(engines, target, images, scope, settings)
+    job = {
+        "backend_module": type(backend).__module__,
+        "engines": {name: str(path.resolve()) for name, path in folders.items()},
+        "target": asdict(target),
+        "scope": scope,
+        "settings": asdict(settings),
+    }
+    with tempfile.NamedTemporaryFile(prefix="passdeploy-images-", suffix=".npy") as file:
+        np.save(file, np.ascontiguousarray(images, dtype=np.float32))
+        file.flush()
+        found = run_job("passdeploy.timing", {**job, "images": file.name}, "timing in a process of its own")
+    return Comparison.from_json(found)
 
 
-def _main(job: Path) -> None:
+def _compare(job: dict[str, Any]) -> dict[str, Any]:
+    """What a fresh process does."""
     from passdeploy.targets import Target
 
-    what: dict[str, Any] = json.loads(job.read_text())
-    importlib.import_module(what["backend_module"])
-    engines = {name: load_engine(Path(path)) for name, path in what["engines"].items()}
-    settings = Settings(**{**what["settings"], "percentiles": tuple(what["settings"]["percentiles"])})
-    images = np.load(job.with_name("images.npy"))
-    compared = compare_engines(engines, Target(**what["target"]), images, what["scope"], settings)
-    job.with_name("comparison.json").write_text(json.dumps(compared.to_json()))
+    importlib.import_module(job["backend_module"])
+    engines = {name: load_engine(Path(path)) for name, path in job["engines"].items()}
+    settings = Settings(**{**job["settings"], "percentiles": tuple(job["settings"]["percentiles"])})
+    return compare_engines(engines, Target(**job["target"]), np.load(job["images"]), job["scope"], settings).to_json()
 
 
 if __name__ == "__main__":
-    try:
-        _main(Path(sys.argv[1]))
-    except PassdeployError as error:
-        sys.exit(str(error))
+    answer_job(_compare)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from passdeploy.engines.base import CompileInput, get_backend
-from passdeploy.errors import PassdeployError
+from passdeploy.errors import BadInput
 from passdeploy.export import export_onnx
 from passdeploy.latency.measure import Comparison, Measurement, Settings, pooled
 from passdeploy.targets import resolve
-from passdeploy.timing import compare_in_fresh_process
+from passdeploy.timing import compare_files
 from tests.scripted import tiny_resnet
 
 SHAPE = (3, 16, 12)
@@ -31,7 +31,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_fresh_process_loads_and_times_the_files(engine: Path) -> None:
-    found = compare_in_fresh_process({"dense": engine, "thin": engine}, resolve("cpu"), IMAGES, "engine", SHORT)
+    found = compare_files({"dense": engine, "thin": engine}, resolve("cpu"), IMAGES, "engine", SHORT)
     assert list(found.measurements) == ["dense", "thin"]
     assert found.reference == "dense"
     needed = 662 / SHORT.processes
@@ -40,7 +40,7 @@ def test_a_fresh_process_loads_and_times_the_files(engine: Path) -> None:
 
 
 def test_the_scope_is_passed_on(engine: Path) -> None:
-    found = compare_in_fresh_process({"dense": engine, "thin": engine}, resolve("cpu"), IMAGES, "end_to_end", SHORT)
+    found = compare_files({"dense": engine, "thin": engine}, resolve("cpu"), IMAGES, "end_to_end", SHORT)
     assert found.measurements["thin"].n > 0
 
 
@@ -50,8 +50,8 @@ def test_it_is_refused_what_this_process_would_refuse(engine: Path, tmp_path: Pa
     for path in engine.iterdir():
         data = path.read_bytes()
         (damaged / path.name).write_bytes(data if path.suffix == ".json" else data[:-1] + b"?")
-    with pytest.raises(PassdeployError, match=r"in a process of their own failed: .*engine"):
-        compare_in_fresh_process({"dense": engine, "thin": damaged}, resolve("cpu"), IMAGES, "engine", SHORT)
+    with pytest.raises(BadInput, match=r"timing in a process of its own: .*SHA-256 differs"):
+        compare_files({"dense": engine, "thin": damaged}, resolve("cpu"), IMAGES, "engine", SHORT)
 
 
 def test_torch_is_not_loaded_to_time_an_engine() -> None:

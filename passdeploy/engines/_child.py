@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -107,6 +107,16 @@ def run_job(
         if not answer.exists():
             raise died(who, done.returncode, done.stdout)
         return raise_answer(json.loads(answer.read_text()), who, done.stdout)
+
+
+def answer_job(do: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The child's side of `run_job`: answers the job named on the command line with what `do` makes of it."""
+    question, answer = map(Path, sys.argv[1:3])
+    try:
+        found = do(json.loads(question.read_text()))
+    except Exception as error:
+        found = failure(error)
+    answer.write_text(json.dumps(found))
 
 
 class Server:

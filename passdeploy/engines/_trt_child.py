@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from passdeploy.engines._child import failure, serve
+from passdeploy.engines._child import answer_job, serve
 from passdeploy.errors import BadInput
 
 RTX = os.environ.get("POLYGRAPHY_USE_TENSORRT_RTX") == "1"
@@ -235,18 +235,8 @@ def _verbs() -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str]) -> None:
-    """Builds one engine, or serves loaded ones."""
-    if len(arguments) == 1:
-        serve(int(arguments[0]), _verbs())
-        return
-    job = json.loads(Path(arguments[0]).read_text())
-    try:
-        answer = build(job)
-    except Exception as error:
-        answer = failure(error)
-    Path(arguments[1]).write_text(json.dumps(answer))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if len(sys.argv) == 2:
+        serve(int(sys.argv[1]), _verbs())
+    else:
+        answer_job(build)

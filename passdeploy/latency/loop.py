@@ -40,6 +40,10 @@ GAP = 1.10
 """A structure this much faster than asked is only taken when narrowing the next slower one gives nothing between."""
 
 
+STRIDES, STRIDE = 6, 0.9
+"""What is done when measurements contradict each other: so many more structures, each predicted this much faster."""
+
+
 class Timing(Protocol):
     """One measured structure.
 
@@ -93,14 +97,12 @@ class FitResult:
         feasible: Whether `chosen` meets it.
         candidates: All turns, in order.
         plateau: `chosen` is much faster than asked, because nothing lies between it and what is too slow.
-        exhausted: Nothing met the budget, but the measurements ran out before the fastest structure was tried.
     """
 
     chosen: Candidate
     feasible: bool
     candidates: list[Candidate] = field(default_factory=list)
     plateau: bool = False
-    exhausted: bool = False
 
     @property
     def measurements(self) -> int:
@@ -239,7 +241,7 @@ def close_loop(
         measure: Times a structure against the dense engine.
         budget: What is asked.
         dense_ms: The dense engine, by the same model that predicts.
-        most: Measurements at most.
+        most: Measurements at most; where they contradict each other and nothing is inside, some more (`STRIDES`).
         margin: What is accepted keeps this much distance from the budget, so that the final measurement holds too.
     """
     search = _Search(measure, budget, most, margin)
@@ -286,12 +288,38 @@ def close_loop(
             break
     candidates = list(search.known.values())
     chosen = search.best()
+    if chosen is None and floor is None:
+        chosen = _stride(search, allocate, fastest)
+        candidates = list(search.known.values())
     if chosen is not None:
         return FitResult(chosen, True, candidates, plateau=search.over(chosen) > OVERSHOOT)
     barely = [c for c in candidates if search.over(c) >= 1 and meets(budget, c.timing)]
     if barely:
         return FitResult(min(barely, key=search.over), True, candidates)
-    return FitResult(max(candidates, key=search.over), False, candidates, exhausted=floor is None)
+    return FitResult(max(candidates, key=search.over), False, candidates)
+
+
+def _stride(
+    search: _Search,
+    allocate: Callable[[float], tuple[Structure, float] | None],
+    fastest: Callable[[], tuple[Structure, float]],
+) -> Candidate | None:
+    """Goes on towards the fastest structure, with no eye for what lies between; None when that is outside as well.
+
+    The measurements have run out between a structure that was inside only at first and those that are outside: on a
+    disturbed machine they contradict each other. "Infeasible" is said of the fastest structure only.
+    """
+    target = min(asked for asked, _ in search.asked)
+    search.most += 2 * (STRIDES + 1)
+    for turn in range(STRIDES + 1):
+        target *= STRIDE
+        found = allocate(target) if turn < STRIDES else None
+        candidate, _ = search.turn(target, fastest() if found is None else found)
+        if candidate.inside:
+            search.settle(candidate)
+        if candidate.inside or found is None:
+            return candidate if candidate.inside else None
+    raise AssertionError("the last turn is the fastest structure")
 
 
 def close_gap(

@@ -89,6 +89,11 @@ class Ratio:
         """The ratio the other way round."""
         return Ratio(1 / self.value, 1 / self.high, 1 / self.low if self.low > 0 else math.inf, self.n, self.confidence)
 
+    @property
+    def reach(self) -> float:
+        """How far the interval reaches to either side, as a fraction of the value; infinite where an end is open."""
+        return max(1 - self.low / self.value, self.high / self.value - 1) if self.low > 0 else math.inf
+
     def to_json(self) -> dict[str, Any]:
         """JSON-able; an unknown end is None."""
         return {

@@ -6,14 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.engines.base import get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.measure import Comparison, pooled
 from passdeploy.stages.alternatives import compiled_alternatives, time_together
 from passdeploy.stages.common import fitted_structure
 from passdeploy.stages.fit import bench_settings
-from passdeploy.timing import compare_engines, compare_in_fresh_process
+from passdeploy.timing import compare_files
 from passdeploy.workspace import write_json
 
 if TYPE_CHECKING:
@@ -22,8 +21,9 @@ if TYPE_CHECKING:
 PROCESSES = 6
 """Where a process puts its buffers moves the ratio by up to 1 % either way; six are the fewest whose median has a 95 %
 interval without an assumption about their distribution: from the lowest to the highest."""
-PAIRS = 16
-"""Rounds in each: more would tell more about that process only."""
+MOST_PROCESSES = 18
+PRECISE = 0.02
+"""Where the interval reaches further than this to either side, the machine is disturbed: more processes are asked."""
 
 
 def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
@@ -35,20 +35,18 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
     folders = {"dense": compiled / "dense-engine", "thin": compiled / "engine"}
     log = MeasurementLog(folder / "measurements.jsonl")
     digest = fitted_structure(budget.space.folder("fit")).digest()
-    settings = dataclasses.replace(bench_settings(budget.budget), pairs=PAIRS, precise=None, processes=PROCESSES)
+    settings = dataclasses.replace(bench_settings(budget.budget), precise=None, processes=PROCESSES)
     images = run.validation_images[: run.target.batch]
 
     def take() -> dict[str, Any]:
-        if get_backend(run.target.backend).fresh_processes:
-            return compare_in_fresh_process(folders, run.target, images, run.config.scope, settings).to_json()
-        engines = {name: load_engine(path) for name, path in folders.items()}
-        return compare_engines(engines, run.target, images, run.config.scope, settings).to_json()
+        return compare_files(folders, run.target, images, run.config.scope, settings).to_json()
 
-    found = []
-    for done in range(PROCESSES):
-        run.ui.step(done, PROCESSES)
+    found: list[Comparison] = []
+    together = None
+    while together is None or (len(found) < MOST_PROCESSES and together.ratio("thin").reach > PRECISE):
+        run.ui.step(len(found), PROCESSES)
         found.append(Comparison.from_json(log.measure("process", digest, run.target.name, take).value))
-    together = pooled(found)
+        together = pooled(found) if len(found) >= PROCESSES else None
     beside = None
     if lower := compiled_alternatives(run):
         both = {name: (load_engine(path), run.target) for name, path in folders.items()}

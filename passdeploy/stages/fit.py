@@ -31,6 +31,8 @@ MARGIN = 1.02
 """The loop accepts what is this much inside the budget, so that the engine that ships is inside it too."""
 MOST_FITS = 12
 """Structures that the closed loop measures at most."""
+PAIRS = 20
+"""Rounds in each process: more would tell more about that process only."""
 MOST_GAP_FITS = 6
 """As many again, at most, to find one between what is far too fast and what is too slow."""
 
@@ -49,7 +51,7 @@ class _Timed:
 
 def bench_settings(budget: Budget) -> Settings:
     """Long enough to say something about the budget's percentile."""
-    return dataclasses.replace(BENCH, percentiles=(50.0, float(budget.percentile[1:])))
+    return dataclasses.replace(BENCH, pairs=PAIRS, percentiles=(50.0, float(budget.percentile[1:])))
 
 
 def _fit_measured(
