@@ -11,9 +11,10 @@ import torch
 from passdeploy.budget import Budget
 from passdeploy.environment import environment
 from passdeploy.explain import group_sections, why_not_faster
+from passdeploy.layers import by_block
 from passdeploy.reporting import schema as s
 from passdeploy.reporting.commit import current_commit
-from passdeploy.reporting.engines import Alternative, Alternatives, Latency
+from passdeploy.reporting.engines import Alternative, Alternatives, Latency, LayerLatency
 from passdeploy.reporting.picture import prompt_picture, rgb_picture
 from passdeploy.stages.alternatives import FACTS as ALTERNATIVES
 from passdeploy.stages.common import kept_widths
@@ -234,6 +235,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         reachable=s.Reachable(**fit["reachable"]) if fit["reachable"] else None,
         rebuilds=rebuilds,
         alternatives=alternatives,
+        layers=_layers(bench),
     )
 
 
@@ -251,6 +253,15 @@ def build_spread(rebuilds: s.RebuildsInfo | None) -> list[str]:
         f"{rebuilds.n} builds of the same graph lie {rebuilds.spread:.1%} apart in latency; "
         "the one that was measured is the one that ships."
     ]
+
+
+def _layers(bench: dict[str, Any] | None) -> list[LayerLatency] | None:
+    """By block; None where nothing was measured, or the runtime does not tell."""
+    times = (bench or {}).get("layers")
+    if times is None:
+        return None
+    rows = by_block([times["dense"], times["thin"]])
+    return [LayerLatency(name=row.name, dense_ms=row.ms[0], pruned_ms=row.ms[1]) for row in rows]
 
 
 def disturbance(bench: dict[str, Any] | None) -> list[str]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from passdeploy.engines.base import CompileInput, Engine, get_backend
+from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput
 from passdeploy.export import INPUT
-from passdeploy.latency.measure import BENCH, Comparison, Settings, Timed, interleave
+from passdeploy.latency.measure import Comparison, Timed
+from passdeploy.layers import LayerTimes, by_block
 from passdeploy.targets import Target, resolve
 from passdeploy.timing import open_runner
 
+Opened = dict[str, Timed]
 NOT_SLOWER, SLOWER, INCONCLUSIVE = 0, 1, 3
 
 
@@ -74,10 +77,9 @@ def open_source(given: str, target: str, backend: str | None, threads: int) -> S
     raise BadInput(f"bench {given}: is no engine, ONNX file, run directory or bundle; check the path")
 
 
-def compare(
-    given: list[str], target: str = "cpu", backend: str | None = None, threads: int = 1, settings: Settings = BENCH
-) -> Comparison:
-    """Times everything given, interleaved in one process; the first is the reference.
+@contextmanager
+def opened(given: list[str], target: str = "cpu", backend: str | None = None, threads: int = 1) -> Iterator[Opened]:
+    """Everything given, loaded in this process and ready to be timed, by label; closed on exit.
 
     Engines that were compiled for other thread counts keep theirs. Inputs are random images of the engine's shape.
 
@@ -85,7 +87,7 @@ def compare(
         BadInput: Something can't be timed here.
     """
     labels = [label if given.count(label) == 1 else f"{label} #{i + 1}" for i, label in enumerate(given)]
-    runners: dict[str, Timed] = {}
+    runners: Opened = {}
     rng = np.random.default_rng(0)
     with ExitStack() as stack:
         for label, name in zip(labels, given, strict=True):
@@ -104,7 +106,22 @@ def compare(
             fitting = _target(target, source.engine.backend, str(meta["precision"]), shape[0], kept)
             images = rng.random(shape, dtype=np.float32)
             runners[label] = stack.enter_context(open_runner(source.engine, fitting, images))
-        return interleave(runners, settings)
+        yield runners
+
+
+def layers(runners: Opened) -> list[LayerTimes]:
+    """What each part of the networks costs in each of the engines, in their order.
+
+    Raises:
+        BadInput: A runtime does not tell.
+    """
+    times = []
+    for label, runner in runners.items():
+        taken = runner.layer_times() if isinstance(runner, Runner) else None
+        if taken is None:
+            raise BadInput(f"bench {label}: its runtime does not tell what its layers take; leave out --layers")
+        times.append(taken)
+    return by_block(times)
 
 
 def parse_margin(text: str) -> float:

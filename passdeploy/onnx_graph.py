@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Collection
 from typing import Any
 
@@ -149,10 +150,13 @@ def _dimensions(value: Any) -> tuple[int, ...]:
 
 
 def _is_zero(initializer: Any) -> bool:
-    """Whether a computed constant is zero; parameters (their names have dots) never count, whatever their values."""
+    """Whether a computed constant is zero; parameters never count, whatever their values.
+
+    Theirs are names such as ``layer1.0.conv1.bias``; what was computed is named after a node, with a slash.
+    """
     from onnx import numpy_helper
 
-    if "." in initializer.name:
+    if "." in initializer.name and "/" not in initializer.name:
         return False
     array = numpy_helper.to_array(initializer)
     return array.dtype.kind == "f" and array.size > 0 and not array.any()
@@ -178,8 +182,45 @@ def remove_unused(proto: Any) -> set[str]:
     return needed
 
 
+def name_after_modules(proto: Any) -> None:
+    """Names nodes and what they compute after the modules they come from, in place: ``layer1.0.conv1/Conv``.
+
+    That is what viewers show, what profilers report and what compilers name their fused layers after. The modules are
+    in the exporter's notes; a layer that was fused with its norm is named after the layer.
+    """
+    graph = proto.graph
+    fixed = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    fixed |= {name for node in graph.node for attribute in node.attribute for inner in attribute.g.node
+              for name in inner.input}  # fmt: skip
+    parameters = {i.name: i.name.rpartition(".")[0] for i in graph.initializer if i.name.endswith(".weight")}
+    used: dict[str, int] = {}
+    renamed: dict[str, str] = {}
+    for node in graph.node:
+        module = next((parameters[name] for name in node.input if name in parameters), None) or _scope(node)
+        name = f"{module}/{node.op_type}" if module else node.op_type
+        count = used[name] = used.get(name, -1) + 1
+        node.name = f"{name}_{count}" if count else name
+        for i, output in enumerate(node.output):
+            if output and output not in fixed:
+                renamed[output] = f"{node.name}:{i}" if i else node.name
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                names[i] = renamed.get(name, name)
+    for value in graph.value_info:
+        value.name = renamed.get(value.name, value.name)
+
+
+def _scope(node: Any) -> str:
+    """Path of the module whose forward the node was traced in; empty: the network itself, or not known."""
+    notes = {note.key: note.value for note in node.metadata_props}
+    scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""
+
+
 def tidy(proto: Any) -> Any:
-    """A freshly exported graph without the traces of removed branches, and without the exporter's notes."""
+    """A freshly exported graph without the traces of removed branches, its nodes named after their modules."""
+    name_after_modules(proto)
     fold_zeros(proto)
     fold_rectifiers(proto)
     fold_expands(proto)

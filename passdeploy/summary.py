@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from passdeploy.subject import Subject, load_subject
 if TYPE_CHECKING:
     from passdeploy.config import RunConfig
     from passdeploy.latency.measure import Comparison
+    from passdeploy.layers import LayerTimes
     from passdeploy.shipping.verify import Verification
 
 
@@ -169,6 +171,18 @@ def bench_table(comparison: Comparison) -> RenderableType:
         else []
     )
     return Group(table, *notes)
+
+
+def layer_table(engines: list[str], parts: Sequence[LayerTimes]) -> RenderableType:
+    """One row per part of the network, one column per engine: milliseconds by the runtime's profiler."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("part", overflow="fold")
+    for engine in engines:
+        table.add_column(engine, justify="right", overflow="fold")
+    for part in parts:
+        table.add_row(part.name, *(milliseconds(ms) if ms else "" for ms in part.ms))
+    table.add_row("all", *(milliseconds(sum(part.ms[i] for part in parts)) for i in range(len(engines))), style="bold")
+    return Group(table, Text("Being watched takes time: the sums exceed the latencies below.", style="dim"), Text())
 
 
 def verification(result: Verification) -> RenderableType:

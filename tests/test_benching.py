@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.errors import BadInput
 from passdeploy.export import export_onnx
 from passdeploy.latency.measure import Comparison, Settings, interleave
+from passdeploy.layers import OTHER
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.targets import resolve
 from tests.latency.scripted import FakeClock, ScriptedRunner
@@ -65,11 +67,16 @@ def test_against_a_stored_report(thin: float, code: int, tmp_path: Path) -> None
     assert "2.000x in the report" in said
 
 
+def compare(*given: str, **options: Any) -> Comparison:
+    with benching.opened(list(given), **options) as runners:
+        return interleave(runners, SHORT)
+
+
 def test_onnx_and_engine_are_timed_side_by_side(network: Path, tmp_path: Path) -> None:
     target = resolve("cpu", backend="onnxruntime")
     backend = get_backend("onnxruntime")
     backend.save(backend.compile(CompileInput(onnx=network), target), tmp_path / "engine")
-    comparison = benching.compare([str(network), str(tmp_path), str(tmp_path / "engine")], settings=SHORT)
+    comparison = compare(str(network), str(tmp_path), str(tmp_path / "engine"))
     data = benching.to_json(comparison)
     assert data["reference"] == str(network)
     assert list(data["engines"]) == [str(network), str(tmp_path), str(tmp_path / "engine")]
@@ -77,18 +84,28 @@ def test_onnx_and_engine_are_timed_side_by_side(network: Path, tmp_path: Path) -
 
 
 def test_the_same_engine_may_be_given_twice(network: Path) -> None:
-    comparison = benching.compare([str(network), str(network)], settings=SHORT)
+    comparison = compare(str(network), str(network))
     assert len(comparison.measurements) == 2
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_layers_are_told_apart_by_module(network: Path, backend: str) -> None:
+    with benching.opened([str(network), str(network)], backend=backend) as runners:
+        rows = benching.layers(runners)
+    assert len(rows) > 3
+    named = [row for row in rows if row.name != OTHER]
+    assert sum(row.ms[0] for row in named) > 0.5 * sum(row.ms[0] for row in rows)
+    assert all(len(row.ms) == 2 and max(row.ms) > 0 for row in rows)
 
 
 def test_what_is_no_engine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no engine, ONNX file"):
-        benching.compare([str(tmp_path / "nothing")])
+        compare(str(tmp_path / "nothing"))
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
     with pytest.raises(BadInput, match=r"broken\.onnx"):
-        benching.compare([str(tmp_path / "broken.onnx")])
+        compare(str(tmp_path / "broken.onnx"))
 
 
 def test_what_is_not_attached_is_not_timed(network: Path) -> None:
     with pytest.raises(BadInput, match="nothing can be timed here"):
-        benching.compare([str(network)], target="a100", backend="tensorrt_rtx")
+        compare(str(network), target="a100", backend="tensorrt_rtx")

@@ -135,6 +135,22 @@ def test_within_budget(single: Path) -> None:
     assert got["predictor"]["mape"] < 0.05
 
 
+def test_the_report_says_where_the_time_goes(single: Path) -> None:
+    got = report(single)
+    dense, thin = (scripted.latency((single / name).read_bytes()) for name in ("dense.onnx", "model.onnx"))
+    named = [part for part in got["layers"] if part["name"].startswith("layer")]
+    assert sum(part["dense_ms"] for part in named) == pytest.approx(1e3 * dense)
+    assert sum(part["pruned_ms"] for part in named) == pytest.approx(1e3 * thin)
+    for page in ("report.html", "report.md"):
+        assert "Where the time goes" in (single / page).read_text()
+
+
+def test_six_processes_agree_on_a_scripted_latency(single: Path) -> None:
+    ratio = report(single)["speedup"]
+    assert len(ratio["processes"]) == 6
+    assert ratio["latency_ci95"] == [min(ratio["processes"]), max(ratio["processes"])]
+
+
 def test_the_accuracies_are_those_of_the_files(single: Path) -> None:
     """Recomputed with ONNX Runtime alone, on pixels in [0, 1]: normalisation and prompt are inside the graph."""
     import onnxruntime

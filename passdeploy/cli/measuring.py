@@ -79,6 +79,7 @@ def bench(
     backend: Annotated[str | None, typer.Option(help="Compiles the ONNX files.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads, for ONNX files.")] = 1,
     fail_if_slower: Annotated[str | None, typer.Option(help="Exit 1 if slower than the first by more: 5%.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="What each layer takes, by the runtime's profiler.")] = False,
     against: Annotated[Path | None, typer.Option(help="Stored report.json: judge the ratio of the two given.")] = None,
     json_: Json = False,
     debug: Debug = False,
@@ -90,18 +91,24 @@ def bench(
     Exit status with --fail-if-slower: 0 not slower, 1 slower, 3 inconclusive.
     """
     from passdeploy import benching
-    from passdeploy.summary import bench_table
+    from passdeploy.latency.measure import interleave
+    from passdeploy.summary import bench_table, layer_table
 
     margin = benching.parse_margin(fail_if_slower or "5%")
-    comparison = benching.compare(engines, target, backend, threads)
+    with benching.opened(engines, target, backend, threads) as runners:
+        parts = benching.layers(runners) if layers else None
+        comparison = interleave(runners)
     code, said = 0, None
     if against is not None:
         code, said = benching.against_report(comparison, against, margin)
     elif fail_if_slower is not None:
         code = benching.outcome(comparison, margin)
     if json_:
-        print_json(benching.to_json(comparison) | {"outcome": code, "message": said})
+        told = {} if parts is None else {"layers": [vars(part) for part in parts]}
+        print_json(benching.to_json(comparison) | told | {"outcome": code, "message": said})
     else:
+        if parts is not None:
+            out_console.print(layer_table(list(runners), parts))
         out_console.print(bench_table(comparison))
         if said:
             out_console.print(said, markup=False)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from passdeploy.engines._child import Server, run_job
 from passdeploy.engines._common import check_fits, check_inputs, facts, missing, read_graph, run_in_batches
-from passdeploy.engines.base import Arrays, Backend, CompileInput, Engine, Runner, require
+from passdeploy.engines.base import LAYER_CALLS, Arrays, Backend, CompileInput, Engine, Runner, require
 from passdeploy.errors import BadInput, PassdeployError, Unavailable
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class TrtRunner(Runner):
         """The engine inspector's description of every layer."""
         return self._server.ask("layers", self._key)
 
-    def layer_times(self, calls: int = 20) -> dict[str, float]:
+    def layer_times(self, calls: int = LAYER_CALLS) -> dict[str, float]:
         """Mean milliseconds per layer; their sum exceeds the latency, since profiling takes the layers apart."""
         times: dict[str, float] = self._server.ask("layer_times", self._key, calls)
         return times

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from passdeploy.targets import Target
 
+LAYER_CALLS = 40
 Arrays = dict[str, np.ndarray]
 INPUT, OUTPUT = "images", "logits"
 """Names of a graph's input and of its output."""
@@ -80,6 +81,16 @@ class Runner:
     def bind(self, inputs: Arrays) -> None:
         """Puts the inputs of `call` in place."""
         raise NotImplementedError
+
+    def layer_times(self, calls: int = LAYER_CALLS) -> dict[str, float] | None:
+        """Mean milliseconds of each layer of a bound inference, in order, by the runtime's own names for them.
+
+        Their sum exceeds the latency: being watched takes time, most of all of layers that take little.
+
+        Returns:
+            None where this runtime does not tell.
+        """
+        return None
 
     def close(self) -> None:
         """Frees the engine; called by ``with``."""

@@ -9,22 +9,27 @@ width of the machine that wrote it, and ONNX Runtime does not check that on anot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from passdeploy.engines._common import (
+    WARM_CALLS,
     check_fits,
     check_inputs,
     cpu_reason,
     facts,
+    middle,
     missing,
     one_line,
     read_graph,
     run_in_batches,
 )
-from passdeploy.engines.base import Arrays, Backend, CompileInput, Engine, Runner, register
+from passdeploy.engines.base import LAYER_CALLS, Arrays, Backend, CompileInput, Engine, Runner, register
 from passdeploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -34,8 +39,16 @@ CPU_SETTINGS = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_
 """Spinning threads of two sessions spoil each other's latency, and burn the cores of everything else."""
 
 
-def session(data: bytes, threads: int, providers: list[Any], settings: Mapping[str, str]) -> Any:
-    """An `onnxruntime.InferenceSession` that runs one inference at a time on `threads` threads."""
+_KERNEL = "_kernel_time"
+
+
+def session(
+    data: bytes, threads: int, providers: list[Any], settings: Mapping[str, str], profile: Path | None = None
+) -> Any:
+    """An `onnxruntime.InferenceSession` that runs one inference at a time on `threads` threads.
+
+    With `profile` it notes how long each layer takes, in a file whose name begins like that.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -44,6 +57,9 @@ def session(data: bytes, threads: int, providers: list[Any], settings: Mapping[s
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
     try:
@@ -60,11 +76,19 @@ class OrtRunner(Runner):
         shapes: Input shapes as recorded with the engine.
         batch: Images per inference.
         device: Where inputs and outputs lie: ``cpu`` or ``cuda``.
+        watched: Loads the engine again, with a profile that begins like the path given.
     """
 
-    def __init__(self, loaded: Any, shapes: Mapping[str, list[int]], batch: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        loaded: Any,
+        shapes: Mapping[str, list[int]],
+        batch: int,
+        device: str = "cpu",
+        watched: Callable[[Path], Any] | None = None,
+    ) -> None:
         self._session: Any = loaded
-        self._shapes, self._batch, self._device = shapes, batch, device
+        self._shapes, self._batch, self._device, self._watched = shapes, batch, device, watched
         self._binding: Any = None
         self._held: Arrays = {}
 
@@ -101,6 +125,21 @@ class OrtRunner(Runner):
 
     def call(self) -> None:
         self._session.run_with_iobinding(self._binding)
+
+    def layer_times(self, calls: int = LAYER_CALLS) -> dict[str, float] | None:
+        if self._watched is None or self._device != "cpu":  # of a GPU it notes when work is enqueued, not done
+            return None
+        with tempfile.TemporaryDirectory(prefix="passdeploy-profile-") as folder:
+            watched = self._watched(Path(folder) / "layers")
+            for _ in range(WARM_CALLS + calls):
+                watched.run(None, self._held)
+            events = json.loads(Path(watched.end_profiling()).read_bytes())
+        taken: dict[str, list[float]] = {}
+        for event in events:
+            if event["cat"] == "Node" and event["name"].endswith(_KERNEL):
+                name = event["name"].removesuffix(_KERNEL).removesuffix("_nchwc")
+                taken.setdefault(name, []).append(event["dur"] / 1e3)
+        return {name: middle(each[-calls:]) for name, each in taken.items()}
 
     def close(self) -> None:
         self._binding = self._session = None
@@ -171,7 +210,14 @@ class OnnxRuntime(Backend):
     def runner(self, engine: Engine, target: Target) -> Runner:
         check_fits(engine, target, self.name, settings=("threads",))
         on_gpu = target.compute_capability is not None
-        loaded = session(engine.data, target.threads, self.providers(target), engine.meta["session"])
+        settings = engine.data, target.threads, self.providers(target), engine.meta["session"]
+        loaded = session(*settings)
         if on_gpu and loaded.get_providers()[0] != self.provider:
             raise BadInput(f"onnxruntime: {self.provider} could not start on this machine; see passdeploy doctor")
-        return OrtRunner(loaded, engine.meta["inputs"], target.batch, "cuda" if on_gpu else "cpu")
+        return OrtRunner(
+            loaded,
+            engine.meta["inputs"],
+            target.batch,
+            "cuda" if on_gpu else "cpu",
+            watched=lambda profile: session(*settings, profile=profile),
+        )

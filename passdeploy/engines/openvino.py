@@ -8,22 +8,24 @@ bit for bit, latency within 3 %, the same time to load. A blob is tied to one Op
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from passdeploy.engines._common import (
+    WARM_CALLS,
     check_fits,
     check_inputs,
     cpu_reason,
     facts,
+    middle,
     missing,
     one_line,
     read_graph,
     run_in_batches,
 )
-from passdeploy.engines.base import Arrays, Backend, CompileInput, Engine, Runner, register
+from passdeploy.engines.base import LAYER_CALLS, Arrays, Backend, CompileInput, Engine, Runner, register
 from passdeploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -51,12 +53,15 @@ class OpenVinoRunner(Runner):
         compiled: An `openvino.CompiledModel`.
         shapes: Input shapes as recorded with the engine.
         batch: Images per inference.
+        watched: Compiles the graph again, with the counters of its layers on.
     """
 
-    def __init__(self, compiled: Any, shapes: Mapping[str, list[int]], batch: int) -> None:
+    def __init__(
+        self, compiled: Any, shapes: Mapping[str, list[int]], batch: int, watched: Callable[[], Any] | None = None
+    ) -> None:
         self._compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
-        self._shapes, self._batch = shapes, batch
+        self._shapes, self._batch, self._watched = shapes, batch, watched
         self._bound: dict[str, np.ndarray] = {}
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -80,6 +85,21 @@ class OpenVinoRunner(Runner):
 
     def call(self) -> None:
         self._request.infer(share_outputs=True)
+
+    def layer_times(self, calls: int = LAYER_CALLS) -> dict[str, float] | None:
+        if self._watched is None:
+            return None
+        request = self._watched().create_infer_request()
+        taken: dict[str, list[float]] = {}
+        for call in range(WARM_CALLS + calls):
+            request.infer(self._bound, share_inputs=True)
+            for layer in request.profiling_info if call >= WARM_CALLS else ():
+                if not layer.real_time:  # optimised away
+                    continue
+                # A change of layout is named after the layer that it is for, whose time it is not.
+                name = layer.node_name if layer.node_type != "Reorder" else layer.node_name.replace("/", " ")
+                taken.setdefault(name, []).append(1e3 * layer.real_time.total_seconds())
+        return {name: middle(each) for name, each in taken.items()}
 
     def close(self) -> None:
         self._request = self._compiled = None
@@ -130,4 +150,22 @@ class OpenVino(Backend):
             compiled = core.compile_model(model, "CPU", engine.meta["settings"])
         except Exception as error:
             raise BadInput(f"openvino: the graph cannot be loaded: {one_line(error)}") from None
-        return OpenVinoRunner(compiled, engine.meta["inputs"], target.batch)
+        counting = {**engine.meta["settings"], "PERF_COUNT": True}
+        return OpenVinoRunner(
+            compiled,
+            engine.meta["inputs"],
+            target.batch,
+            lambda: core.compile_model(_by_node(model, engine.data), "CPU", counting),
+        )
+
+
+def _by_node(model: Any, graph: bytes) -> Any:
+    """The model with operations named after the graph's nodes: OpenVINO names them after what they compute."""
+    import onnx
+
+    names = {output: node.name for node in onnx.load_model_from_string(graph).graph.node for output in node.output}
+    for operation in model.get_ops():
+        name = operation.get_friendly_name().removesuffix("/WithoutBiases")
+        if name in names:
+            operation.set_friendly_name(names[name])
+    return model

@@ -22,6 +22,14 @@ class Latency(Section):
     enqueue_ms: Number = Field(default=None, description="Host-side enqueue time of one call (GPU).")
 
 
+class LayerLatency(Section):
+    """What one part of the network costs in both engines, by the runtime's profiler."""
+
+    name: str = Field(description="Path of the module or block.")
+    dense_ms: float = Field(ge=0)
+    pruned_ms: float = Field(ge=0, description="0: nothing of it is left.")
+
+
 class Imported(Section):
     """A measurement that another tool made, such as ``trtexec --exportTimes``."""
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from passdeploy.reporting import alternatives, plots
+from passdeploy.reporting import alternatives, layers, plots
 from passdeploy.reporting import format as f
 from passdeploy.reporting import verdict as v
 from passdeploy.reporting.schema import Report
@@ -32,7 +32,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    result.globals.update(f=f, v=v, alternatives=alternatives, share_bar=plots.share_bar)
+    result.globals.update(f=f, v=v, alternatives=alternatives, layers=layers)
+    result.globals.update(share_bar=plots.share_bar, pair_bar=plots.pair_bar)
     return result
 
 

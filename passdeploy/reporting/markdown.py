@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from passdeploy.reporting import alternatives
+from passdeploy.reporting import alternatives, layers
 from passdeploy.reporting import format as f
 from passdeploy.reporting.schema import Report
 from passdeploy.reporting.verdict import (
@@ -55,6 +55,7 @@ def render_markdown(report: Report) -> str:
         _groups(report),
         _whole(report),
         _masked(report),
+        _layers(report),
         _reasons(report),
         _budgets(report),
         _imported(report),
@@ -88,6 +89,16 @@ def _alternatives(report: Report) -> str:
         "\n".join(missing),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _layers(report: Report) -> str:
+    if not report.layers:
+        return ""
+    text = table(layers.HEAD, [[escape(cell) for cell in row] for row in layers.rows(report)])
+    return (
+        f"## Where the time goes\n\n{escape(layers.said(report))}\n\n"
+        f"<details><summary>{len(report.layers)} parts, by the runtime's profiler</summary>\n\n{text}\n\n</details>"
+    )
 
 
 def _groups(report: Report) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from passdeploy.reporting.engines import Alternatives, Imported, Latency, MaskedInfo
+from passdeploy.reporting.engines import Alternatives, Imported, Latency, LayerLatency, MaskedInfo
 from passdeploy.reporting.fields import MAX_SAMPLES, Interval, Number, Section, Share, ranked_samples
 
 SCHEMA_ID = "passdeploy.report/1"
@@ -303,6 +303,7 @@ class Report(Section):
     masked: MaskedInfo | None = None
     rebuilds: RebuildsInfo | None = None
     alternatives: Alternatives | None = None
+    layers: list[LayerLatency] | None = None
 
     @model_validator(mode="after")
     def _claims_are_backed(self) -> Self:

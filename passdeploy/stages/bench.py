@@ -12,7 +12,7 @@ from passdeploy.latency.measure import Comparison, pooled
 from passdeploy.stages.alternatives import compiled_alternatives, time_together
 from passdeploy.stages.common import fitted_structure
 from passdeploy.stages.fit import bench_settings
-from passdeploy.timing import compare_files
+from passdeploy.timing import compare_files, open_runner
 from passdeploy.workspace import write_json
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
         beside = log.measure(
             "alternatives", digest, run.target.name, lambda: time_together(run, {**both, **lower})
         ).value
+    layers = log.measure("layers", digest, run.target.name, lambda: {"ms": _layer_times(run, folders)}).value["ms"]
     write_json(
         folder / "bench.json",
         {
@@ -61,9 +62,22 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
             "ratio": together.ratio("thin").to_json(),
             **{name: m.to_json(samples=True) for name, m in together.measurements.items()},
             "alternatives": beside,
+            "layers": layers,
         },
     )
     logs = [run.space.folder("profile"), budget.space.folder("fit"), folder]
     everything = folder / "everything.tmp"
     everything.write_text("".join(p.read_text() for p in (f / "measurements.jsonl" for f in logs) if p.exists()))
     MeasurementLog(everything).write_csv(folder / "measurements.csv")
+
+
+def _layer_times(run: Run, folders: dict[str, Path]) -> dict[str, dict[str, float]] | None:
+    """Milliseconds of each layer of each engine; None where the runtime does not tell."""
+    found = {}
+    for name, path in folders.items():
+        with open_runner(load_engine(path), run.target, run.validation_images[: run.target.batch]) as runner:
+            times = runner.layer_times()
+        if times is None:
+            return None
+        found[name] = times
+    return found

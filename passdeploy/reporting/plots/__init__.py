@@ -7,7 +7,7 @@ from passdeploy.reporting.plots.distribution import distribution
 from passdeploy.reporting.plots.loop import closed_loop
 from passdeploy.reporting.plots.plane import comparison_plane, plane
 from passdeploy.reporting.plots.skyline import skyline
-from passdeploy.reporting.plots.svg import share_bar, stage_bar
+from passdeploy.reporting.plots.svg import pair_bar, share_bar, stage_bar
 from passdeploy.reporting.plots.trend import trend
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "comparison_plane",
     "curve_panels",
     "distribution",
+    "pair_bar",
     "plane",
     "share_bar",
     "skyline",

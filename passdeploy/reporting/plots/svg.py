@@ -184,6 +184,15 @@ def share_bar(share: float | None, class_: str = "fill", label: str = "") -> Mar
     )
 
 
+def pair_bar(dense: float, pruned: float, largest: float) -> Markup:
+    """Two bars, one above the other, as wide as their container where they are `largest`."""
+    bars = [
+        tag("rect", y=y, width=f"{value / largest if largest else 0:.2%}", height="44%", rx=1, class_=f"fill-{side}")
+        for side, value, y in (("dense", dense, "0"), ("pruned", pruned, "56%"))
+    ]
+    return tag("svg", *bars, class_="bar pair", role="img", aria_label=f"{dense:.3g} and {pruned:.3g} ms")
+
+
 def stage_bar(parts: Sequence[tuple[str, float]]) -> Markup:
     """One bar of labelled stretches that add up to the whole."""
     whole = sum(value for _, value in parts) or 1.0

@@ -1,0 +1,34 @@
+"""How many fresh processes a bench asks, and what it says when they do not agree."""
+
+from __future__ import annotations
+
+import pytest
+
+from passdeploy.assemble import disturbance
+from passdeploy.latency.stats import median_ratio
+from passdeploy.stages.bench import MOST_PROCESSES, PRECISE, PROCESSES
+
+
+def test_six_processes_are_the_fewest_with_an_interval() -> None:
+    assert median_ratio([2.0] * PROCESSES).low == 2.0
+    assert median_ratio([2.0] * (PROCESSES - 1)).low == 0.0
+
+
+def test_how_far_an_interval_reaches_decides_on_more_processes() -> None:
+    assert median_ratio([1.99, 2.0, 2.0, 2.0, 2.0, 2.01]).reach < PRECISE
+    assert median_ratio([1.9, 2.0, 2.0, 2.0, 2.0, 2.01]).reach > PRECISE
+    assert median_ratio([1.9] + [2.0] * (PROCESSES + 2)).reach < PRECISE, "one that was disturbed is outvoted"
+    assert median_ratio([2.0] * (PROCESSES - 1)).reach == float("inf")
+    assert MOST_PROCESSES >= 2 * PROCESSES
+
+
+@pytest.mark.parametrize(("processes", "said"), [((2.0, 2.05), False), ((2.0, 2.3), True), ((2.0,), False)])
+def test_a_disturbed_machine_is_named(processes: tuple[float, ...], said: bool) -> None:
+    notes = disturbance({"processes": list(processes)})
+    assert bool(notes) == said
+    assert all("15% apart" in note for note in notes)
+
+
+def test_what_was_not_measured_was_not_disturbed() -> None:
+    assert disturbance({"measured": False}) == []
+    assert disturbance(None) == []
