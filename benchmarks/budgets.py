@@ -7,7 +7,7 @@
 
 Latency is the subject here, not accuracy: the networks train for a few steps on a few hundred images of Fashion-MNIST,
 at the configuration's input size, and every budget goes through the whole of `passdeploy run`. Then `dense.onnx` and
-`model.onnx` are timed in plain ONNX Runtime (benchmarks/remeasure.py; three processes). Each row is appended to
+`model.onnx` are timed in plain ONNX Runtime (benchmarks/remeasure.py; nine processes). Each row is appended to
 `benchmarks/results/<device>/budgets.jsonl` as it comes.
 """
 
@@ -35,6 +35,8 @@ CONFIGURATIONS = (("resnet20", 32), ("resnet18", 64), ("resnet18", 224), ("vgg16
 BUDGETS = ("1.25x", "1.5x", "2x", "3x", "4x")
 LOW, HIGH = 0.97, 1.10
 """What was re-measured outside, over what was asked, has to lie between these."""
+PROCESSES = 9
+"""What does not fit a core's own cache shares the rest with other tenants: single processes differ by up to 20 %."""
 PER_CLASS = {"train": 64, "test": 16}
 STEPS = 40
 
@@ -87,7 +89,7 @@ def evaluate(model: str, size: int, runs: Path, data: Path, rows: Path) -> None:
         if report["status"] == "infeasible":
             reached = fit["reachable"]["speedup"]
         else:
-            outside = measure(out / "dense.onnx", out / asked / "model.onnx", processes=3)
+            outside = measure(out / "dense.onnx", out / asked / "model.onnx", PROCESSES)
         row = {
             "model": model, "size": size, "asked": asked, "status": report["status"], "outside": outside,
             "report": report["speedup"], "reachable": reached, "measurements": len(fit["candidates"]),
@@ -99,6 +101,15 @@ def evaluate(model: str, size: int, runs: Path, data: Path, rows: Path) -> None:
         print(
             json.dumps({key: row[key] for key in ("model", "size", "asked", "status", "reachable")} | (outside or {}))
         )
+
+
+def again(row: dict[str, Any], runs: Path) -> dict[str, Any]:
+    """The row with its network re-measured outside, where its run is still there."""
+    out = runs / f"{row['model']}-{row['size']}"
+    model = out / row["asked"] / "model.onnx"
+    if row["outside"] is None or not model.exists():
+        return row
+    return row | {"outside": measure(out / "dense.onnx", model, PROCESSES)}
 
 
 def search_cost(runs: Path, data: Path, results: Path) -> dict[str, Any]:
@@ -155,6 +166,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--outside", action="store_true", help="re-measure the runs that are there")
     parser.add_argument("--search-cost", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/budgets"))
     args = parser.parse_args()
@@ -166,6 +178,11 @@ def main() -> None:
         data = few_images(args.runs / "data")
         if args.search_cost:
             print(json.dumps(search_cost(args.runs, data, results)))
+            return
+        if args.outside:
+            rows = [again(row, args.runs) for row in rows]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            print(table(rows))
             return
         for model, size in CONFIGURATIONS if args.all else ((args.model, args.size),):
             if not any((row["model"], row["size"]) == (model, size) for row in rows):

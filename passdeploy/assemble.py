@@ -271,8 +271,8 @@ def disturbance(bench: dict[str, Any] | None) -> list[str]:
     if apart <= DISTURBED:
         return []
     return [
-        f"The machine was disturbed: {len(processes)} processes found ratios that lie {apart:.0%} apart; measure again "
-        "when it has nothing else to do."
+        f"{len(processes)} processes found ratios that lie {apart:.0%} apart: the machine has something else to do, or "
+        "others share its caches. What is quoted is their median, with its interval."
     ]
 
 

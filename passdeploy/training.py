@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from passdeploy.data.base import Augmentation, ImageData, Split, batches
+from passdeploy.errors import BadInput
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.teacher import Teacher
 from passdeploy.workspace import write_atomic
@@ -27,6 +28,8 @@ Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, one line about the state)."""
 
 
+LARGEST_GRADIENT = 5.0
+"""Norm that gradients are cut to: networks without residual connections diverge in their first steps otherwise."""
 EVALUATED_PIXELS = 96 * 96
 """Of an image up to which `evaluate` takes whole batches on a GPU, whose memory has to hold their activations."""
 
@@ -80,6 +83,18 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
         or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     )
     return torch.bfloat16 if native else None
+
+
+def finite(loss: Tensor, step: int, lr: float) -> float:
+    """The loss as a number.
+
+    Raises:
+        BadInput: It is not finite.
+    """
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise BadInput(f"training diverged: the loss is {value} at step {step + 1}; lower the learning rate ({lr:g})")
+    return value
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -235,10 +250,11 @@ def train(
         loss = task_loss(task, logits, labels, target, settings)
         optimiser.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
         optimiser.step()
         hits, places = task.right(logits, labels)
         loss_sum, right, seen = (
-            loss_sum + loss.item() * len(labels),
+            loss_sum + finite(loss, step, settings.lr) * len(labels),
             right + hits / max(1, places) * len(labels),
             seen + len(labels),
         )

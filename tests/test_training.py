@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from passdeploy.data.base import Augmentation
+from passdeploy.errors import BadInput
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.training import (
+    LARGEST_GRADIENT,
     Checkpoint,
     TrainSettings,
     augment,
@@ -160,3 +162,21 @@ def test_evaluation_counts() -> None:
 
     expected = float((DATA.test.labels == 1).float().mean())
     assert evaluate(Constant(), DATA.test, batch=7) == pytest.approx(expected)
+
+
+def test_a_training_that_diverges_says_so_in_a_line() -> None:
+    settings = TrainSettings(epochs=0.1, min_steps=40, batch=16, lr=1e30, warmup=0.0)
+    with pytest.raises(BadInput, match=r"diverged: the loss is (nan|inf) at step \d+; lower the learning rate"):
+        train(model("none"), DATA, settings)
+
+
+def test_no_step_is_longer_than_a_gradient_may_be() -> None:
+    """VGG-16 from scratch at the default rate on batches of 16 took steps after which its loss was nan."""
+    steep = model("none")
+    with torch.no_grad():
+        for parameter in steep.network.fc.parameters():  # type: ignore[operator, union-attr]
+            parameter.mul_(1e3)
+    before = [p.detach().clone() for p in steep.parameters()]
+    train(steep, DATA, TrainSettings(epochs=0.01, min_steps=1, batch=16, lr=0.1, warmup=0.0, weight_decay=0.0))
+    moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(steep.parameters(), before, strict=True)]).norm()
+    assert 0.5 < moved / (0.1 * 1.9 * LARGEST_GRADIENT) <= 1.001  # Nesterov's first step: gradient times 1 + momentum

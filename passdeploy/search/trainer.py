@@ -27,8 +27,10 @@ from passdeploy.search.statistics import Statistics, collect
 from passdeploy.tasks import task_of
 from passdeploy.teacher import Teacher
 from passdeploy.training import (
+    LARGEST_GRADIENT,
     TrainSettings,
     autocast_dtype,
+    finite,
     parameter_groups,
     task_loss,
     training_batches,
@@ -260,11 +262,11 @@ def search_pass(context: SearchContext) -> SearchResult:
             for parameter in hyper.parameters():
                 parameter.grad = None  # Adam leaves them alone
         if settings.co_adapt:
-            nn.utils.clip_grad_norm_(model.network.parameters(), 5.0)
+            nn.utils.clip_grad_norm_(model.network.parameters(), LARGEST_GRADIENT)
             weights.step()
         adam.step()
         hits, places = task.right(logits, labels)
-        sums.add(float(loss.detach()), hits / max(1, places) * len(labels), len(labels))
+        sums.add(finite(loss, step, settings.lr), hits / max(1, places) * len(labels), len(labels))
         if (step + 1) % CURVE_EVERY == 0 or step + 1 == total:
             _record(curves, step + 1, sums, asked, cuts[which], search)
             sums = _Sums()
