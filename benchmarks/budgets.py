@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--outside", action="store_true", help="re-measure the runs that are there")
+    parser.add_argument("--outside", action="store_true", help="re-measure the network's runs that are there")
     parser.add_argument("--search-cost", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/budgets"))
     args = parser.parse_args()
@@ -180,7 +180,8 @@ def main() -> None:
             print(json.dumps(search_cost(args.runs, data, results)))
             return
         if args.outside:
-            rows = [again(row, args.runs) for row in rows]
+            chosen = CONFIGURATIONS if args.all else ((args.model, args.size),)
+            rows = [again(row, args.runs) if (row["model"], row["size"]) in chosen else row for row in rows]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
             print(table(rows))
             return
