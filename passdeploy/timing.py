@@ -69,11 +69,12 @@ def compare_files(
         BadInput: What the process reports, or that it crashed or took too long.
     """
     backend = get_backend(target.backend)
-    if not backend.fresh_processes:
+    module = type(backend).__module__
+    if not backend.fresh_processes or module == "__main__":
         engines = {name: load_engine(path) for name, path in folders.items()}
         return compare_engines(engines, target, images, scope, settings)
     job = {
-        "backend_module": type(backend).__module__,
+        "backend_module": module,
         "engines": {name: str(path.resolve()) for name, path in folders.items()},
         "target": asdict(target),
         "scope": scope,
