@@ -44,7 +44,7 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
     found: list[Comparison] = []
     together = None
     while together is None or (len(found) < MOST_PROCESSES and together.ratio("thin").reach > PRECISE):
-        run.ui.step(len(found), PROCESSES)
+        run.ui.step(len(found), max(PROCESSES, len(found) + 1))
         found.append(Comparison.from_json(log.measure("process", digest, run.target.name, take).value))
         together = pooled(found) if len(found) >= PROCESSES else None
     beside = None
