@@ -274,8 +274,8 @@ def numbers(report: Report) -> list[tuple[str, str, str, str]]:
             for q in ("p50", "p90", "p99")
         ]
         if speed.latency_ci95 is not None:
-            how = f"over {len(speed.processes)} fresh processes" if speed.processes else ""
-            rows.insert(1, ("95 % interval", how, "", f.interval(speed.latency_ci95)))
+            of = f" of {len(speed.processes)} processes" if speed.processes else ""
+            rows.insert(1, (f"95 % interval{of}", "", "", f.interval(speed.latency_ci95)))
     elif report.predicted is not None:
         kind = report.predictor.kind if report.predictor else "analytic"
         guess = report.predicted
