@@ -7,6 +7,7 @@ bit for bit, latency within 3 %, the same time to load. A blob is tied to one Op
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -141,10 +142,8 @@ class OpenVino(Backend):
         return Engine(self.name, data, self.suffix, meta)
 
     def runner(self, engine: Engine, target: Target) -> Runner:
-        import openvino as ov
-
         check_fits(engine, target, self.name, settings=("threads",))
-        core = ov.Core()
+        core = _core()
         try:
             model = core.read_model(io.BytesIO(engine.data))
             compiled = core.compile_model(model, "CPU", engine.meta["settings"])
@@ -157,6 +156,18 @@ class OpenVino(Backend):
             target.batch,
             lambda: core.compile_model(_by_node(model, engine.data), "CPU", counting),
         )
+
+
+@functools.cache
+def _core() -> Any:
+    """The one core of this process, which stays.
+
+    Each core moves the alternate signal stack and puts back, when it goes, the one that it found: of two cores, the
+    first to go leaves a stack of freed memory behind, and Ctrl-C is a segmentation fault (OpenVINO 2026.4 on Linux).
+    """
+    import openvino as ov
+
+    return ov.Core()
 
 
 def _by_node(model: Any, graph: bytes) -> Any:

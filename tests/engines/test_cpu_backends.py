@@ -54,6 +54,33 @@ def test_bound_calls_compute_on_the_bound_images(case: Case, name: str) -> None:
             runner.bind({"images": case.images[:2]})
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_ctrl_c_behind_two_runners_is_no_crash(case: Case, tmp_path: Path, name: str) -> None:
+    """Two runners, gone in the order in which they came."""
+    get_backend(name).save(get_backend(name).compile(case.source, CPU), tmp_path)
+    program = f"""
+import os, signal, time
+from pathlib import Path
+from passdeploy.engines.base import get_backend
+from passdeploy.engines.files import load_engine
+from passdeploy.targets import resolve
+backend, engine, target = get_backend("{name}"), load_engine(Path("{tmp_path}")), resolve("cpu")
+first, second = backend.runner(engine, target), backend.runner(engine, target)
+first.close()
+del first
+second.close()
+del second
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 def bound_output(runner: object) -> np.ndarray:
     """What the last `call` left in its output buffer."""
     if hasattr(runner, "_binding"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import queue
 from collections.abc import Mapping
@@ -68,10 +69,18 @@ def create(
         settings["INFERENCE_NUM_THREADS"] = threads
     if streams > 1:
         settings["NUM_STREAMS"] = streams
-    core = ov.Core()
+    core = _core()
     try:
         compiled = core.compile_model(core.read_model(io.BytesIO(data)), "CPU", settings)
     except Exception as error:
         told = " ".join(str(error).split())[:200]
         raise Refused(f"engine {engine.id}: OpenVINO {ov.__version__} does not take it ({told})") from None
     return OpenVinoExecutor(compiled, streams)
+
+
+@functools.cache
+def _core() -> Any:
+    """One for the process: of two, the first to go leaves a signal stack of freed memory (see engines/openvino.py)."""
+    import openvino as ov
+
+    return ov.Core()
