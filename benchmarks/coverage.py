@@ -24,7 +24,6 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -39,10 +38,10 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
+import families
+from common import device_folder
 from coverage_child import work
 from coverage_models import NEEDED, Case, cases
-
-from passdeploy.targets import cpu_name
 
 ROOT = Path(__file__).parent
 PAGE = ROOT.parent / "docs" / "coverage.md"
@@ -53,8 +52,7 @@ Row = dict[str, Any]
 
 def results_file() -> Path:
     """benchmarks/results/DEVICE/coverage.jsonl."""
-    device = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    return ROOT / "results" / device / "coverage.jsonl"
+    return device_folder() / "coverage.jsonl"
 
 
 def read_rows(path: Path) -> dict[tuple[str, str], Row]:
@@ -228,6 +226,10 @@ def table() -> str:
     lines += _section("torchvision", (r for r in ours if r["source"] == "torchvision"), theirs)
     lines += _section("passdeploy", (r for r in ours if r["source"] == "passdeploy"), theirs)
     lines += _section("timm: a network of each family", (r for r in ours if r["source"] == "timm"), theirs)
+    whole = families.rows_at(device_folder() / "families.jsonl")
+    if whole:
+        about = (families.__doc__ or "").split("\n\n")[2].replace("\n", " ")
+        lines += ["## From end to end", "", f"`python benchmarks/families.py`. {about}", "", families.table(whole), ""]
     return "\n".join(lines)
 
 

@@ -4,9 +4,11 @@
     python benchmarks/families.py --only resnet18,unet       some of them
     python benchmarks/families.py --table                    prints the rows as a table
 
-What is shown is that each ends inside the budget with equivalent steps, not how accurate it is: it is trained for a few
-dozen steps from random weights. Images: a folder made from Fashion-MNIST, 64x64; the UNet takes `fashion-scenes`. Rows
-are appended to benchmarks/results/DEVICE/families.jsonl; a measurement wants an otherwise quiet machine.
+Each goes through all of `passdeploy run` and has to end inside the budget with equivalent steps. How accurate it is,
+is not the question: it is trained for a few dozen steps from random weights. Images: a folder made from Fashion-MNIST,
+64x64; the UNet takes `fashion-scenes`.
+
+Rows are appended to benchmarks/results/DEVICE/families.jsonl; a measurement wants an otherwise quiet machine.
 """
 
 from __future__ import annotations
@@ -88,6 +90,13 @@ def run(model: str, data: Path, args: argparse.Namespace, folder: Path) -> dict[
     return row | {"macs": [s.get("macs") for s in sizes], "latency": [s.get("latency_ms") for s in sizes]}
 
 
+def rows_at(path: Path) -> list[dict[str, Any]]:
+    """The last row of each network, in the order of `MODELS`."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    last = {row["model"]: row for row in map(json.loads, lines)}
+    return sorted(last.values(), key=lambda row: MODELS.index(row["model"]))
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     lines = ["| network | status | latency | 95 % | MACs | worst proof | s |", "|---|---|---|---|---|---|---|"]
@@ -95,13 +104,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         speed, proof = row.get("speedup") or {}, row.get("equivalence") or {}
         values = [proof.get(k) for k in ("masked_vs_thin", "thin_vs_onnx", "onnx_vs_engine")]
         worst = max((v for v in values if v is not None), default=None)
-        interval = speed.get("latency_ci95") or ["", ""]
-        cells = [f"`{row['model']}`", row["status"], *(f"{speed[k]}x" if speed.get(k) else "" for k in ("latency",))]
-        cells += [
-            f"{interval[0]} to {interval[1]}",
-            f"{speed.get('macs', '')}x",
-            "" if worst is None else f"{worst:.0e}",
-        ]
+        interval = speed.get("latency_ci95") or []
+        cells = [f"`{row['model']}`", row["status"]]
+        cells += [f"{speed['latency']:.2f}x" if speed.get("latency") else ""]
+        cells += [" to ".join(f"{end:.2f}" for end in interval)]
+        cells += [f"{speed['macs']:.2f}x" if speed.get("macs") else "", "" if worst is None else f"{worst:.0e}"]
         lines.append("| " + " | ".join([*cells, str(row["seconds"])]) + " |")
     return "\n".join(lines)
 
@@ -117,9 +124,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     path = device_folder(args.target) / "families.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = rows_at(path)
     if args.table:
-        print(table(list({row["model"]: row for row in rows}.values())))
+        print(table(rows))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {row["model"] for row in rows if row["status"] == "within_budget" and row["asked"] == args.latency}
