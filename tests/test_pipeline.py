@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -19,6 +20,7 @@ from torch import nn
 from passdeploy.budget import parse_budget
 from passdeploy.cli.running import exit_code
 from passdeploy.errors import BadInput
+from passdeploy.latency import measure
 from passdeploy.latency.measure import interleave
 from passdeploy.reporting import load_report
 from passdeploy.stages import PER_BUDGET, SHARED, fit
@@ -328,14 +330,22 @@ def test_an_export_that_changes_the_function_ships_nothing(
     assert exit_code([got], require_measured=False) == 1
 
 
-def test_every_percentile_gets_the_samples_it_needs() -> None:
+@pytest.mark.parametrize("percentile", ["p50", "p90", "p99"])
+@pytest.mark.parametrize("seconds", [0.02, 0.15])
+def test_every_percentile_gets_the_samples_it_needs(percentile: str, seconds: float) -> None:
     clock = FakeClock()
-    slow = {"dense": ScriptedRunner(clock, 0.04), "thin": ScriptedRunner(clock, 0.02)}
-    for percentile in ("p50", "p90", "p99"):
-        settings = fit.bench_settings(parse_budget("30ms", percentile))
-        comparison = interleave(slow, settings, clock=clock)
-        value = comparison.measurements["thin"].at(float(percentile[1:]))
-        assert value == pytest.approx(20), percentile
+    slow = {"dense": ScriptedRunner(clock, 2 * seconds), "thin": ScriptedRunner(clock, seconds)}
+    settings = fit.bench_settings(parse_budget("30ms", percentile))
+    value = interleave(slow, settings, clock=clock).measurements["thin"].at(float(percentile[1:]))
+    assert value == pytest.approx(1000 * seconds)
+
+
+def test_a_percentile_that_no_patience_can_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four attempts at a p99 budget would otherwise end as infeasible, for want of samples."""
+    monkeypatch.setattr(measure, "PATIENCE", 0)
+    monkeypatch.setattr(fit, "BENCH", dataclasses.replace(fit.BENCH, max_s=1e-9))
+    with pytest.raises(BadInput, match=r"--percentile p99: an inference takes too long to time the 662 that it needs"):
+        scripted.run(tmp_path / "run", latency="0.1ms", percentile="p99")
 
 
 # --- what it keeps -------------------------------------------------------------------------------------------------

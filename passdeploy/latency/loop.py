@@ -232,6 +232,7 @@ def close_loop(
     dense_ms: float,
     most: int = 12,
     margin: float = 1.005,
+    scale: float = 1.0,
 ) -> FitResult:
     """Finds the slowest structure whose measured engine meets the budget.
 
@@ -243,9 +244,10 @@ def close_loop(
         dense_ms: The dense engine, by the same model that predicts.
         most: Measurements at most; where they contradict each other and nothing is inside, some more (`STRIDES`).
         margin: What is accepted keeps this much distance from the budget, so that the final measurement holds too.
+        scale: Predicted over measured latency of the dense engine: a profile may come from a faster machine, or hour.
     """
     search = _Search(measure, budget, most, margin)
-    first = budget.target_ms(dense_ms) / AIM
+    first = budget.target_ms(dense_ms / scale) * scale / AIM
     floor: Candidate | None = None
     for _ in range(ALLOCATIONS):
         # One measurement is kept back for the second opinion on what is chosen.
@@ -330,6 +332,7 @@ def close_gap(
     dense_ms: float,
     most: int = 6,
     margin: float = 1.005,
+    scale: float = 1.0,
 ) -> FitResult:
     """Looks between a structure that is much faster than asked and the next slower one, which is outside.
 
@@ -345,6 +348,7 @@ def close_gap(
         dense_ms: The dense engine, by the model that predicts.
         most: Measurements at most.
         margin: As for `close_loop`.
+        scale: As for `close_loop`.
     """
 
     def over(candidate: Candidate) -> float:
@@ -362,6 +366,7 @@ def close_gap(
         dense_ms,
         most,
         margin,
+        scale,
     )
     known = {c.structure.digest() for c in found.candidates}
     candidates = found.candidates + [c for c in between.candidates if c.structure.digest() not in known]

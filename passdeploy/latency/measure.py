@@ -27,6 +27,8 @@ MAX_SAMPLES = 2000
 # that nothing below it is ever called a difference.
 RESOLUTION = 0.02
 FLOOR = 0.05
+PATIENCE = 10
+"""How many times `Settings.max_s` the samples of a percentile are waited for: without them there is no answer."""
 
 
 class Timed(Protocol):
@@ -58,7 +60,7 @@ class Settings:
         grow: How many times `pairs` rounds there may be for that.
         percentiles: Percentiles that are needed: rounds are added until there are samples enough.
         processes: In how many processes the same is measured: each needs that part of the samples only (`pooled`).
-        max_s: Gives up repeating and adding rounds after this long.
+        max_s: Gives up repeating and adding rounds after this long; ten times as long while a percentile lacks samples.
     """
 
     pairs: int = 40
@@ -149,10 +151,6 @@ class Comparison:
     def ratio(self, name: str, confidence: float = 0.95) -> Ratio:
         """How many times as fast as the reference."""
         return median_ratio(self.pairs[name], confidence)
-
-    def floor_ratio(self, name: str) -> float:
-        """How many times as fast as the reference on an undisturbed machine; for fitting models to, not for quoting."""
-        return self.measurements[self.reference].floor / self.measurements[name].floor
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able, samples and all."""
@@ -302,7 +300,8 @@ def interleave(
             retried_out = rounds >= settings.pairs * (1 + settings.retries)
             enough = samples >= needed and (clean.sum() >= settings.pairs or retried_out)
             vague = rounds < settings.grow * settings.pairs and not _precise(pairs, settings.precise)
-            if (enough and not vague) or clock() - start > settings.max_s:
+            patience = settings.max_s if samples >= needed else PATIENCE * settings.max_s
+            if (enough and not vague) or clock() - start > patience:
                 break
     return Comparison(
         measurements={name: _summary(blocks[name], bad[name]) for name in names}, pairs=pairs, reference=names[0]

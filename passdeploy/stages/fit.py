@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from passdeploy.budget import Budget
+from passdeploy.errors import BadInput
 from passdeploy.groups import Masker, as_masks
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.loop import close_gap, close_loop, meets
 from passdeploy.latency.measure import BENCH, Settings
+from passdeploy.latency.stats import min_samples
 from passdeploy.search.allocator import ALLOCATORS, width_grids
 from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import Prompted
@@ -77,24 +79,31 @@ def _fit_measured(
                 return {"speedup": ratio.value, "low": ratio.low, "thin_ms": at["thin"], "dense_ms": at["dense"]}
 
             value = log.measure("fit", structure.digest(), run.target.name, take).value
+            if asked.latency_ms is not None and value["thin_ms"] is None:
+                raise BadInput(
+                    f"--percentile {asked.percentile}: an inference takes too long to time the "
+                    f"{min_samples(float(asked.percentile[1:]))} that it needs; give a lower one, or a speed-up"
+                )
             run.ui.step(len(log.records), MOST_FITS, f"{value['speedup']:.3f}x")
             return _Timed(**value)
 
         if asked.speedup == 1:
             return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
+        model_ms = dense_ms  # of the dense engine, by the model; a time budget is asked of the model in its own unit
         if asked.latency_ms is not None:
             # In time, only a measurement tells whether there is anything to do, and how far away the budget is.
             dense = measure(groups.dense())
             dense_ms = dense.dense_ms or dense_ms
             if meets(asked, dense):
                 return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
-        found = close_loop(allocate, fastest, measure, asked, dense_ms, MOST_FITS, MARGIN)
-        found = close_gap(found, narrow, measure, asked, dense_ms, MOST_GAP_FITS, MARGIN)
+        scale = model_ms / dense_ms
+        found = close_loop(allocate, fastest, measure, asked, model_ms, MOST_FITS, MARGIN, scale)
+        found = close_gap(found, narrow, measure, asked, model_ms, MOST_GAP_FITS, MARGIN, scale)
     chosen = found.chosen
     facts["candidates"] = [
         {
             "asked_ms": candidate.asked_ms,
-            "predicted_ratio": candidate.predicted_ms / dense_ms,
+            "predicted_ratio": candidate.predicted_ms / model_ms,
             "measured_ratio": 1 / candidate.timing.speedup,
             "chosen": candidate is chosen,
         }
@@ -147,9 +156,10 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         how = "measured" if closed else "predicted"
         unit = "ms" if run.config.axis == "latency" else "MACs"
         facts["reachable"] = reached
+        # Of a speed-up, the percentile of the time may be unknown: too few samples.
+        amount = "" if reached["latency_ms"] is None else f"{reached['latency_ms']:.4g} {unit}, "
         facts["messages"].append(
-            f"No structure reaches {asked.asked}: the fastest is {how} at {reached['latency_ms']:.4g} {unit} "
-            f"({reached['speedup']:.2f}x)."
+            f"No structure reaches {asked.asked}: the fastest is {how} at {amount}{reached['speedup']:.2f}x."
         )
     if status == "dense_inside":
         facts["messages"].append(

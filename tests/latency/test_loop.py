@@ -188,6 +188,15 @@ def test_too_few_samples_for_the_percentile_is_never_inside():
     assert not found.feasible
 
 
+@pytest.mark.parametrize("slower", [1 / 3, 3.0])
+def test_a_budget_in_time_is_asked_of_a_model_of_a_faster_or_slower_machine_in_its_own_unit(slower):
+    """The model of `World` is right in everything but the unit: one structure and a second opinion are enough."""
+    world = World(lambda k: slower * linear(k))
+    found = world.run(f"{slower * 5}ms", scale=1 / slower)
+    assert found.feasible and 2.0 <= world.speed(found) <= 2.12
+    assert found.measurements == 2 and len(found.candidates) == 1
+
+
 def test_same_measurements_same_decisions():
     def once():
         rng = np.random.default_rng(3)
