@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from passdeploy.data.base import ImageData
+    from passdeploy.pipeline import Run as PipelineRun
     from passdeploy.reporting.schema import Report
 
 
@@ -103,15 +104,19 @@ def run_stage(
     Args:
         name: Of the stage.
         out: The run directory.
-        model: The caller's own model, when the run's is not a named one.
+        model: The factory of the caller's own model, ``module:function``, when the run's is not a named one.
         quiet: Show no progress.
         masked: With ``compile``: the masked network too, as it is.
 
     Returns:
         The stage's folders, one per budget for the stages that come after the search.
+
+    Raises:
+        BadInput: `out` is no run directory, or `model` is not the network it was made from.
+        PassdeployError: What earlier stages found leaves nothing to do for this one.
     """
     from passdeploy.console import Ui
-    from passdeploy.pipeline import BUDGET_STAGES, Run
+    from passdeploy.pipeline import SHARED_STAGES, Run
 
     path = out / "config.yaml"
     if not path.is_file():
@@ -119,22 +124,44 @@ def run_stage(
             f"--out {out}: is not a run directory (no config.yaml); start one with passdeploy run --out {out}"
         )
     values = load_file(path)
-    if model is not None:
-        values["model"] = model
-    elif str(values.get("model", "")).startswith("<"):
-        raise BadInput(f"--out {out}: its model is the caller's own; give it again with --model module:function")
-    running = Run(make_config(values, str(path)), out, Ui(quiet))
-    if name not in BUDGET_STAGES:
-        running.shared(name)
+    if str(values.get("model", "")).startswith("<"):
+        if model is None:
+            raise BadInput(f"--out {out}: its model is the caller's own; give it again with --model module:function")
+        running = _own_model_again(make_config(values, str(path)), out, model, quiet)
+    else:
+        changed = {} if model is None else {"model": model}
+        running = Run(make_config(values | changed, str(path)), out, Ui(quiet))
+    budgets = running.run_until(name)
+    if name in SHARED_STAGES:
         return [running.space.folder(name)]
-    running.shared()
-    for budget in running.runs:
-        running.budget_stages(budget, name)
     if masked:
         from passdeploy.masked import compile_masked
 
-        return [compile_masked(running, budget) for budget in running.runs]
-    return [budget.space.folder(name) for budget in running.runs]
+        return [compile_masked(running, budget) for budget in budgets]
+    return [budget.space.folder(name) for budget in budgets]
+
+
+def _own_model_again(config: RunConfig, out: Path, model: str, quiet: bool) -> PipelineRun:
+    """A run that was started from Python with a factory or a network, with that network's factory given by name."""
+    from passdeploy import models
+    from passdeploy.console import Ui
+    from passdeploy.pipeline import Run
+    from passdeploy.weights import load_weights
+    from passdeploy.workspace import Workspace
+
+    given: nn.Module | Callable[..., nn.Module] = models.factory(model)
+    record = Workspace(out).record("dense")
+    if record is None:
+        raise BadInput(f"--out {out}: its first stage is not finished; call passdeploy.run with its model again")
+    running = Run(config, out, Ui(quiet), model=given)
+    if running.subject.weights is None and "epochs" not in record["inputs"]:
+        # The run was given a network, whose weights counted as trained: the first stage has kept them.
+        network = running.subject.build()
+        load_weights(network, out / "dense" / "dense.safetensors")
+        running = Run(config, out, Ui(quiet), model=network)
+    if running.inputs("dense")["network"] != record["inputs"]["network"]:
+        raise BadInput(f"--model {model}: is not the network that {out} was made from")
+    return running
 
 
 def save_profile(config: RunConfig, out: Path, save: Path, *, quiet: bool = False) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from passdeploy.config import RunConfig, differing_keys
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData
 from passdeploy.engines.base import get_backend
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.export import OnnxSlicer
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
@@ -237,8 +237,7 @@ class Run:
         """Runs one stage; unchanged ones are kept."""
         space = self.space if run is None else run.space
         inputs = self.inputs(name, run)
-        record = space.record(name)
-        if record is not None and record["inputs"] == inputs:
+        if space.current(name, inputs):
             self.ui.skipped(name)
             return
         body = partial(SHARED[name], self) if run is None else partial(PER_BUDGET[name], self, run)
@@ -262,6 +261,49 @@ class Run:
             if name in self._skipped(run):
                 continue
             self.stage(name, run)
+
+    def run_until(self, name: str) -> list[BudgetRun]:
+        """One stage and those before it, alone; what is then up to date is offered as final copies.
+
+        Returns:
+            The budgets that got as far as that; of a search for the fastest one, those that the run looked at.
+
+        Raises:
+            PassdeployError: None did: what was found before leaves nothing to do for this stage.
+        """
+        if name in SHARED_STAGES:
+            self.shared(name)
+            return []
+        self.shared()
+        fastest = self.config.latency == (FASTEST,)
+        asked = [run for run in self.runs if run.space.record("fit") is not None] if fastest else self.runs
+        if not asked:
+            raise BadInput(f"--out {self.space.root}: no budget was looked at yet; start with passdeploy run")
+        published = self.space.root / "report.json"
+        best = load_report(published).budget.asked if fastest and published.exists() else None
+        stopped = {}
+        for run in asked:
+            self.budget_stages(run, name)
+            self.publish(run, until=name)
+            if run.budget.asked == best:
+                self.publish(run, self.space.root, until=name)
+            if name in self._skipped(run):
+                stopped[run.budget.asked] = self._stopped_by(run)
+        if len(stopped) == len(asked):
+            reasons = "; ".join(f"{budget}: {reason}" for budget, reason in stopped.items())
+            raise PassdeployError(f"{name}: not run, since {reasons}")
+        for budget, reason in stopped.items():
+            self.ui.say(f"{budget}: {name} not run, since {reason}.")
+        return [run for run in asked if run.budget.asked not in stopped]
+
+    def _stopped_by(self, run: BudgetRun) -> str:
+        """Why stages of this budget are left out."""
+        fit = read_json(run.space.folder("fit") / "fit.json")
+        if fit["status"] == "infeasible":
+            return "no structure reaches the budget"
+        if not exact(fit["masked_vs_thin"]):
+            return "the thin network does not compute what the masked one does"
+        return "the compiled engine does not compute what the network does"
 
     def _skipped(self, run: BudgetRun) -> tuple[str, ...]:
         """Stages that make no sense after what the finished ones found."""
@@ -304,8 +346,27 @@ class Run:
         self.publish(self.runs[best], self.space.root)
         return reports[best]
 
-    def publish(self, run: BudgetRun, root: Path | None = None) -> None:
-        """Puts the final copies where the design promises them: into the budget's folder, or into `root`."""
+    def _current(self, run: BudgetRun, until: str) -> set[str]:
+        """Stages of a budget, finished up to `until`, whose results are good: later ones only if nothing changed."""
+        skipped = self._skipped(run)
+        last = BUDGET_STAGES.index(until)
+        good = {name for name in BUDGET_STAGES[: last + 1] if name not in skipped}
+        for name in BUDGET_STAGES[last + 1 :]:
+            if name in skipped:
+                continue
+            if not run.space.current(name, self.inputs(name, run)):
+                break
+            good.add(name)
+        return good
+
+    def publish(self, run: BudgetRun, root: Path | None = None, until: str = BUDGET_STAGES[-1]) -> None:
+        """Puts the final copies where the design promises them: into the budget's folder, or into `root`.
+
+        Args:
+            run: A budget whose stages up to `until` have just been run.
+            root: Instead of the budget's own folder.
+            until: What later stages left is offered if it is still what they would make.
+        """
         folder, root = run.space.folder, root or run.space.root
         files = {
             "structure.json": folder("fit") / "structure.json",
@@ -320,9 +381,9 @@ class Run:
         }
         for space in {self.space.root: self.space, run.space.root: run.space}.values():
             space.update_manifest()
-        skipped = self._skipped(run)
+        good = self._current(run, until)
         for name, source in files.items():
-            if source.parent.name not in skipped and source.exists():
+            if source.parent.name in good and source.exists():
                 copy_file(source, root / name)
             else:
                 (root / name).unlink(missing_ok=True)  # of an earlier state: what is not good any more is not offered
@@ -332,7 +393,7 @@ class Run:
         for name, source in (("engine", folder("compile") / "engine"), ("bundle", folder("ship") / "bundle")):
             temporary = root / f".{name}.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
-            if source.parent.name not in skipped and source.exists():
+            if source.parent.name in good and source.exists():
                 shutil.copytree(source, temporary)
                 shutil.rmtree(root / name, ignore_errors=True)
                 temporary.rename(root / name)

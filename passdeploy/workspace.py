@@ -140,6 +140,11 @@ class Workspace:
         """What a finished stage recorded; None when it is not there or its files are not as recorded."""
         return _finished(self.folder(stage))
 
+    def current(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether the stage is finished with these inputs (JSON-able)."""
+        record = self.record(stage)
+        return record is not None and record["inputs"] == json.loads(json.dumps(inputs))
+
     def digest(self, stage: str) -> str:
         """Digest over a finished stage's files: what later stages record as their input."""
         record = self.record(stage)
@@ -164,8 +169,7 @@ class Workspace:
             Whether it ran.
         """
         inputs = json.loads(json.dumps(inputs))
-        done = self.record(stage)
-        if done is not None and done["inputs"] == inputs:
+        if self.current(stage, inputs):
             return False
         partial = self.root / ".partial" / stage
         if (done := _finished(partial)) is not None and done["inputs"] == inputs:

@@ -296,7 +296,7 @@ def test_a_disk_that_fills(tmp_path: Path) -> None:
         "from passdeploy import api, cli\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))\n"
         "sys.argv = ['passdeploy', 'search', '--out', sys.argv[1]]\n"
-        "api.run_stage = lambda *_, **__: scripted.start(Path(sys.argv[3])).shared('dense') or []\n"
+        "api.run_stage = lambda *_, **__: scripted.start(Path(sys.argv[3])).run_until('dense')\n"
         "cli.main()\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -17,7 +17,7 @@ def report(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Run directories, folders of them, or report.json files.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run directory whose report is written again.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory to finish as far as that.")] = None,
     form: Annotated[
         str, typer.Option("--format", help="json, markdown, html, history, junit, github-action-benchmark.")
     ] = "markdown",
@@ -31,7 +31,7 @@ def report(
     """Prints the report of one run, or of several side by side, in a format for people or for CI.
 
     `history` is a page with the trend over commits and the best trade-offs. Fills $GITHUB_STEP_SUMMARY where it is
-    set. With --out alone it writes the report stage of that run again.
+    set. With --out alone it finishes that run as far as its report.
 
     Example: `passdeploy report runs/demo --format junit > report.xml`
     """
