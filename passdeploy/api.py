@@ -164,8 +164,17 @@ def _own_model_again(config: RunConfig, out: Path, model: str, quiet: bool) -> P
     return running
 
 
-def save_profile(config: RunConfig, out: Path, save: Path, *, quiet: bool = False) -> dict[str, Any]:
+def save_profile(
+    config: RunConfig, out: Path, save: Path, *, fresh: bool = False, quiet: bool = False
+) -> dict[str, Any]:
     """Measures the latency model of a target and writes it as a portable file.
+
+    Args:
+        config: Names the network, the data and the target.
+        out: Run directory in which it is measured; started again it goes on where it was.
+        save: The file.
+        fresh: Delete what an earlier call left in `out`.
+        quiet: Show no progress.
 
     Returns:
         The model's summary: number of structures, errors, repeatability.
@@ -180,7 +189,7 @@ def save_profile(config: RunConfig, out: Path, save: Path, *, quiet: bool = Fals
 
     if config.profile.cache == "use":
         config = config.model_copy(update={"profile": config.profile.model_copy(update={"cache": "refresh"})})
-    running = Run(config, out, Ui(quiet))
+    running = Run(config, out, Ui(quiet), fresh=fresh)
     if not running.measured:
         raise BadInput(f"--target {config.target}: is not attached, so nothing can be measured; run this where it is")
     running.shared("profile")

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from passdeploy.engines._common import one_line
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
-from passdeploy.errors import BadInput
-from passdeploy.export import INPUT
+from passdeploy.errors import BadInput, Unavailable
 from passdeploy.latency.measure import Comparison, Timed
 from passdeploy.layers import LayerTimes, by_block
 from passdeploy.targets import Target, resolve
@@ -39,14 +39,26 @@ class Source:
     bundle: Path | None = None
 
 
-def _input_shape(path: Path) -> list[int]:
+def _batch(path: Path) -> int:
+    """Images that an ONNX file takes at once; 1 where it takes any number."""
     import onnx
 
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
-        return [d.dim_value or 1 for d in graph.input[0].type.tensor_type.shape.dim]
+        weights = {tensor.name for tensor in graph.initializer}
+        (images,) = (value for value in graph.input if value.name not in weights)
+        return next((d.dim_value or 1 for d in images.type.tensor_type.shape.dim), 1)
     except Exception as error:
-        raise BadInput(f"{path}: cannot be read as ONNX ({str(error).splitlines()[0]})") from None
+        raise BadInput(f"{path}: cannot be read as an ONNX network of one input ({one_line(error)})") from None
+
+
+def _images(label: str, engine: Engine, rng: np.random.Generator) -> np.ndarray:
+    """Random images of the engine's shape."""
+    shape = engine.meta["inputs"][engine.input_name]
+    if len(shape) != 4 or min(shape[1:]) < 1:
+        sizes = ", ".join("any" if size < 1 else str(size) for size in shape)
+        raise BadInput(f"bench {label}: takes ({sizes}), not images of one size (N, C, H, W); export it for one")
+    return rng.random([max(1, size) for size in shape], dtype=np.float32)
 
 
 def _target(name: str, backend: str | None, precision: str | None, batch: int, threads: int) -> Target:
@@ -70,7 +82,7 @@ def open_source(given: str, target: str, backend: str | None, threads: int) -> S
         if (engine / "engine.json").is_file():
             return Source(given, load_engine(engine))
     if path.is_file() and path.suffix == ".onnx" and not (path.parent / "engine.json").is_file():
-        made = _target(target, backend, None, _input_shape(path)[0], threads)
+        made = _target(target, backend, None, _batch(path), threads)
         return Source(given, get_backend(made.backend).compile(CompileInput(onnx=path), made))
     if path.is_file():
         return Source(given, load_engine(path))
@@ -91,22 +103,29 @@ def opened(given: list[str], target: str = "cpu", backend: str | None = None, th
     rng = np.random.default_rng(0)
     with ExitStack() as stack:
         for label, name in zip(labels, given, strict=True):
-            source = open_source(name, target, backend, threads)
-            if source.engine is None:
-                from passdeploy.shipping.runner import load
-
-                assert source.bundle is not None
-                model = stack.enter_context(load(source.bundle))
-                model.bind(rng.random((model.engine.batch, *model.contents.input_shape), dtype=np.float32))
-                runners[label] = model
-                continue
-            meta = source.engine.meta
-            shape = [max(1, size) for size in meta["inputs"][INPUT]]
-            kept = int(meta.get("threads", threads))
-            fitting = _target(target, source.engine.backend, str(meta["precision"]), shape[0], kept)
-            images = rng.random(shape, dtype=np.float32)
-            runners[label] = stack.enter_context(open_runner(source.engine, fitting, images))
+            try:
+                source = open_source(name, target, backend, threads)
+                if source.engine is None:
+                    assert source.bundle is not None
+                    runners[label] = _open_bundle(source.bundle, stack, rng)
+                    continue
+                meta, images = source.engine.meta, _images(label, source.engine, rng)
+                kept = int(meta.get("threads", threads))
+                fitting = _target(target, source.engine.backend, str(meta["precision"]), len(images), kept)
+                runners[label] = stack.enter_context(open_runner(source.engine, fitting, images))
+            except (BadInput, Unavailable):
+                raise
+            except Exception as error:  # whatever a runtime raises for a network that it can't run
+                raise BadInput(f"bench {label}: cannot be timed: {one_line(error)}") from error
         yield runners
+
+
+def _open_bundle(folder: Path, stack: ExitStack, rng: np.random.Generator) -> Timed:
+    from passdeploy.shipping.runner import load
+
+    model = stack.enter_context(load(folder))
+    model.bind(rng.random((model.engine.batch, *model.contents.input_shape), dtype=np.float32))
+    return model
 
 
 def layers(runners: Opened) -> list[LayerTimes]:
@@ -135,6 +154,18 @@ def parse_margin(text: str) -> float:
     return value
 
 
+def check_judged(given: list[str], fail_if_slower: str | None, against: Path | None) -> None:
+    """Refuses what can't be judged, before it is measured.
+
+    Raises:
+        BadInput: Too few engines.
+    """
+    if against is not None and len(given) != 2:
+        raise BadInput("--against: give two engines, the dense one first; their ratio is what is compared")
+    if fail_if_slower is not None and len(given) < 2:
+        raise BadInput("--fail-if-slower: give two or more to compare, the reference first")
+
+
 def outcome(comparison: Comparison, margin: float) -> int:
     """0 nothing is slower than the first by more than `margin`, 1 something is, 3 can't tell."""
     verdicts = [comparison.not_slower(name, margin) for name in comparison.measurements if name != comparison.reference]
@@ -152,15 +183,13 @@ def against_report(comparison: Comparison, path: Path, margin: float) -> tuple[i
         Outcome as for `outcome`, and a sentence.
 
     Raises:
-        BadInput: The report has no measured speed-up, or not two things were measured.
+        BadInput: The report has no measured speed-up.
     """
     from passdeploy.reporting import load_report
 
     report = load_report(path)
     if report.speedup.latency is None or report.speedup.latency_ci95 is None:
         raise BadInput(f"{path}: has no measured speed-up to compare with")
-    if len(comparison.measurements) != 2:
-        raise BadInput("--against: give two engines, the dense one first; their ratio is what is compared")
     thin = next(name for name in comparison.measurements if name != comparison.reference)
     now = comparison.ratio(thin, 0.99)
     low, high = report.speedup.latency_ci95

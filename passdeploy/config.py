@@ -108,11 +108,11 @@ class ProfileConfig(Section):
         seconds: Time for measuring structures.
         structures: At most this many.
         cache: ``use`` the latency model that this machine has of the same network, target and backend version, if
-            any; ``refresh``: measure again and keep that; ``off``: neither.
+            any; ``refresh``: measure again and keep that; ``off``: neither. The steps in width likewise.
     """
 
     seconds: Positive = 30.0
-    structures: int = Field(default=120, ge=8)
+    structures: int = Field(default=120, ge=9)
     cache: Literal["use", "refresh", "off"] = "use"
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from passdeploy.engines._child import answer_job, run_job
 from passdeploy.engines._end_to_end import EndToEnd
-from passdeploy.engines.base import INPUT, Engine, Runner, get_backend
+from passdeploy.engines.base import Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.latency.measure import Comparison, Settings, interleave
 
@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 def open_runner(engine: Engine, target: Target, images: np.ndarray, scope: str = "engine") -> Runner:
     """A runner that is ready to be timed on `images` (batch, 3, H, W)."""
     runner = get_backend(engine.backend).runner(engine, target)
-    inputs = {INPUT: np.ascontiguousarray(images, dtype=np.float32)}
-    if scope == "end_to_end":
-        return EndToEnd(runner, inputs)
-    runner.bind(inputs)
+    inputs = {engine.input_name: np.ascontiguousarray(images, dtype=np.float32)}
+    try:
+        if scope == "end_to_end":
+            return EndToEnd(runner, inputs)
+        runner.bind(inputs)
+    except BaseException:
+        runner.close()
+        raise
     return runner
 
 

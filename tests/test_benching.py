@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from passdeploy import benching
 from passdeploy.data.base import Preprocess
 from passdeploy.engines.base import CompileInput, get_backend
+from passdeploy.engines.onnxruntime import OrtRunner
 from passdeploy.errors import BadInput
 from passdeploy.export import export_onnx
 from passdeploy.latency.measure import Comparison, Settings, interleave
@@ -104,6 +106,73 @@ def test_what_is_no_engine_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
     with pytest.raises(BadInput, match=r"broken\.onnx"):
         compare(str(tmp_path / "broken.onnx"))
+
+
+def export_elsewhere(path: Path, module: nn.Module, *shape: int, name: str = "x", **options: Any) -> Path:
+    torch.onnx.export(
+        module.eval(), (torch.zeros(*shape),), path, input_names=[name], dynamo=False, opset_version=17, **options
+    )
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_networks_exported_elsewhere(tmp_path: Path) -> None:
+    """Their input has another name; what is no network for images of one size is refused in one line."""
+    images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    good = export_elsewhere(tmp_path / "good.onnx", images, 2, 3, 8, 8, name="pixel_values")
+    for backend in ("onnxruntime", "openvino"):
+        assert compare(str(good), backend=backend).measurements[str(good)].n > 0
+    open_size = export_elsewhere(
+        tmp_path / "open.onnx", nn.Conv2d(3, 4, 3), 1, 3, 8, 8, name="x", dynamic_axes={"x": [2, 3]}
+    )
+    with pytest.raises(BadInput, match=r"takes \(1, 3, any, any\), not images of one size"):
+        compare(str(open_size))
+    flat = export_elsewhere(tmp_path / "flat.onnx", nn.Linear(3, 4), 1, 3)
+    with pytest.raises(BadInput, match=r"takes \(1, 3\), not images"):
+        compare(str(flat))
+
+    class Two(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a + b
+
+    zeros = torch.zeros(1, 3, 4, 4)
+    torch.onnx.export(Two(), (zeros, zeros), tmp_path / "two.onnx", input_names=["a", "b"], dynamo=False)
+    with pytest.raises(BadInput, match="network of one input"):
+        compare(str(tmp_path / "two.onnx"))
+
+
+def test_whatever_a_runtime_raises_is_one_line(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setattr(OrtRunner, "bind", refuse)
+    monkeypatch.setattr(OrtRunner, "close", lambda runner: closed.append(runner))
+    with pytest.raises(BadInput, match="cannot be timed: no kernel for this"):
+        compare(str(network))
+    assert len(closed) == 1
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "SHA256SUMS").write_text("torn")
+    with pytest.raises(BadInput, match="bundle: cannot be timed: "):
+        compare(str(tmp_path / "bundle"))
+
+
+def test_an_engine_for_a_gpu_is_not_timed_on_a_cpu(network: Path, tmp_path: Path) -> None:
+    backend = get_backend("onnxruntime")
+    engine = backend.compile(CompileInput(onnx=network), resolve("cpu", backend="onnxruntime"))
+    elsewhere = replace(engine, meta={**engine.meta, "providers": ["CUDAExecutionProvider"]})
+    backend.save(elsewhere, tmp_path / "engine")
+    with pytest.raises(BadInput, match="compiled for CUDAExecutionProvider, and cpu runs CPUExecutionProvider"):
+        compare(str(tmp_path / "engine"))
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"), [(["one"], {"fail_if_slower": "5%"}), (["a", "b", "c"], {"against": Path("report.json")})]
+)
+def test_what_cannot_be_judged_is_not_measured(given: list[str], flags: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="give two"):
+        benching.check_judged(given, **{"fail_if_slower": None, "against": None} | flags)
 
 
 def test_what_is_not_attached_is_not_timed(network: Path) -> None:

@@ -319,6 +319,24 @@ def test_a_disk_that_fills(tmp_path: Path) -> None:
 # --- what is printed -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["ship", "run", "--key", "public.pem"], "--key goes with --server"),
+        (["ship", "run", "--instances", "2"], "--instances goes with --server"),
+        (["ship", "run", "--out", "models"], "give one run directory"),
+        (["report", "run", "--out", "run"], "give one of the two"),
+        (["report", "--out", "run", "--format", "html"], "--format goes with run directories"),
+        (["bench", "engine", "--fail-if-slower", "5%"], "give two or more"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_would_be_ignored_is_refused(passdeploy: Call, arguments: list[str], wanted: str) -> None:
+    said = passdeploy(*arguments)
+    assert said.code == 2
+    assert wanted in said.line()
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_an_example(passdeploy: Call, verb: str) -> None:
     said = passdeploy(verb, "--help")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -23,7 +24,12 @@ from passdeploy.cli import running, measuring, delivering, studying, inspecting 
 from passdeploy.cli.options import app, print_json
 from passdeploy.errors import BadInput, PassdeployError
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def _terminate(*_: object) -> NoReturn:
+    """On SIGTERM: leaves by the way out, on which child processes are ended, instead of at once."""
+    raise SystemExit(TERMINATED)
 
 
 def fail(error: PassdeployError, as_json: bool) -> NoReturn:
@@ -43,6 +49,7 @@ def main() -> None:
     except ImportError:  # typer before it brought its own
         from click import ClickException  # type: ignore[assignment]
 
+    signal.signal(signal.SIGTERM, _terminate)
     debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
     try:
         code = app(standalone_mode=False)

@@ -12,6 +12,13 @@ from passdeploy.cli.options import Debug, Json, Model, app, out_console, print_j
 from passdeploy.cli.running import staged
 
 
+def _only_with(needed: str, given: dict[str, object]) -> None:
+    """Refuses options that would be ignored."""
+    for option, value in given.items():
+        if value:
+            raise typer.BadParameter(f"{option} goes with {needed}")
+
+
 @app.command()
 def report(
     runs: Annotated[
@@ -38,8 +45,11 @@ def report(
     if not runs:
         if out is None:
             raise typer.BadParameter("give run directories, or --out DIR")
+        _only_with("run directories", {"--trtexec": trtexec, "--format": form != "markdown"})
         staged("report", out, model, json_)
         return
+    if out is not None:
+        raise typer.BadParameter("--out finishes a run, run directories are printed; give one of the two")
     from passdeploy.reporting import load_report
     from passdeploy.reporting.exporters import export, write_step_summary
     from passdeploy.reporting.files import find_reports
@@ -71,8 +81,13 @@ def ship(
     Example: `passdeploy ship runs/demo --server triton --out models`
     """
     if server is None:
-        if source is None and out is None:
-            raise typer.BadParameter("give a run directory, or a bundle with --server")
+        _only_with(
+            "--server",
+            {"--name": name, "--kind": kind != "auto", "--instances": instances != 1, "--key": key,
+             "--storage-uri": storage_uri},
+        )  # fmt: skip
+        if (source is None) == (out is None):
+            raise typer.BadParameter("give one run directory, or a bundle with --server")
         staged("ship", source or out, model, json_)  # type: ignore[arg-type]
         return
     from passdeploy.shipping.repository import write_repository

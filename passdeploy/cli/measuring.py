@@ -41,6 +41,7 @@ def profile(
     threads: Threads = None,
     config: Config = None,
     out: Out = Path("runs/profile"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what --out has.")] = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -61,7 +62,7 @@ def profile(
         batch=batch,
         threads=threads,
     )
-    facts = save_profile(configuration(config, flags, console=not json_), out, save, quiet=json_)
+    facts = save_profile(configuration(config, flags, console=not json_), out, save, fresh=fresh, quiet=json_)
     if json_:
         print_json(facts)
     else:
@@ -95,6 +96,7 @@ def bench(
     from passdeploy.summary import bench_table, layer_table
 
     margin = benching.parse_margin(fail_if_slower or "5%")
+    benching.check_judged(engines, fail_if_slower, against)
     with benching.opened(engines, target, backend, threads) as runners:
         parts = benching.layers(runners) if layers else None
         comparison = interleave(runners)

@@ -86,7 +86,7 @@ def study(
 
     Started again it goes on where it was.
     """
-    from passdeploy.config import merge
+    from passdeploy.config import DEFAULT_FILE, merge
     from passdeploy.console import Ui
     from passdeploy.study.base import get_study
     from passdeploy.study.command import SMALL
@@ -94,7 +94,8 @@ def study(
 
     get_study(name)
     flags = values(model=model, data=data, target=target, latency=latency, epochs=epochs)
-    made = configuration(config, flags if config else merge(SMALL, flags), console=not json_)
+    configured = config is not None or Path(DEFAULT_FILE).is_file()
+    made = configuration(config, flags if configured else merge(SMALL, flags), console=not json_)
     findings, page = run_study(name, made, seeds, out or Path("runs") / f"study-{name}", to=to, ui=Ui(quiet=json_))
     if json_:
         print_json({"study": name, "page": str(page), "conclusion": findings.conclusion, **findings.numbers})

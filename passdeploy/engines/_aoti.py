@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -119,15 +119,22 @@ def prepare(source: CompileInput, precision: str, device: str) -> torch.export.E
 class AotiRunner(Runner):
     """Runs a package on the CPU, in this process.
 
-    PyTorch has one thread count per process; this sets it and puts it back on close.
+    PyTorch has one thread count per process: the first open runner sets it, and the last one puts it back on close.
 
     Args:
         data: The package's bytes, already checked.
         meta: As recorded with the engine.
         threads: CPU threads.
+
+    Raises:
+        BadInput: The package can't be loaded, or a runner with another number of threads is open.
     """
 
     device = "cpu"
+    _open: ClassVar[list[int]] = []
+    """Threads of each open runner."""
+    _before: ClassVar[int] = 0
+    """Threads of the process while none is open."""
 
     def __init__(self, data: bytes, meta: Mapping[str, Any], threads: int) -> None:
         import torch
@@ -135,8 +142,12 @@ class AotiRunner(Runner):
 
         self._torch, self._meta, self._batch = torch, meta, int(meta["batch"])
         self._outputs = list(meta["outputs"])
-        self._previous = torch.get_num_threads()
         self._bound: list[Any] = []
+        if AotiRunner._open and threads not in AotiRunner._open:
+            raise BadInput(
+                f"inductor: an engine for {AotiRunner._open[0]} thread(s) is loaded, and PyTorch has one number of "
+                f"threads per process; compile both for as many, or run the one for {threads} by itself"
+            )
         with tempfile.TemporaryDirectory(prefix="passdeploy-aoti-") as folder:
             path = Path(folder, "model.pt2")
             path.write_bytes(data)
@@ -144,7 +155,11 @@ class AotiRunner(Runner):
                 self._model: Any = aoti_load_package(str(path), run_single_threaded=True)
             except Exception as error:
                 raise BadInput(f"the AOTInductor package cannot be loaded: {one_line(error)}") from None
-        torch.set_num_threads(threads)
+        if not AotiRunner._open:
+            AotiRunner._before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+        AotiRunner._open.append(threads)
+        self._threads: int | None = threads
 
     def _tensors(self, inputs: Arrays) -> list[Any]:
         arrays = [np.ascontiguousarray(inputs[name]) for name in self._meta["inputs"]]
@@ -171,7 +186,11 @@ class AotiRunner(Runner):
         self._model(*self._bound)
 
     def close(self) -> None:
-        self._torch.set_num_threads(self._previous)
+        if self._threads is not None:
+            AotiRunner._open.remove(self._threads)
+            self._threads = None
+            if not AotiRunner._open:
+                self._torch.set_num_threads(AotiRunner._before)
         self._model, self._bound = None, []
 
 

@@ -146,6 +146,8 @@ class Server:
         theirs.close()
 
     def _output(self) -> str:
+        if self._log.closed:  # ended, as it did not answer
+            return ""
         self._log.seek(0)
         return self._log.read()
 
@@ -161,7 +163,7 @@ class Server:
                 self.stop(patience=0)
                 raise BadInput(f"{self.who}: no answer to {verb} after {timeout:.0f} s; its process was ended")
             answer = self._pipe.recv()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except (EOFError, OSError):  # it is gone, or the pipe was closed after it did not answer
             code = self._process.wait(timeout=30)
             raise died(self.who, code, self._output()) from None
         return raise_answer(answer, self.who, self._output() if "error" in answer else "")["value"]

@@ -43,6 +43,11 @@ class Recipe:
     operators: tuple[str, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def precision(self) -> str:
+        """What this makes: ``int8`` or ``fp8``."""
+        return "fp8" if "FLOAT8" in self.weights else "int8"
+
 
 def for_cpu() -> Recipe:
     """ONNX Runtime's and OpenVINO's kernels: unsigned asymmetric activations, signed weights per channel."""
@@ -107,7 +112,7 @@ def quantize(source: CompileInput, recipe: Recipe) -> bytes:
     from onnxruntime import quantization as q
 
     if source.samples is None or len(source.samples) == 0:
-        raise BadInput("int8: needs real images to calibrate on; give --data")
+        raise BadInput(f"{recipe.precision}: needs real images to calibrate on; give --data")
     with tempfile.TemporaryDirectory(prefix="passdeploy-int8-") as folder:
         plain, paired = Path(folder, "plain.onnx"), Path(folder, "int8.onnx")
         options = ort.SessionOptions()
@@ -127,7 +132,9 @@ def quantize(source: CompileInput, recipe: Recipe) -> bytes:
             batch = first.dim_value if first.HasField("dim_value") else 16
             samples = np.ascontiguousarray(source.samples[: max(batch, CALIBRATION_IMAGES)], dtype=np.float32)
             if len(samples) < batch:
-                raise BadInput(f"int8: {len(samples)} calibration images do not fill one batch of {batch}; give more")
+                raise BadInput(
+                    f"{recipe.precision}: {len(samples)} calibration images do not fill one batch of {batch}; give more"
+                )
             with contextlib.redirect_stdout(io.StringIO()):  # some calibrators print
                 q.quantize_static(
                     str(plain),
@@ -146,7 +153,9 @@ def quantize(source: CompileInput, recipe: Recipe) -> bytes:
         except BadInput:
             raise
         except Exception as error:
-            raise BadInput(f"int8: the graph cannot be quantised: {one_line(error)}; use another --precision") from None
+            raise BadInput(
+                f"{recipe.precision}: the graph cannot be quantised: {one_line(error)}; use another --precision"
+            ) from None
         finally:
             root.setLevel(level)
 

@@ -97,7 +97,6 @@ class TrtRunner(Runner):
         host_code: bool = False,
     ) -> None:
         self._server, self._release, self._shapes, self._batch = server, release, shapes, batch
-        self.enqueue_s: list[float] = []
         self.graphed = False
         self._key: int | None = None
         with tempfile.NamedTemporaryFile(prefix="passdeploy-engine-") as file:
@@ -126,11 +125,8 @@ class TrtRunner(Runner):
         """Device seconds of each of a block of inferences: CUDA events round the replay of a CUDA graph.
 
         Where the engine can't be captured as a graph (`graphed` is False after `bind`), round plain enqueues.
-        The host-side enqueue times of the same calls are left in `enqueue_s`.
         """
-        taken = self._server.ask("block", self._key, seconds, calls)
-        self.enqueue_s = [host for _, host in taken]
-        return [device for device, _ in taken]
+        return [device for device, _ in self._server.ask("block", self._key, seconds, calls)]
 
     def end_to_end_block(self, seconds: float, calls: int) -> list[float]:
         """Seconds of each of a block of inferences with their transfers, on the host's clock."""

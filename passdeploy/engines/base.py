@@ -63,6 +63,18 @@ class Engine:
     suffix: str
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def input_name(self) -> str:
+        """Of the tensor that goes in: ``images``, unless the network was exported elsewhere.
+
+        Raises:
+            BadInput: Several go in.
+        """
+        names = list(self.meta["inputs"])
+        if len(names) != 1:
+            raise BadInput(f"engine: takes {len(names)} inputs ({', '.join(names)}), expected images alone")
+        return str(names[0])
+
 
 class Runner:
     """Executes an engine; a context manager that frees what it holds on exit."""

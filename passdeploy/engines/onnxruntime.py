@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 CPU_SETTINGS = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
 """Spinning threads of two sessions spoil each other's latency, and burn the cores of everything else."""
 
-
+CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
+"""TF32 is on by default: a float32 product would have 10 bits of mantissa."""
 _KERNEL = "_kernel_time"
 
 
@@ -153,7 +154,7 @@ class OnnxRuntime(Backend):
     name: ClassVar[str] = "onnxruntime"
     suffix: ClassVar[str] = ".onnx"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8", "fp16")
-    provider: ClassVar[str] = "CUDAExecutionProvider"
+    provider: ClassVar[str] = CUDA[0]
 
     def available(self, target: Target) -> str | None:
         if target.compute_capability is None:
@@ -187,7 +188,11 @@ class OnnxRuntime(Backend):
         """Execution providers in order of preference, with their options."""
         if target.compute_capability is None:
             return ["CPUExecutionProvider"]
-        return [(self.provider, {"use_tf32": "0"})]  # on by default: a float32 product would have 10 bits of mantissa
+        return [CUDA]
+
+    def provider_names(self, target: Target) -> list[str]:
+        """`providers` without their options, as an engine records them."""
+        return [given if isinstance(given, str) else given[0] for given in self.providers(target)]
 
     def compile(self, source: CompileInput, target: Target) -> Engine:
         graph = read_graph(source, target)
@@ -202,13 +207,18 @@ class OnnxRuntime(Backend):
             data = to_half(data, "fp16")
         meta = facts(target, self.version(), graph) | {
             "threads": target.threads,
-            "providers": [p if isinstance(p, str) else p[0] for p in self.providers(target)],
+            "providers": self.provider_names(target),
             "session": dict(CPU_SETTINGS),
         }
         return Engine(self.name, data, self.suffix, meta)
 
     def runner(self, engine: Engine, target: Target) -> Runner:
         check_fits(engine, target, self.name, settings=("threads",))
+        made, here = engine.meta["providers"], self.provider_names(target)
+        if made != here:
+            raise BadInput(
+                f"engine: compiled for {made[0]}, and {target.name} runs {here[0]}; compile it again for this target"
+            )
         on_gpu = target.compute_capability is not None
         settings = engine.data, target.threads, self.providers(target), engine.meta["session"]
         loaded = session(*settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passdeploy.engines.base import register
-from passdeploy.engines.onnxruntime import OnnxRuntime
+from passdeploy.engines.onnxruntime import CUDA, OnnxRuntime
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target
@@ -25,4 +25,4 @@ class OnnxRuntimeTensorRt(OnnxRuntime):
 
     def providers(self, target: Target) -> list[Any]:
         reduced = {"trt_fp16_enable": target.precision == "fp16", "trt_int8_enable": target.precision == "int8"}
-        return [(self.provider, reduced), "CUDAExecutionProvider"]
+        return [(self.provider, reduced), CUDA]

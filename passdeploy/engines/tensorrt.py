@@ -81,6 +81,11 @@ class TensorRt(TrtBackend):
         options = options or self.options
         if options.timing_cache is None:
             cache = default_timing_cache(self.version(), target.device)
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            options = replace(options, timing_cache=str(cache))
+            try:
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                writable = os.access(cache.parent, os.W_OK)
+            except OSError:
+                writable = False
+            # A cache that can't be written is no reason to fail: kernels are timed anew.
+            options = replace(options, timing_cache=str(cache) if writable else "")
         return super().compile(source, target, options)

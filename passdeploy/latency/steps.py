@@ -175,8 +175,12 @@ def cache_path(target: Target) -> Path:
     return root / "passdeploy" / "steps" / f"{name}.json"
 
 
-def steps_of(target: Target, *, fresh: bool = False) -> Steps:
+def steps_of(target: Target, cache: str = "use") -> Steps:
     """The steps of a target: from the cache, measured, or from the table.
+
+    Args:
+        target: Whose.
+        cache: As for the latency model (`passdeploy.config.ProfileConfig`): ``use``, ``refresh`` or ``off``.
 
     The table is for what is not attached, and for compilers that take so long (AOTInductor: ten seconds and more a
     graph) that a sweep would take longer than the profile itself.
@@ -185,12 +189,14 @@ def steps_of(target: Target, *, fresh: bool = False) -> Steps:
     if not target.attached or backend.wants_program or backend.runnable(target) is not None:
         return from_table(target.precision)
     path = cache_path(target)
-    if not fresh:
+    if cache == "use":
         try:
             return Steps.from_json(json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # not there, or not readable: measured again
     steps = measure_steps(target)
+    if cache == "off":
+        return steps
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")

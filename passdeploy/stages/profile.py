@@ -74,7 +74,7 @@ def _measured_profile(run: Run, folder: Path) -> LatencyModel:
     with meter(run) as timed:
         if timed.slicer.reason:
             run.ui.say(f"Structures are exported one by one ({timed.slicer.reason}).")
-        steps = steps_of(run.target)
+        steps = steps_of(run.target, config.profile.cache)
         write_json(folder / "steps.json", steps.to_json())
         today = time.strftime("%Y-%m-%d", time.gmtime())
         return profile(

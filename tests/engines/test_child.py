@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,3 +112,40 @@ def test_the_first_error_line_is_what_is_told() -> None:
     assert library_complaint(text) == "root cause"
     assert library_complaint("Traceback (most recent call last):\n  File x\nValueError: y\n") == "ValueError: y"
     assert library_complaint("") == ""
+
+
+def test_a_server_that_was_ended_says_so_again(env: dict[str, str]) -> None:
+    server = Server("child_program", "test", env)
+    with pytest.raises(BadInput, match="no answer to fail"):
+        server.ask("fail", "hang", timeout=1)
+    with pytest.raises(BadInput, match="its process was killed by SIGKILL"):
+        server.ask("echo", 1)
+
+
+NOTING = """
+import os, pathlib, time
+pathlib.Path("pid").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+COMMAND = """
+import sys
+from passdeploy import api, cli
+from passdeploy.engines._child import run_job
+api.run_stage = lambda *_, **__: run_job("noting", {}, "test")
+sys.argv = ["passdeploy", "search", "--out", "run"]
+cli.main()
+"""
+
+
+def test_a_terminated_command_takes_its_children_with_it(env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "noting.py").write_text(NOTING)
+    note = tmp_path / "pid"
+    command = subprocess.Popen([sys.executable, "-c", COMMAND], env=os.environ | env, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child = int(note.read_text())
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(timeout=60) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)

@@ -40,6 +40,11 @@ def test_outputs_are_pytorchs_after_the_disk_and_threads_are_put_back(
         logits = runner.run({"images": case.images})["logits"]
         runner.bind({"images": case.images[:1]})
         runner.call()
+        with pytest.raises(BadInput, match="one number of threads per process"):
+            INDUCTOR.runner(replace(built, meta={**built.meta, "threads": 2}), replace(AOTI, threads=2))
+        second = INDUCTOR.runner(built, AOTI)
+    assert torch.get_num_threads() == 1, "one is still open"
+    second.close()
     assert difference(case.logits, logits) <= 1e-5
     assert torch.get_num_threads() == before
 

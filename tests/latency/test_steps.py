@@ -102,6 +102,12 @@ def test_attached_is_measured_once_and_then_cached(tmp_path, monkeypatch):
     path.write_text("torn")
     assert steps_of(target).families.keys() == FAMILIES.keys()
     assert json.loads(path.read_text())["measured"]
+    # and what is to be measured again is
+    path.write_text(json.dumps({**steps.to_json(), "families": {"conv 3x3": 64}}))
+    assert steps_of(target, "off").families.keys() == FAMILIES.keys()
+    assert json.loads(path.read_text())["families"] == {"conv 3x3": 64}
+    assert steps_of(target, "refresh").families.keys() == FAMILIES.keys()
+    assert json.loads(path.read_text())["families"].keys() == FAMILIES.keys()
 
 
 def test_the_cache_tells_targets_apart():
