@@ -206,12 +206,22 @@ def require(backend: Backend, target: Target) -> None:
 
 
 def first_available(names: Sequence[str], target: Target) -> Backend:
-    """The first of `names` that can compile for the target here."""
-    reasons = []
+    """The first of `names` that can compile for the target here; where it is attached, rather one that runs, too.
+
+    Raises:
+        Unavailable: None can.
+    """
+    reasons, able = [], []
     for name in names:
         backend = get_backend(name)
         reason = backend.available(target)
         if reason is None:
+            able.append(backend)
+        else:
+            reasons.append(f"{name}: {reason}")
+    for backend in able if target.attached else ():
+        if backend.runnable(target) is None:
             return backend
-        reasons.append(f"{name}: {reason}")
+    if able:
+        return able[0]
     raise Unavailable(f"target {target.name}: no backend can compile for it here ({'; '.join(reasons)})")

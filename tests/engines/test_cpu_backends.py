@@ -202,6 +202,14 @@ def test_unknown_backend_names_the_nearest() -> None:
         resolve("a100", backend="tensorrt-rtx")
 
 
+def test_where_the_target_is_attached_a_backend_that_runs_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver too old for one runtime may do for the next: nothing could be measured with the one that only builds."""
+    monkeypatch.setattr(get_backend("openvino"), "runnable", lambda _: "its driver is too old")
+    assert first_available(("openvino", "onnxruntime"), CPU).name == "onnxruntime"
+    assert first_available(("openvino", "onnxruntime"), CPU.with_(attached=False)).name == "openvino"
+    assert first_available(("openvino",), CPU).name == "openvino"
+
+
 def test_the_first_available_backend_is_taken_else_all_reasons_told() -> None:
     assert first_available(("tensorrt", "openvino", "onnxruntime"), CPU).name == "openvino"
     with pytest.raises(Unavailable) as error:
