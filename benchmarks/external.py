@@ -145,7 +145,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="passdeploy-") as scratch:
             network = plain(run, run.subject.with_state(run.dense_state()))
             path = export_onnx(network, Path(scratch) / "d.onnx", run.subject.data.input_shape, run.target.batch)
-            dense = backend.compile(CompileInput(onnx=path, samples=run.validation_images), run.target)
+            dense = backend.compile(CompileInput(onnx=path, samples=run.calibration_images), run.target)
         accuracy = {
             s: evaluate(network, getattr(run.subject.data, "val" if s == "validation" else "test")) for s in SPLITS
         }

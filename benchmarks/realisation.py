@@ -74,7 +74,7 @@ def theirs(run: Run, have: set[str]) -> list[dict[str, Any]]:
     network = plain(run, run.subject.with_state(run.dense_state()))
     with tempfile.TemporaryDirectory(prefix="passdeploy-") as scratch:
         path = export_onnx(network, Path(scratch) / "d.onnx", data.input_shape, run.target.batch)
-        dense = backend.compile(CompileInput(onnx=path, samples=run.validation_images), run.target)
+        dense = backend.compile(CompileInput(onnx=path, samples=run.calibration_images), run.target)
     dense_accuracy = read_json(run.space.folder("dense") / "dense.json")["accuracy"]["test"]
     for budget in run.runs:
         if budget.budget.asked in have:

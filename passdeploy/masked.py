@@ -62,12 +62,12 @@ def compile_masked(run: Run, budget: BudgetRun) -> Path:
     structure = Structure.load(budget.space.folder("fit") / "structure.json")
     result = SearchResult.load(run.space.folder("search"))
     model = Prompted(input_stage(run, result.stage), run.subject.with_state(result.network)).cpu().float().eval()
-    groups, backend = run.subject.groups, get_backend(target.backend)
+    groups, backend, calibration = run.subject.groups, get_backend(target.backend), run.calibration_images
 
     def compiled(name: str, plain: nn.Module, program: nn.Module) -> Engine:
         path = export_onnx(plain, folder / f"{name}.onnx", run.subject.data.input_shape, target.batch)
         exported = export_program(program, images[: target.batch]) if backend.wants_program else None
-        return backend.compile(CompileInput(path, exported, images, masked=name == "masked"), target)
+        return backend.compile(CompileInput(path, exported, calibration, masked=name == "masked"), target)
 
     small = Prompted(model.stage, thin(model.network, groups, structure).eval())
     plain = masked_network(model, groups, structure, "network.", plain=True)

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from passdeploy.budget import FASTEST, Budget, parse_budgets
 from passdeploy.config import RunConfig, differing_keys
 from passdeploy.console import Ui
-from passdeploy.data.base import ImageData
+from passdeploy.data.base import ImageData, evenly
+from passdeploy.engines._quantize import CALIBRATION_IMAGES
 from passdeploy.engines.base import get_backend
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.export import OnnxSlicer
@@ -145,10 +146,18 @@ class Run:
 
     @cached_property
     def validation_images(self) -> np.ndarray:
-        """Real images (n, 3, H, W) for proofs, calibration, timing and samples."""
-        count = max(64, self.target.batch)
-        indices = torch.arange(count) % len(self.subject.data.val)
-        images: np.ndarray = self.subject.data.val.images(indices).numpy()
+        """Real images (n, 3, H, W) for proofs and timing."""
+        return self.sampled_images(max(64, self.target.batch))
+
+    @property
+    def calibration_images(self) -> np.ndarray:
+        """Real images (n, 3, H, W) for int8 and fp8; not kept, since large ones take gigabytes."""
+        return self.sampled_images(max(CALIBRATION_IMAGES, self.target.batch))
+
+    def sampled_images(self, count: int) -> np.ndarray:
+        """Real images (count, 3, H, W) of the whole validation split."""
+        split = self.subject.data.val
+        images: np.ndarray = split.images(evenly(split, count)).numpy()
         return images
 
     def _check_config(self) -> None:

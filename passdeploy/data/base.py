@@ -149,6 +149,11 @@ def split_train_val(train: Split, fraction: float, seed: int, cap: int = 5000) -
     return SubSplit(train, torch.nonzero(keep).flatten()), SubSplit(train, val_indices)
 
 
+def evenly(split: Split, count: int) -> Tensor:
+    """Indices (count,) spread over a split, repeated where it is smaller: splits are often sorted by class."""
+    return torch.arange(count) * len(split) // count
+
+
 def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the split in order as (images, labels)."""
     for start in range(0, len(split), size):

@@ -83,8 +83,7 @@ def run_alternatives(run: Run, folder: Path) -> None:
 
 def _dense_source(run: Run, folder: Path) -> CompileInput:
     """The dense network's graph; the closed loop's slicer has it already where there is one."""
-    images = run.validation_images
-    images = images[: len(images) // run.target.batch * run.target.batch]
+    images = run.calibration_images
     path = folder / "dense.onnx"
     network = plain(run, run.subject.with_state(run.dense_state()))
     if run.measured:

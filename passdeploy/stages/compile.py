@@ -28,7 +28,7 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
     target, images = run.target, run.validation_images
     images = images[: len(images) // target.batch * target.batch]
     shape = run.subject.data.input_shape
-    backend = get_backend(target.backend)
+    backend, calibration = get_backend(target.backend), run.calibration_images
     model = thin_model(run, budget)
     dense = plain(run, run.subject.with_state(run.dense_state()))
     engines: dict[str, Engine] = {}
@@ -36,7 +36,7 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
         run.ui.step(done, 2, f"exporting and compiling {name}")
         path = export_onnx(network, folder / f"{name}.onnx", shape, target.batch)
         program = export_program(network, images[: target.batch]) if backend.wants_program else None
-        source = CompileInput(onnx=path, exported_program=program, samples=images)
+        source = CompileInput(onnx=path, exported_program=program, samples=calibration)
         engines[name] = backend.compile(source, target)
         if name == "model":  # what another build would have given belongs to the record of the one that ships
             engines[name] = with_rebuilds(engines[name], source, target, images[: target.batch], run.config.scope)
@@ -60,18 +60,20 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
         proof["onnx_vs_engine"] = array_difference(from_onnx, from_engine)
         agreement = run.subject.task.agreement(torch.from_numpy(from_onnx), torch.from_numpy(from_engine))
         proof["top1_agreement"] = agreement
-    write_json(folder / "accuracy.json", shipped_accuracy(run, folder, engines, images))
+    write_json(folder / "accuracy.json", shipped_accuracy(run, folder, engines, calibration))
     write_json(folder / "proof.json", proof | {"ok": proof_holds(proof)})
 
 
-def shipped_accuracy(run: Run, folder: Path, engines: dict[str, Engine], images: np.ndarray) -> dict[str, Any] | None:
+def shipped_accuracy(
+    run: Run, folder: Path, engines: dict[str, Engine], calibration: np.ndarray
+) -> dict[str, Any] | None:
     """Accuracy in the target's precision; None in fp32, where the network's own holds (it is proven to be the same)."""
     if run.target.precision == "fp32":
         return None
     found: dict[str, Any] = {}
     for done, name in enumerate(("dense", "model")):
         run.ui.step(done, 2, f"accuracy in {run.target.precision}")
-        source = CompileInput(onnx=folder / f"{name}.onnx", samples=images)
+        source = CompileInput(onnx=folder / f"{name}.onnx", samples=calibration)
         accuracy = accuracy_in_precision(run, engines[name], source, run.target)
         if accuracy is None:
             return None

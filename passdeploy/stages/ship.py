@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 def run_ship(run: Run, budget: BudgetRun, folder: Path) -> None:
     """Writes the sealed bundle around the engine that was measured."""
-    from passdeploy.shipping.bundle import BundleSource, EngineSource, write_bundle
+    from passdeploy.shipping.bundle import SAMPLES, BundleSource, EngineSource, write_bundle
 
     compiled, tuned = budget.space.folder("compile"), budget.space.folder("finetune")
-    images = run.validation_images[:8]
+    images = run.sampled_images(SAMPLES)
     data = run.subject.data
     prompt = tuned / "prompt.safetensors"
     report = read_json(budget.space.folder("report") / "report.json")
