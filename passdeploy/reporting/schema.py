@@ -87,6 +87,7 @@ class Equivalence(Section):
     top1_agreement: Share
     tolerance: Number = Field(default=None, description="The bound of this precision; 1e-4 in fp32.")
     images: int | None = Field(default=None, description="How many images were compared.")
+    agreement_images: int | None = Field(default=None, description="How many `top1_agreement` is the share of.")
 
 
 class Environment(Section):

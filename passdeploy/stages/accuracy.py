@@ -62,11 +62,16 @@ def accuracy_in_precision(run: Run, engine: Engine, source: CompileInput, target
 
 
 def accuracy_of(call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int, task: Task | None = None) -> float:
-    """The task's metric of a function of (n, 3, H, W) arrays, n a multiple of `batch`; what is short is filled up."""
+    """The task's metric of a function as in `filled`."""
+    return judge(filled(call, batch), split, batch * max(1, IMAGES // batch), task)
 
-    def filled(images: Tensor) -> Tensor:
+
+def filled(call: Callable[[np.ndarray], np.ndarray], batch: int) -> Callable[[Tensor], Tensor]:
+    """A function of (n, 3, H, W), n a multiple of `batch`, as one of any n: what is short is filled up."""
+
+    def run(images: Tensor) -> Tensor:
         array = images.numpy()
         array = np.concatenate([array, np.repeat(array[:1], -len(array) % batch, axis=0)])
         return torch.from_numpy(np.asarray(call(array)[: len(images)]))
 
-    return judge(filled, split, batch * max(1, IMAGES // batch), task)
+    return run

@@ -14,6 +14,8 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1
 """Largest max|a-b| / max|a| between the ONNX file and the engine of a precision; all other proofs are in fp32."""
 TOP1_AGREEMENT = 0.99
 """At least this share of the images must get the same class from the engine as from the ONNX file."""
+AGREEMENT_IMAGES = 1000
+"""On which that is judged below fp32; fewer where the validation split is smaller."""
 
 
 def exact(difference: float | None) -> bool:
