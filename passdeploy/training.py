@@ -310,6 +310,13 @@ def judge(call: Callable[[Tensor], Tensor], split: Split, batch: int, task: Task
     return metric.value() if metric is not None else 0.0
 
 
+def use_batch_statistics(model: nn.Module) -> None:
+    """Puts batch norms in train mode and all else, what drops at random (stochastic depth, dropout), in eval mode."""
+    for module in model.eval().modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+
+
 @torch.no_grad()
 def reestimate_batch_norm(
     model: nn.Module, data: ImageData, images: int = 2048, batch: int = 256, seed: int = 0
@@ -328,7 +335,7 @@ def reestimate_batch_norm(
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:images]
     device = next(model.parameters()).device
     training = model.training
-    model.train()
+    use_batch_statistics(model)
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         if len(chosen) > 1:

@@ -12,13 +12,13 @@ import copy
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from passdeploy.groups import Masker, macs
 from passdeploy.search.method import SearchContext, affordable, training_images
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.tasks import task_of
-from passdeploy.training import autocast_dtype, training_device
+from passdeploy.training import autocast_dtype, training_device, use_batch_statistics
 
 SHARES = (0.25, 0.5, 0.75)
 OPERATIONS = 6e11
@@ -75,10 +75,8 @@ def measure(context: SearchContext, magnitude: dict[str, Tensor]) -> dict[str, T
     device = training_device()
     network = copy.deepcopy(context.network).to(device)
     model = Prompted(InputStage(context.data.preprocess).to(device), network)
-    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use_batch_statistics(model)
     masker = Masker(model, context.groups, "network.")
     groups = context.groups.groups
     passes = 1 + sum(len(SHARES) if group.kind == "channel" else 1 for group in groups)
