@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from passdeploy import data as datasets
 from passdeploy import models
 from passdeploy.config import RunConfig
-from passdeploy.data.base import ImageData
+from passdeploy.data.base import ImageData, check_data
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
 from passdeploy.tasks import Task, get_task, task_of
@@ -99,6 +99,7 @@ def _load_data(given: str | ImageData, config: RunConfig) -> ImageData:
         )
     if config.task is not None and task_of(data).name != get_task(config.task).name:
         raise BadInput(f"--task {config.task}: {data.name} is for {task_of(data).name}; give data with labels for it")
+    check_data(data, task_of(data).ignore)
     if changes:
         data = dataclasses.replace(data, preprocess=dataclasses.replace(data.preprocess, **changes))
     return data

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from passdeploy.errors import BadInput
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -127,8 +129,37 @@ class ImageData:
         return h.hexdigest()
 
 
+def check_data(data: ImageData, ignore: int) -> None:
+    """Refuses splits whose labels do not fit their images or the class names.
+
+    Args:
+        data: The user's.
+        ignore: The label of its task that counts nowhere.
+
+    Raises:
+        BadInput: One line: which split, what is wrong.
+    """
+    for name in ("train", "val", "test"):
+        split: Split = getattr(data, name)
+        labels, where = split.labels, f"--data {data.name}: {name}"
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise BadInput(f"{where}: labels are {labels.dtype}, must be whole numbers; convert them with .long()")
+        images = len(split.pixels) if isinstance(split, ArraySplit) else len(split)
+        if images != len(labels):
+            raise BadInput(f"{where}: {images} images but {len(labels)} labels; give one label an image")
+        if not images and name != "test":
+            raise BadInput(f"{where}: holds no images; give some")
+        counted = labels[labels != ignore]
+        low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
+        if low < 0 or high >= data.num_classes:
+            raise BadInput(
+                f"{where}: labels go from {low} to {high}, {data.num_classes} classes have 0 to "
+                f"{data.num_classes - 1}; number them from 0, in the order of the class names"
+            )
+
+
 def split_train_val(train: Split, fraction: float, seed: int, cap: int = 5000) -> tuple[Split, Split]:
-    """Cuts a stratified validation split from the training data.
+    """Cuts a validation split from the training data: stratified, or, of a class per pixel, at random.
 
     Args:
         train: All training data.
@@ -139,8 +170,10 @@ def split_train_val(train: Split, fraction: float, seed: int, cap: int = 5000) -
     generator = torch.Generator().manual_seed(seed)
     fraction = min(fraction, cap / max(1, len(train)))
     held: list[Tensor] = []
-    for label in train.labels.unique():
-        of_class = torch.nonzero(train.labels == label).flatten()
+    # An image of a class per pixel is of many: all images are one stratum.
+    strata = train.labels if train.labels.ndim == 1 else torch.zeros(len(train))
+    for label in strata.unique():
+        of_class = torch.nonzero(strata == label).flatten()
         count = min(max(1, round(len(of_class) * fraction)), len(of_class) - 1)
         held.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
     val_indices = torch.cat(held).sort().values
