@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from passdeploy import data as datasets
 from passdeploy import models
-from passdeploy.config import RunConfig
+from passdeploy.config import PromptConfig, RunConfig
 from passdeploy.data.base import ImageData, check_data
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
@@ -105,6 +105,16 @@ def _load_data(given: str | ImageData, config: RunConfig) -> ImageData:
     return data
 
 
+def _check_prompt(prompt: PromptConfig, data: ImageData) -> None:
+    """Refuses an expansive prompt that has no border, or leaves nothing of the image inside it."""
+    side = min(data.preprocess.size)
+    if prompt.kind == "expansive" and not 0 < 2 * prompt.width < side:
+        raise BadInput(
+            f"prompt: kind expansive with width {prompt.width}: the border of an image of {data.name} takes "
+            f"1 to {(side - 1) // 2} pixels; set prompt.width"
+        )
+
+
 def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
     """Refuses a network whose outputs are not those of the data's task."""
     network.eval()
@@ -132,6 +142,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
         BadInput: Anything of it can't be used; one line says what.
     """
     images = _load_data(data if data is not None else str(config.data), config)
+    _check_prompt(config.prompt, images)
     chosen: Model = model if model is not None else str(config.model)
     torch.manual_seed(config.seed)
     if isinstance(chosen, nn.Module):
