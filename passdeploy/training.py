@@ -31,7 +31,7 @@ Progress = Callable[[int, int, str], None]
 LARGEST_GRADIENT = 5.0
 """Norm that gradients are cut to: networks without residual connections diverge in their first steps otherwise."""
 EVALUATED_PIXELS = 96 * 96
-"""Of an image up to which `evaluate` takes whole batches on a GPU, whose memory has to hold their activations."""
+"""Of an image up to which `evaluate` takes whole batches: their activations have to fit into the device's memory."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +276,14 @@ def train(
     return curve
 
 
+def fitting_batch(split: Split, batch: int, least: int = 1) -> int:
+    """Images at a time, of a split whose small ones come `batch` at a time: as many pixels of larger ones."""
+    if not len(split):
+        return batch
+    pixels = split.images(torch.arange(1)).shape[-2:].numel()
+    return max(least, min(batch, batch * EVALUATED_PIXELS // pixels))
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None = None) -> float:
     """The task's metric of `model` (images in [0, 1] -> logits) in float32, on the device that trains.
@@ -283,14 +291,12 @@ def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None
     Args:
         model: Its input stage included; left in eval mode, where it was.
         split: What it is judged on.
-        batch: Images at a time; on a GPU fewer of large ones.
+        batch: Images at a time; fewer of large ones.
         task: None: classification for a label per image, segmentation for one per pixel.
     """
     home, device = next((p.device for p in model.parameters()), torch.device("cpu")), training_device()
     model.to(device).eval()
-    if device.type == "cuda" and len(split):
-        pixels = split.images(torch.arange(1)).shape[-2:].numel()
-        batch = max(16, min(batch, batch * EVALUATED_PIXELS // pixels))
+    batch = fitting_batch(split, batch)
     try:
         return judge(
             lambda images: model(images.to(device, memory_format=torch.channels_last)).cpu(), split, batch, task
@@ -333,6 +339,7 @@ def reestimate_batch_norm(
         norm.reset_running_stats()
         norm.momentum = None
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:images]
+    batch = fitting_batch(data.train, batch, least=16)  # what one batch says of a variance must not be chance
     device = next(model.parameters()).device
     training = model.training
     use_batch_statistics(model)

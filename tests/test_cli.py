@@ -441,3 +441,30 @@ def test_a_width_that_is_none_is_refused(passdeploy: Call) -> None:
     said = passdeploy("groups", "--model", "resnet20", "--min-width", "layer1")
     assert said.code == 2
     assert "--min-width layer1: expected NAME=CHANNELS" in said.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+    ],
+)
+def test_out_of_memory_is_said_in_a_line(passdeploy: Call, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def app(**_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    said = passdeploy("targets")
+    assert said.code == 1
+    assert "out of memory: lower train_batch or --batch" in said.line()
+
+
+def test_other_failures_keep_their_traceback(passdeploy: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def app(**_: object) -> int:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        passdeploy("targets")

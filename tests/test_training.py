@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from passdeploy.data.base import Augmentation
+from passdeploy.data.base import ArraySplit, Augmentation, SubSplit
 from passdeploy.errors import BadInput
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.training import (
@@ -180,3 +180,26 @@ def test_no_step_is_longer_than_a_gradient_may_be() -> None:
     train(steep, DATA, TrainSettings(epochs=0.01, min_steps=1, batch=16, lr=0.1, warmup=0.0, weight_decay=0.0))
     moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(steep.parameters(), before, strict=True)]).norm()
     assert 0.5 < moved / (0.1 * 1.9 * LARGEST_GRADIENT) <= 1.001  # Nesterov's first step: gradient times 1 + momentum
+
+
+def test_large_images_are_evaluated_few_at_a_time() -> None:
+    """As many pixels as 500 images of 96 x 96."""
+
+    def split(side: int) -> ArraySplit:
+        return ArraySplit(
+            torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(600, 3, side, side), torch.zeros(600).long()
+        )
+
+    sizes = []
+
+    def seen(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return torch.zeros(len(images), 2)
+
+    network = nn.Module()
+    network.forward = seen  # type: ignore[method-assign]
+    evaluate(network, split(32))
+    assert sizes == [500, 100]
+    sizes.clear()
+    evaluate(network, SubSplit(split(960), torch.arange(12)))
+    assert sizes == [5, 5, 2]

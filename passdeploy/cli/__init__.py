@@ -42,6 +42,15 @@ def fail(error: PassdeployError, as_json: bool) -> NoReturn:
     raise SystemExit(error.exit_code)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether it says that memory is short: torch says so of a GPU and of a CPU in different ways."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
 def main() -> None:
     """Entry point: errors become one line and an exit status."""
     try:
@@ -68,7 +77,9 @@ def main() -> None:
         if debug:
             raise
         fail(error, as_json)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if debug or not out_of_memory(error):
+            raise
         fail(PassdeployError("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this status, silently
         Console(stderr=True, emoji=False).print("interrupted: the same command continues where it stopped")
