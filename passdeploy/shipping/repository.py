@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passdeploy.errors import BadInput, nearest
-from passdeploy.shipping.contents import Contents, open_bundle
+from passdeploy.shipping.contents import Contents, EngineInfo, open_bundle
 from passdeploy.shipping.replace import replace_folder
 from passdeploy.shipping.servers import kserve, mlserver, triton
 from passdeploy.shipping.sums import SUMS
@@ -94,6 +94,8 @@ def write_repository(
         raise BadInput(f"--instances {instances}: must be at least 1")
     contents = open_bundle(find_bundle(source), key)
     name = model_name(name or contents.manifest["name"])
+    own = triton.served_by_onnxruntime(contents, engine)
+    chosen = [e for e in contents.engines if engine in (None, e.id, e.target)] if own is None else [own]
     folder = Path(folder)
     if (folder / SUMS).exists():
         raise BadInput(f"{folder}: is a bundle itself; give another folder for the repository")
@@ -120,12 +122,14 @@ def write_repository(
             mlserver.write_settings(folder)
         if server == "kserve":
             gpu = "KIND_GPU" in (folder / name / "config.pbtxt").read_text()
-            kserve.write_service(folder, contents, name, gpu=gpu, storage_uri=storage_uri)
+            cpus = instances * (chosen[0].threads if chosen else 1)
+            kserve.write_service(folder, contents, name, gpu=gpu, cpus=cpus, storage_uri=storage_uri)
     except OSError as error:
         raise BadInput(
             f"{error.filename or folder}: the repository cannot be written ({error.strerror or error})"
         ) from None
-    return _described(folder, name, used, server, contents, storage_uri)
+    replaced = chosen[0] if own is None and chosen and chosen[0].precision != "fp32" else None
+    return _described(folder, name, used, server, contents, storage_uri, replaced)
 
 
 def _plain(contents: Contents) -> bool:
@@ -134,17 +138,29 @@ def _plain(contents: Contents) -> bool:
 
 
 def _described(
-    folder: Path, name: str, kind: str, server: str, contents: Contents, storage_uri: str | None
+    folder: Path,
+    name: str,
+    kind: str,
+    server: str,
+    contents: Contents,
+    storage_uri: str | None,
+    replaced: EngineInfo | None,
 ) -> Repository:
+    """`replaced`: the engine that Triton's ONNX Runtime can't load: it is given the ONNX file instead."""
     note = None
     needs = "numpy and " + ", ".join(sorted({f"{e.backend}=={e.backend_version}" for e in contents.engines}))
     if kind == "python":
         note = f"Triton's Python needs {needs}"
     elif (folder / name / "build").is_dir():
         note = f"serves the ONNX file until {folder / name}/build/build_plan.sh has built the plan on the target GPU"
+    elif kind == "onnxruntime" and replaced is not None:
+        what = f"{replaced.precision} engine of {replaced.backend}"
+        note = f"serves the ONNX file in fp32: Triton's ONNX Runtime loads no {what}"
     if server == "kserve":
         if storage_uri is None:
-            note = f"copy {folder} to your storage and put its address for {kserve.PLACEHOLDER} in {kserve.FILE}"
+            note = (f"{note}; " if note else "") + (
+                f"copy {folder} to your storage and put its address for {kserve.PLACEHOLDER} in {kserve.FILE}"
+            )
         return Repository(folder, name, kind, f"kubectl apply -f {folder / kserve.FILE}", note)
     if server == "mlserver":
         return Repository(folder, name, kind, f"mlserver start {folder}", f"MLServer's Python needs {needs}")

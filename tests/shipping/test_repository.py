@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
+from passdeploy.engines.base import CompileInput
+from passdeploy.engines.onnxruntime import OnnxRuntime
 from passdeploy.errors import BadInput
-from passdeploy.shipping import sums
+from passdeploy.shipping import repository, sums
 from passdeploy.shipping.bundle import EngineSource, write_bundle
 from passdeploy.shipping.contents import open_bundle
 from passdeploy.shipping.repository import find_bundle, model_name, write_repository
@@ -156,6 +159,38 @@ def test_mlserver_and_kserve(sealed_bundle: Path, tmp_path: Path) -> None:
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/k"
     assert "nvidia.com/gpu" not in str(service)
     assert (tmp_path / "k/Net_1/1/model.onnx").is_file()
+
+
+def int8_bundle(folder: Path) -> Path:
+    """An int8 engine for three threads of a CPU."""
+    source, backend = make_source(folder / "run"), OnnxRuntime()
+    target = Target("cpu", "a CPU", None, backend.name, "int8", 1, 3, attached=True)
+    engine = backend.compile(CompileInput(source.onnx, samples=source.images), target)
+    backend.save(engine, folder / "int8")
+    return write_bundle(
+        folder / "bundle", dataclasses.replace(source, engines=(EngineSource(folder / "int8", target),))
+    )
+
+
+def test_a_cpu_is_served_the_engine_that_was_measured(tmp_path: Path) -> None:
+    bundle = int8_bundle(tmp_path)
+    told = write_repository(tmp_path / "k", bundle, "kserve", name="net", instances=2, storage_uri="s3://b/k")
+    assert (told.kind, told.note) == ("onnxruntime", None)
+    (engine,) = open_bundle(bundle).engines
+    assert (tmp_path / "k/net/1/model.onnx").read_bytes() == (bundle / engine.file).read_bytes()
+    assert (bundle / engine.file).read_bytes() != (bundle / "model.onnx").read_bytes()
+    model = yaml.safe_load((tmp_path / "k/inferenceservice.yaml").read_text())["spec"]["predictor"]["model"]
+    assert model["resources"]["requests"]["cpu"] == model["resources"]["limits"]["cpu"] == "6"
+
+
+def test_an_engine_that_is_not_served_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = int8_bundle(tmp_path)
+    contents = open_bundle(bundle)
+    other = dataclasses.replace(contents, engines=(dataclasses.replace(contents.engines[0], backend="openvino"),))
+    monkeypatch.setattr(repository, "open_bundle", lambda *_: other)
+    told = write_repository(tmp_path / "t", bundle, "triton", name="net", kind="onnxruntime")
+    assert told.note == "serves the ONNX file in fp32: Triton's ONNX Runtime loads no int8 engine of openvino"
+    assert (tmp_path / "t/net/1/model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
 
 
 def test_a_model_is_replaced_and_its_neighbours_stay(sealed_bundle: Path, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ def resource_name(name: str) -> str:
     return (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model")[:50].rstrip("-")
 
 
-def write_service(folder: Path, contents: Contents, name: str, *, gpu: bool, storage_uri: str | None) -> Path:
+def write_service(
+    folder: Path, contents: Contents, name: str, *, gpu: bool, cpus: int, storage_uri: str | None
+) -> Path:
     """Writes `inferenceservice.yaml`.
 
     Args:
@@ -24,11 +26,12 @@ def write_service(folder: Path, contents: Contents, name: str, *, gpu: bool, sto
         contents: The bundle.
         name: The model's.
         gpu: Whether a GPU is asked for.
+        cpus: CPU cores: the threads of all instances.
         storage_uri: Where KServe finds the repository (s3://, gs://, pvc://, ...); None: a placeholder.
     """
     import yaml
 
-    limits = {"cpu": "1", "memory": "1Gi"} | ({"nvidia.com/gpu": "1"} if gpu else {})
+    limits = {"cpu": str(cpus), "memory": "1Gi"} | ({"nvidia.com/gpu": "1"} if gpu else {})
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",

@@ -131,9 +131,17 @@ def _whole_graph(contents: Contents, name: str, instances: int, *, gpu: bool) ->
     )
 
 
+def served_by_onnxruntime(contents: Contents, engine: str | None) -> EngineInfo | None:
+    """The engine that Triton's ONNX Runtime loads as it is on a CPU; None: it gets the ONNX file, in fp32."""
+    chosen = (e for e in contents.engines if engine in (None, e.id, e.target))
+    return next((e for e in chosen if e.backend == "onnxruntime" and not _is_gpu(e)), None)
+
+
 def _onnxruntime(folder: Path, contents: Contents, name: str, instances: int, engine: str | None) -> TritonConfig:
-    (folder / "1" / "model.onnx").write_bytes(contents.sealed.read(contents.manifest["parts"]["onnx"]["file"]))
-    chosen = [e for e in contents.engines if engine in (None, e.id, e.target)]
+    own = served_by_onnxruntime(contents, engine)
+    file = own.file if own is not None else contents.manifest["parts"]["onnx"]["file"]
+    (folder / "1" / "model.onnx").write_bytes(contents.sealed.read(file))
+    chosen = [own] if own is not None else [e for e in contents.engines if engine in (None, e.id, e.target)]
     on_gpu = [e for e in chosen if _is_gpu(e)]
     gpu = bool(on_gpu) and len(on_gpu) == len(chosen)
     config = _whole_graph(contents, name, instances, gpu=gpu)
