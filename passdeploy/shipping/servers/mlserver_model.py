@@ -32,7 +32,9 @@ class PassdeployRuntime(MLModel):  # type: ignore[misc]
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Logits of the first input's images."""
         try:
-            images = np.asarray(NumpyCodec.decode_input(payload.inputs[0]), dtype=np.float32)
+            images = np.asarray(NumpyCodec.decode_input(payload.inputs[0]))
+            if np.issubdtype(images.dtype, np.floating):  # of whole numbers the runner scales uint8, and refuses others
+                images = images.astype(np.float32, copy=False)
             # Off the event loop, which goes on taking requests meanwhile.
             logits = await asyncio.to_thread(self._model.run, images)
         except Exception as error:
