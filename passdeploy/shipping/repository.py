@@ -105,7 +105,11 @@ def write_repository(
         near = folder.resolve().parent
         if near.stat().st_dev != folder.stat().st_dev:  # a mounted volume: a move out of it would be no single step
             near = folder
-        work = Path(tempfile.mkdtemp(dir=near, prefix=f".{folder.name}."))
+        prefix = f".{folder.name}."
+        try:
+            work = Path(tempfile.mkdtemp(dir=near, prefix=prefix))
+        except OSError:  # the folder may be ours where the one that holds it is not: /models of a container
+            work = Path(tempfile.mkdtemp(dir=folder, prefix=prefix))
         try:
             staged = work / name
             staged.mkdir(mode=0o755)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,21 @@ def test_an_engine_that_is_not_served_is_named(tmp_path: Path, monkeypatch: pyte
     told = write_repository(tmp_path / "t", bundle, "triton", name="net", kind="onnxruntime")
     assert told.note == "serves the ONNX file in fp32: Triton's ONNX Runtime loads no int8 engine of openvino"
     assert (tmp_path / "t/net/1/model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
+
+
+def test_only_the_repository_has_to_be_writable(
+    sealed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, make = tmp_path / "models", tempfile.mkdtemp
+
+    def refusing(dir: Path, prefix: str) -> str:
+        if Path(dir) == tmp_path.resolve():
+            raise PermissionError(13, "Permission denied", str(dir))
+        return make(dir=dir, prefix=prefix)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refusing)
+    write_repository(models, sealed_bundle, "triton", name="net")
+    assert [path.name for path in models.iterdir()] == ["net"]
 
 
 def test_a_model_is_replaced_and_its_neighbours_stay(sealed_bundle: Path, tmp_path: Path) -> None:
