@@ -71,6 +71,11 @@ def sign_bundle(bundle: Path, key: Path) -> Path:
         Refused: The bundle is not what was sealed.
         Unavailable: model-signing is not installed.
     """
+    # Here, since a server that checks a signature has no pydantic.
+    from passdeploy.shipping.card import MODEL_CARD, README, model_card, readme
+    from passdeploy.shipping.contents import MANIFEST
+    from passdeploy.shipping.manifest import read
+
     bundle = Path(bundle)
     open_sealed(bundle)
     work = Path(tempfile.mkdtemp(dir=bundle.resolve().parent, prefix=f".{bundle.name}."))
@@ -78,6 +83,9 @@ def sign_bundle(bundle: Path, key: Path) -> Path:
         staged = Path(shutil.copytree(bundle, work / bundle.name))
         for name in (SUMS, SIGNATURE):
             (staged / name).unlink(missing_ok=True)
+        manifest = read((staged / MANIFEST).read_bytes())
+        (staged / MODEL_CARD).write_text(model_card(manifest, signed=True), encoding="utf-8")
+        (staged / README).write_text(readme(manifest, signed=True), encoding="utf-8")
         sign(staged, key)
         write(staged)
         replace_folder(staged, bundle)

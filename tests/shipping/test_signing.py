@@ -129,8 +129,11 @@ def test_a_signature_of_another_bundle_does_not_pass(signed: Path, sealed_bundle
 def test_a_sealed_bundle_is_signed_later_and_again(bundle: Path, keys: Keys, tmp_path: Path) -> None:
     from passdeploy.shipping.signing import sign_bundle
 
+    assert "Not signed" in (bundle / "MODEL_CARD.md").read_text()
     sign_bundle(bundle, keys[0])
     assert verify(bundle, keys[1]).ok
+    assert "Signed: " in (bundle / "MODEL_CARD.md").read_text()
+    assert "--key PUBLIC_KEY" in (bundle / "README.txt").read_text()
     other = make_keys(tmp_path / "other")
     sign_bundle(bundle, other[0])
     assert verify(bundle, other[1]).ok
