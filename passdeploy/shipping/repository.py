@@ -114,11 +114,13 @@ def write_repository(
             staged = work / name
             staged.mkdir(mode=0o755)
             if server == "mlserver":
-                mlserver.write_model(staged, contents, name, engine=engine)
+                mlserver.write_model(staged, contents, name, engine=engine, key=key)
                 used = "mlserver"
             else:
                 wanted = "onnxruntime" if server == "kserve" and kind == "auto" and _plain(contents) else kind
-                used = triton.write_model(staged, contents, name, kind=wanted, instances=instances, engine=engine)
+                used = triton.write_model(
+                    staged, contents, name, kind=wanted, instances=instances, engine=engine, key=key
+                )
             replace_folder(staged, folder / name)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -133,7 +135,7 @@ def write_repository(
             f"{error.filename or folder}: the repository cannot be written ({error.strerror or error})"
         ) from None
     replaced = chosen[0] if own is None and chosen and chosen[0].precision != "fp32" else None
-    return _described(folder, name, used, server, contents, storage_uri, replaced)
+    return _described(folder, name, used, server, contents, storage_uri, replaced, key)
 
 
 def _plain(contents: Contents) -> bool:
@@ -149,10 +151,12 @@ def _described(
     contents: Contents,
     storage_uri: str | None,
     replaced: EngineInfo | None,
+    key: Path | None,
 ) -> Repository:
     """`replaced`: the engine that Triton's ONNX Runtime can't load: it is given the ONNX file instead."""
     note = None
     needs = "numpy and " + ", ".join(sorted({f"{e.backend}=={e.backend_version}" for e in contents.engines}))
+    needs += "" if key is None else ", and model-signing to check the signature"
     if kind == "python":
         note = f"Triton's Python needs {needs}"
     elif (folder / name / "build").is_dir():

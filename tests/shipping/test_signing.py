@@ -153,3 +153,17 @@ def test_keys_that_are_none(signed: Path, source: BundleSource, tmp_path: Path) 
         with pytest.raises(BadInput, match="private key"):
             write_bundle(tmp_path / "new", source, key=path)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("server", "at"), [("triton", "1"), ("mlserver", ".")])
+def test_a_server_checks_the_signature_again(signed: Path, keys: Keys, tmp_path: Path, server: str, at: str) -> None:
+    from passdeploy.shipping.repository import write_repository
+
+    told = write_repository(tmp_path / "models", signed, server, name="net", kind="python", key=keys[1])
+    model = tmp_path / "models" / "net"
+    assert (model / at / "verify_key.pem").read_bytes() == keys[1].read_bytes()
+    settings = model / ("config.pbtxt" if server == "triton" else "model-settings.json")
+    assert "verify_key.pem" in settings.read_text()
+    assert "model-signing" in (told.note or "")
+    write_repository(tmp_path / "models", signed, server, name="net", kind="python")
+    assert "verify_key" not in settings.read_text()

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from passdeploy.shipping.contents import Contents
-from passdeploy.shipping.servers.vendor import copy_runner
+from passdeploy.shipping.servers.vendor import checked_with, copy_runner
 from passdeploy.shipping.sums import Refused
 
 SETTINGS = "settings.json"
@@ -26,7 +26,9 @@ def write_settings(folder: Path) -> None:
         (folder / SETTINGS).write_text(json.dumps({"parallel_workers": 0}) + "\n")
 
 
-def write_model(folder: Path, contents: Contents, name: str, *, engine: str | None = None) -> None:
+def write_model(
+    folder: Path, contents: Contents, name: str, *, engine: str | None = None, key: Path | None = None
+) -> None:
     """Writes one model's folder.
 
     Args:
@@ -34,6 +36,7 @@ def write_model(folder: Path, contents: Contents, name: str, *, engine: str | No
         contents: The bundle.
         name: The model's.
         engine: Id or target of the engine; None: chosen where it is loaded.
+        key: Public key that the server checks the signature with.
 
     Raises:
         Refused: The bundle has no such engine.
@@ -52,7 +55,7 @@ def write_model(folder: Path, contents: Contents, name: str, *, engine: str | No
         "outputs": [{"name": contents.manifest["output"]["name"], "datatype": "FP32", "shape": [-1, *output]}],
         "parameters": {
             "version": contents.sealed.root[:12],
-            "extra": {} if engine is None else {"engine": chosen[0].id},
+            "extra": ({} if engine is None else {"engine": chosen[0].id}) | checked_with(folder, key),
         },
     }
     (folder / "model-settings.json").write_text(json.dumps(settings, indent=1) + "\n")

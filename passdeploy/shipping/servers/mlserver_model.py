@@ -25,7 +25,8 @@ class PassdeployRuntime(MLModel):  # type: ignore[misc]
         from passdeploy.shipping.runner import load
 
         extra: dict[str, Any] = (self.settings.parameters.extra if self.settings.parameters else None) or {}
-        self._model = load(HERE / "bundle", key=extra.get("verify_key"), engine=extra.get("engine"))
+        key = HERE / extra["verify_key"] if "verify_key" in extra else None
+        self._model = load(HERE / "bundle", key=key, engine=extra.get("engine"))
         self._output: str = self._model.contents.manifest["output"]["name"]
         return True
 

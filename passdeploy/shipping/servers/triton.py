@@ -18,7 +18,7 @@ import numpy as np
 from passdeploy.errors import BadInput, nearest
 from passdeploy.shipping.contents import Contents, EngineInfo
 from passdeploy.shipping.servers.triton_config import TritonConfig, parse, render
-from passdeploy.shipping.servers.vendor import copy_runner
+from passdeploy.shipping.servers.vendor import checked_with, copy_runner
 from passdeploy.shipping.sums import Refused
 
 KINDS = ("auto", "python", "onnxruntime", "tensorrt")
@@ -43,7 +43,14 @@ def choose_kind(contents: Contents) -> str:
 
 
 def write_model(
-    folder: Path, contents: Contents, name: str, *, kind: str = "auto", instances: int = 1, engine: str | None = None
+    folder: Path,
+    contents: Contents,
+    name: str,
+    *,
+    kind: str = "auto",
+    instances: int = 1,
+    engine: str | None = None,
+    key: Path | None = None,
 ) -> str:
     """Writes one model of a repository.
 
@@ -54,6 +61,7 @@ def write_model(
         kind: One of `KINDS`.
         instances: Per device.
         engine: Id or target of the engine; None: chosen where it is loaded.
+        key: Public key that our runner checks the signature with; the other kinds hold no bundle.
 
     Returns:
         The kind.
@@ -67,7 +75,10 @@ def write_model(
     kind = choose_kind(contents) if kind == "auto" else kind
     writer = {"python": _python, "onnxruntime": _onnxruntime, "tensorrt": _tensorrt}[kind]
     (folder / "1").mkdir(parents=True)
-    _write_config(folder / "config.pbtxt", writer(folder, contents, name, instances, engine))
+    config = writer(folder, contents, name, instances, engine)
+    if kind == "python":
+        config = replace(config, parameters={**config.parameters, **checked_with(folder / "1", key)})
+    _write_config(folder / "config.pbtxt", config)
     labels = "".join(" ".join(label.split()) + "\n" for label in contents.classes)
     (folder / "labels.txt").write_text(labels, encoding="utf-8")
     _write_warmup(folder / "warmup", contents, batched=kind == "python")

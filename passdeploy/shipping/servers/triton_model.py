@@ -43,8 +43,9 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         self._input, self._output = config["input"][0]["name"], config["output"][0]["name"]
         self._known = PassdeployError
+        key = here / parameters["verify_key"] if "verify_key" in parameters else None
         try:
-            self._model = load(here / "bundle", key=parameters.get("verify_key"), engine=parameters.get("engine"))
+            self._model = load(here / "bundle", key=key, engine=parameters.get("engine"))
         except PassdeployError as error:
             raise pb_utils.TritonModelException(str(error)) from None
 

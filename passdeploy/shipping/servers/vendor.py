@@ -32,6 +32,18 @@ _BACKENDS = {
 }
 
 
+VERIFY_KEY = "verify_key.pem"
+"""The public key beside a served bundle, whose signature is checked again where it is loaded."""
+
+
+def checked_with(folder: Path, key: Path | None) -> dict[str, str]:
+    """Copies the public key, if there is one, beside the bundle in `folder`; the parameter that names it."""
+    if key is None:
+        return {}
+    shutil.copyfile(key, folder / VERIFY_KEY)
+    return {"verify_key": VERIFY_KEY}
+
+
 def copy_runner(folder: Path, backends: Iterable[str]) -> None:
     """Writes `folder`/passdeploy with what `passdeploy.shipping.runner` needs for these backends.
 
