@@ -48,6 +48,12 @@ def configure(file: Path | None, flags: dict[str, Any], needs_data: bool = True)
     return make_config(merged, origin), note
 
 
+def refuse_macs(config: RunConfig) -> None:
+    """A run is about latency. Raises `BadInput` when its configuration counts multiply-accumulates."""
+    if config.axis == "macs":
+        raise BadInput("axis macs: is for passdeploy compare --axis macs; a run meets a latency, so leave axis out")
+
+
 def run(
     *,
     model: str | nn.Module | Callable[..., nn.Module],
@@ -92,6 +98,7 @@ def run(
         **settings,
     }
     config = make_config(values, "passdeploy.run")
+    refuse_macs(config)
     reports = Run(config, Path(out), Ui(quiet), model=model_object, data=data_object, fresh=fresh).run()
     return reports[0] if len(reports) == 1 else reports
 

@@ -201,7 +201,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
             top1_agreement=proof["top1_agreement"] if proof else None,
             tolerance=proof["tolerance"] if proof else None,
             images=proof["images"] if proof else None,
-            agreement_images=proof["agreement_images"] if proof else None,
+            agreement_images=proof.get("agreement_images") if proof else None,
         ),
         timing_s=timing,
         environment=s.Environment(**environment()),

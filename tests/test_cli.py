@@ -136,6 +136,12 @@ def test_bad_configuration(passdeploy: Call, tmp_path: Path, text: str, wanted: 
     assert "bad.yaml" in line
 
 
+def test_multiply_accumulates_are_for_comparisons(passdeploy: Call, tmp_path: Path) -> None:
+    file = tmp_path / "macs.yaml"
+    file.write_text("axis: macs")
+    assert "passdeploy compare --axis macs" in refused(passdeploy, tmp_path, "--config", file)
+
+
 def weights(path: Path, **changes: torch.Tensor) -> Path:
     state = {name: tensor.clone() for name, tensor in scripted.tiny_resnet().state_dict().items()} | changes
     save_file(state, path)

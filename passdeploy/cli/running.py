@@ -74,6 +74,7 @@ def run(
 
     Exit status: 0 goal met or unverified, 1 goal not met, 2 bad input, 130 interrupted (run again to continue).
     """
+    from passdeploy.api import refuse_macs
     from passdeploy.config import groups_flags
     from passdeploy.console import Ui
     from passdeploy.pipeline import Run
@@ -99,6 +100,7 @@ def run(
         require_measured=True if require_measured else None,
     )
     made = configuration(config, flags, console=not json_)
+    refuse_macs(made)
     running = Run(made, out, Ui(quiet=json_), fresh=fresh, command=shlex.join(["passdeploy", *sys.argv[1:]]))
     reports = running.run()
     if json_:
