@@ -13,15 +13,20 @@ if TYPE_CHECKING:
 
 
 class Accuracy:
-    """Share of the images that get the right class."""
+    """Share of the images that get the right class.
 
-    def __init__(self) -> None:
+    Args:
+        ignore: Label of images that do not count.
+    """
+
+    def __init__(self, ignore: int) -> None:
+        self.ignore = ignore
         self.right = self.seen = 0
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Takes logits (N, classes) and labels (N,)."""
         self.right += int((outputs.argmax(1) == labels).sum())
-        self.seen += len(labels)
+        self.seen += int((labels != self.ignore).sum())
 
     def value(self) -> float:
         """In 0 .. 1; 0 without images."""
@@ -42,4 +47,4 @@ class Classification(Task):
         return "(N, classes)"
 
     def metric(self, classes: int) -> Accuracy:
-        return Accuracy()
+        return Accuracy(self.ignore)

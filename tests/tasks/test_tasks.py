@@ -51,6 +51,12 @@ def tiny_unet(num_classes: int = CLASSES) -> nn.Module:
     return UNet(num_classes, width=16, depth=2)
 
 
+def test_images_that_do_not_count_are_no_mistakes() -> None:
+    metric = get_task("classification").metric(2)
+    metric.add(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, -100]))
+    assert metric.value() == 0.5
+
+
 def test_the_task_follows_from_the_labels() -> None:
     assert known() == ["classification", "segmentation"]
     assert task_of(data()).name == "segmentation"
