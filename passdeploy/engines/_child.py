@@ -6,6 +6,7 @@ runs in a fresh Python, and whatever goes wrong there arrives as one line.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -27,6 +28,8 @@ from passdeploy.errors import BadInput, PassdeployError, Unavailable
 BUILD_TIMEOUT_S = 3600.0
 """A full TensorRT build of a large network takes minutes; an hour means that it hangs."""
 CALL_TIMEOUT_S = 600.0
+PR_SET_PDEATHSIG = 1
+"""Of Linux's ``prctl``."""
 _KINDS: dict[str, type[PassdeployError]] = {"BadInput": BadInput, "Unavailable": Unavailable}
 
 
@@ -75,7 +78,7 @@ def run_job(
     env: Mapping[str, str] = MappingProxyType({}),
     timeout: float = BUILD_TIMEOUT_S,
 ) -> Any:
-    """Runs ``python -m module JOB.json RESULT.json`` and returns the result.
+    """Runs ``python -m module JOB.json RESULT.json PARENT`` and returns the result.
 
     Args:
         module: Reads the job, writes the result: JSON both.
@@ -90,7 +93,7 @@ def run_job(
     with tempfile.TemporaryDirectory(prefix="passdeploy-child-") as folder:
         question, answer = Path(folder, "job.json"), Path(folder, "result.json")
         question.write_text(json.dumps(job))
-        command = [sys.executable, "-m", module, str(question), str(answer)]
+        command = [sys.executable, "-m", module, str(question), str(answer), str(os.getpid())]
         try:
             done = subprocess.run(
                 command,
@@ -112,11 +115,25 @@ def run_job(
 def answer_job(do: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """The child's side of `run_job`: answers the job named on the command line with what `do` makes of it."""
     question, answer = map(Path, sys.argv[1:3])
+    _die_with(int(sys.argv[3]))
     try:
         found = do(json.loads(question.read_text()))
     except Exception as error:
         found = failure(error)
     answer.write_text(json.dumps(found))
+
+
+def _die_with(parent: int) -> None:
+    """Has the kernel (Linux's) end this process with its parent, which may be killed without a chance to do so.
+
+    Nobody would read the answer, and a build keeps a GPU for up to `BUILD_TIMEOUT_S`. A `Server` needs no such thing:
+    its pipe closes.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before that
+        os._exit(1)
 
 
 class Server:

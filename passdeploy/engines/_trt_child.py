@@ -1,7 +1,7 @@
 """The child process in which TensorRT and TensorRT-RTX build and run, through Polygraphy.
 
-``python -m passdeploy.engines._trt_child JOB.json RESULT.json`` builds; with a file descriptor alone it serves a
-`passdeploy.engines._child.Server`. ``POLYGRAPHY_USE_TENSORRT_RTX`` in its environment says which of the two it is.
+``python -m passdeploy.engines._trt_child JOB.json RESULT.json PARENT`` builds; with a file descriptor alone it serves
+a `passdeploy.engines._child.Server`. ``POLYGRAPHY_USE_TENSORRT_RTX`` in its environment says which of the two it is.
 """
 
 from __future__ import annotations

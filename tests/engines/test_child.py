@@ -124,8 +124,13 @@ def test_a_server_that_was_ended_says_so_again(env: dict[str, str]) -> None:
 
 NOTING = """
 import os, pathlib, time
-pathlib.Path("pid").write_text(str(os.getpid()))
-time.sleep(600)
+from passdeploy.engines._child import answer_job
+
+def wait(job):
+    pathlib.Path("pid").write_text(str(os.getpid()))
+    time.sleep(600)
+
+answer_job(wait)
 """
 COMMAND = """
 import sys
@@ -137,7 +142,19 @@ cli.main()
 """
 
 
-def test_a_terminated_command_takes_its_children_with_it(env: dict[str, str], tmp_path: Path) -> None:
+def gone(pid: int) -> bool:
+    """Whether a process has ended; what nobody has waited for yet has ended, too."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends children on Linux alone")
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_command_that_is_ended_takes_its_children_with_it(
+    env: dict[str, str], tmp_path: Path, how: signal.Signals, code: int
+) -> None:
     (tmp_path / "noting.py").write_text(NOTING)
     note = tmp_path / "pid"
     command = subprocess.Popen([sys.executable, "-c", COMMAND], env=os.environ | env, cwd=tmp_path)
@@ -145,7 +162,8 @@ def test_a_terminated_command_takes_its_children_with_it(env: dict[str, str], tm
     while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     child = int(note.read_text())
-    command.send_signal(signal.SIGTERM)
-    assert command.wait(timeout=60) == 143
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+    command.send_signal(how)
+    assert command.wait(timeout=60) == code
+    while not gone(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gone(child)
