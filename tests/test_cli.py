@@ -331,6 +331,11 @@ def test_a_disk_that_fills(tmp_path: Path) -> None:
         (["ship", "run", "--key", "public.pem"], "--key goes with --server"),
         (["ship", "run", "--instances", "2"], "--instances goes with --server"),
         (["ship", "run", "--out", "models"], "give one run directory"),
+        (["ship", "run", "--server", "triton", "--model", "resnet20"], "--model goes with a run whose bundle"),
+        (["ship", "run", "--server", "mlserver", "--kind", "python"], "--kind goes with --server triton or kserve"),
+        (["ship", "run", "--server", "mlserver", "--instances", "2"], "--instances goes with --server triton"),
+        (["ship", "run", "--server", "triton", "--storage-uri", "pvc://x"], "--storage-uri goes with --server kserve"),
+        (["report", "run", "--model", "resnet20"], "--model goes with --out"),
         (["report", "run", "--out", "run"], "give one of the two"),
         (["report", "--out", "run", "--format", "html"], "--format goes with run directories"),
         (["bench", "engine", "--fail-if-slower", "5%"], "give two or more"),
@@ -341,6 +346,12 @@ def test_what_would_be_ignored_is_refused(passdeploy: Call, arguments: list[str]
     said = passdeploy(*arguments)
     assert said.code == 2
     assert wanted in said.line()
+
+
+def test_a_report_has_one_format(passdeploy: Call) -> None:
+    said = passdeploy("report", "run", "--json", "--format", "html")
+    assert said.code == 2
+    assert "leave it out for --format html" in json.loads(said.out)["error"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

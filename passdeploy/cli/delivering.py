@@ -50,6 +50,9 @@ def report(
         return
     if out is not None:
         raise typer.BadParameter("--out finishes a run, run directories are printed; give one of the two")
+    _only_with("--out", {"--model": model})
+    if json_ and form not in ("json", "markdown"):
+        raise typer.BadParameter(f"--json is --format json; leave it out for --format {form}")
     from passdeploy.reporting import load_report
     from passdeploy.reporting.exporters import export, write_step_summary
     from passdeploy.reporting.files import find_reports
@@ -68,8 +71,8 @@ def ship(
         Path | None, typer.Option("--out", help="Model repository (with --server), or run directory.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model; default: the bundle's.")] = None,
-    kind: Annotated[str, typer.Option(help="auto, python, onnxruntime or tensorrt.")] = "auto",
-    instances: Annotated[int, typer.Option(help="Of the model, per device (Triton).")] = 1,
+    kind: Annotated[str, typer.Option(help="auto, python, onnxruntime or tensorrt (Triton, KServe).")] = "auto",
+    instances: Annotated[int, typer.Option(help="Of the model, per device (Triton, KServe).")] = 1,
     key: Annotated[Path | None, typer.Option(help="Public key: the bundle must be signed with its other half.")] = None,
     storage_uri: Annotated[str | None, typer.Option(help="Where KServe will find the repository.")] = None,
     model: Model = None,
@@ -94,6 +97,11 @@ def ship(
 
     if source is None:
         raise typer.BadParameter("give the bundle or run directory that --server serves")
+    _only_with("a run whose bundle is written, without --server", {"--model": model})
+    if server == "mlserver":
+        _only_with("--server triton or kserve", {"--kind": kind != "auto", "--instances": instances != 1})
+    if server in ("triton", "mlserver"):
+        _only_with("--server kserve", {"--storage-uri": storage_uri})
     written = write_repository(
         out or Path("models"),
         source,
