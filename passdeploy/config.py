@@ -115,6 +115,11 @@ class ProfileConfig(Section):
     structures: int = Field(default=120, ge=9)
     cache: Literal["use", "refresh", "off"] = "use"
 
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare off as false
+
 
 class GroupsConfig(Section):
     """What may be pruned.

@@ -409,6 +409,24 @@ def test_report_in_every_format_with_others_measurements(passdeploy: Call, singl
     assert "give one run" in refused.err
 
 
+def test_a_profile_of_other_settings_wants_fresh(
+    passdeploy: Call, copied: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("passdeploy.yaml").write_text(
+        "dense: {epochs: 0.01, min_steps: 1}\nprofile: {structures: 9, seconds: 1e6, cache: off}\n"
+    )
+    call = ("profile", "--model", "tiny-resnet", "--data", "stripes", "--backend", "scripted", "--save", "p.json")
+    call += ("--out", str(copied()), "--json")
+    refused = passdeploy(*call)
+    assert refused.code == 2
+    assert "--fresh" in json.loads(refused.out)["error"]
+    again = passdeploy(*call, "--fresh")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["n"] == 10, "nine and the dense one"
+    assert not (tmp_path / "cache" / "passdeploy").exists()
+
+
 def test_targets(passdeploy: Call) -> None:
     rows = {row["name"]: row for row in json.loads(passdeploy("targets", "--json").out)}
     assert rows["cpu"]["attached"]

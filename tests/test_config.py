@@ -33,7 +33,7 @@ def test_it_round_trips_through_yaml() -> None:
         ({"train_batch": 1}, r"train_batch: .*greater than or equal to 2"),
         ({"min_accuracy": 1.5}, r"min_accuracy"),
         ({"std": (0.1, 0.0, 0.1)}, r"std\.1"),
-        ({"profile": {"structures": 2}}, r"profile\.structures"),
+        ({"profile": {"structures": 8}}, r"profile\.structures: .*greater than or equal to 9"),
         ({"latency": "2y"}, r"unknown unit 'y'"),
         ({"search": 3}, r"search"),
     ],
@@ -42,6 +42,10 @@ def test_refused(values: dict[str, object], wanted: str) -> None:
     with pytest.raises(BadInput, match=wanted) as refused:
         make_config(values, "here")
     assert "\n" not in str(refused.value)
+
+
+def test_a_bare_off_of_yaml_is_off() -> None:
+    assert make_config(yaml.safe_load("profile: {cache: off}"), "here").profile.cache == "off"
 
 
 def test_flags_win_over_the_file_section_by_section(tmp_path: Path) -> None:
