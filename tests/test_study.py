@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import xml.etree.ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from passdeploy import cli
 from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.runner import Arm
 from passdeploy.compare.statistics import Mean
-from passdeploy.config import make_config
+from passdeploy.config import RunConfig, make_config
 from passdeploy.errors import BadInput
 from passdeploy.groups import find_groups
 from passdeploy.search.hypernetwork import Cuts, HyperNetwork
 from passdeploy.study import nets
 from passdeploy.study.ablation import ALONE, PARTS
-from passdeploy.study.base import differences, get_study, points, standalone, studies
+from passdeploy.study.base import Findings, differences, get_study, points, standalone, studies
 from passdeploy.study.command import study
 from passdeploy.study.content import ranks, spearman, within_groups
 from passdeploy.study.halves import halves
@@ -33,6 +35,31 @@ def test_all_six_are_there_and_others_are_refused() -> None:
     assert list(studies()) == ["ablation", "markov", "prompt-content", "prompts", "transfer", "vit"]
     with pytest.raises(BadInput, match="did you mean ablation"):
         get_study("ablations")
+
+
+def test_small_runs_are_for_where_nothing_else_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    asked: list[RunConfig] = []
+
+    def run(name: str, config: RunConfig, *_: object, **__: object) -> tuple[Findings, Path]:
+        asked.append(config)
+        return Findings("", [], []), tmp_path
+
+    monkeypatch.setattr("passdeploy.study.command.study", run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["passdeploy", "study", "ablation", "--json"])
+    for said in ({}, {"latency": "4x", "epochs": 3.0, "search": {"epochs": 2.0}}):
+        if said:
+            (tmp_path / "passdeploy.yaml").write_text(yaml.safe_dump(said))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code, capsys.readouterr().err
+    small, own = asked
+    assert (small.latency, small.epochs, small.search.epochs) == (("2x", "3x"), 1.0, 0.5)
+    assert (own.latency, own.epochs, own.search.epochs) == (("4x",), 3.0, 2.0)
 
 
 def test_a_difference_in_words() -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from passdeploy.engines._trt import TrtBackend
 from passdeploy.engines.base import CompileInput, backends, first_available, get_backend, require
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput, Unavailable
 from passdeploy.targets import Target, resolve
-from tests.engines.conftest import CPU, Case, difference
+from tests.engines.conftest import A100, CPU, Case, difference
 
 NAMES = ("onnxruntime", "openvino")
 
@@ -208,6 +209,26 @@ def test_where_the_target_is_attached_a_backend_that_runs_comes_first(monkeypatc
     assert first_available(("openvino", "onnxruntime"), CPU).name == "onnxruntime"
     assert first_available(("openvino", "onnxruntime"), CPU.with_(attached=False)).name == "openvino"
     assert first_available(("openvino",), CPU).name == "openvino"
+
+
+def test_single_means_single_wherever_onnxruntime_runs_on_a_gpu() -> None:
+    """What TensorRT leaves to CUDA, too."""
+    for name in ("onnxruntime", "onnxruntime_tensorrt"):
+        chosen = get_backend(name).providers(A100)  # type: ignore[attr-defined]
+        assert chosen[-1] == ("CUDAExecutionProvider", {"use_tf32": "0"})
+
+
+def test_tensorrt_builds_without_a_timing_cache_where_it_cannot_have_one(
+    case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    caches: list[str] = []
+    monkeypatch.setattr(TrtBackend, "compile", lambda *given: caches.append(given[-1].timing_cache))
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(root))
+        get_backend("tensorrt").compile(case.source, A100)
+    assert caches[0] == ""
+    assert Path(caches[1]).parent == tmp_path / "passdeploy"
 
 
 def test_the_first_available_backend_is_taken_else_all_reasons_told() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from passdeploy.engines._convert import to_half
 from passdeploy.engines._graph import input_stage
-from passdeploy.engines._quantize import for_cpu, for_tensorrt, quantize
+from passdeploy.engines._quantize import Recipe, for_cpu, for_tensorrt, for_tensorrt_fp8, quantize
 from passdeploy.engines.base import CompileInput
 from passdeploy.errors import BadInput
 from tests.engines.conftest import SIZE, Case
@@ -47,9 +47,10 @@ def test_tensorrt_pairs_are_symmetric_and_biases_float32(case: Case) -> None:
 
 
 @pytest.mark.parametrize("samples", [None, np.zeros((0, *SIZE), np.float32)])
-def test_no_images_no_calibration(case: Case, samples: np.ndarray | None) -> None:
-    with pytest.raises(BadInput, match=r"int8: needs real images to calibrate on; give --data"):
-        quantize(CompileInput(case.onnx, samples=samples), for_cpu())
+@pytest.mark.parametrize(("recipe", "precision"), [(for_cpu(), "int8"), (for_tensorrt_fp8(), "fp8")])
+def test_no_images_no_calibration(case: Case, recipe: Recipe, precision: str, samples: np.ndarray | None) -> None:
+    with pytest.raises(BadInput, match=rf"{precision}: needs real images to calibrate on; give --data"):
+        quantize(CompileInput(case.onnx, samples=samples), recipe)
 
 
 def test_too_few_images_for_the_batch(case4: Case) -> None:
