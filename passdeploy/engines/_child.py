@@ -28,6 +28,8 @@ from passdeploy.errors import BadInput, PassdeployError, Unavailable
 BUILD_TIMEOUT_S = 3600.0
 """A full TensorRT build of a large network takes minutes; an hour means that it hangs."""
 CALL_TIMEOUT_S = 600.0
+PATIENCE_S = 10.0
+"""For a child to end by itself, once its pipe is closed."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's ``prctl``."""
 _KINDS: dict[str, type[PassdeployError]] = {"BadInput": BadInput, "Unavailable": Unavailable}
@@ -181,19 +183,23 @@ class Server:
                 raise BadInput(f"{self.who}: no answer to {verb} after {timeout:.0f} s; its process was ended")
             answer = self._pipe.recv()
         except (EOFError, OSError):  # it is gone, or the pipe was closed after it did not answer
-            code = self._process.wait(timeout=30)
+            code = self._end(PATIENCE_S)
             raise died(self.who, code, self._output()) from None
         return raise_answer(answer, self.who, self._output() if "error" in answer else "")["value"]
 
-    def stop(self, patience: float = 10) -> None:
+    def stop(self, patience: float = PATIENCE_S) -> None:
         """Ends the child: asks it by closing the pipe, and kills it after `patience` seconds."""
         self._pipe.close()
+        self._end(patience)
+        self._log.close()
+
+    def _end(self, patience: float) -> int:
+        """Waits for the child, and kills it after `patience` seconds; returns its exit status."""
         try:
-            self._process.wait(timeout=patience)
+            return self._process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._log.close()
+            return self._process.wait()
 
 
 def serve(descriptor: int, verbs: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import passdeploy
+from passdeploy.engines import _child
 from passdeploy.engines._child import Server, library_complaint, run_job
 from passdeploy.errors import BadInput, Unavailable
 
@@ -26,7 +27,9 @@ def fail(how):
         os.abort()
     if how == "exit":
         sys.exit(7)
-    if how == "hang":
+    if how == "shut":
+        os.close(int(sys.argv[1]))
+    if how in ("hang", "shut"):
         time.sleep(600)
     if how == "unavailable":
         raise Unavailable("no such device")
@@ -112,6 +115,14 @@ def test_the_first_error_line_is_what_is_told() -> None:
     assert library_complaint(text) == "root cause"
     assert library_complaint("Traceback (most recent call last):\n  File x\nValueError: y\n") == "ValueError: y"
     assert library_complaint("") == ""
+
+
+def test_a_server_that_stops_listening_is_ended(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_child, "PATIENCE_S", 0.5)
+    server = Server("child_program", "test", env)
+    with pytest.raises(BadInput, match="test: its process was killed by SIGKILL"):
+        server.ask("fail", "shut")
+    server.stop()
 
 
 def test_a_server_that_was_ended_says_so_again(env: dict[str, str]) -> None:
