@@ -95,7 +95,7 @@ def _load_data(given: str | ImageData, config: RunConfig) -> ImageData:
     if config.input_size is not None and data.preprocess.size != config.input_size:
         raise BadInput(
             f"input_size {config.input_size}: {data.name} comes as {data.preprocess.size}; leave input_size out, "
-            "or give a folder of images"
+            "or resize the images where they are made"
         )
     if config.task is not None and task_of(data).name != get_task(config.task).name:
         raise BadInput(f"--task {config.task}: {data.name} is for {task_of(data).name}; give data with labels for it")

@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
-from passdeploy.data.base import Augmentation, ImageData, Preprocess, Split, batches
+from passdeploy.data.base import Augmentation, ImageData, Preprocess, Split, batches, resized
 from passdeploy.errors import BadInput, nearest
 
 __all__ = ["Augmentation", "ImageData", "Preprocess", "Split", "batches", "known", "load", "register", "search_path"]
@@ -60,7 +60,7 @@ def load(
 
     Args:
         name: A registered name, a folder of images, or ``module:function`` returning an `ImageData`.
-        size: (H, W) for image folders; None: inferred.
+        size: (H, W) of the images, for named sets and image folders; None: the set's own, or inferred.
         mean: Of the normalisation, on [0, 1] RGB, for image folders; None: inferred.
         std: Likewise.
 
@@ -68,7 +68,8 @@ def load(
         BadInput: It is not known or can't be read.
     """
     if name in known():
-        return _REGISTRY[name]()
+        data = _REGISTRY[name]()
+        return data if size is None else resized(data, size)
     if Path(name).is_dir():
         from passdeploy.data.folder import load_folder
 

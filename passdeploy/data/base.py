@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from passdeploy.errors import BadInput
 
@@ -65,6 +66,34 @@ class SubSplit:
 
     def images(self, indices: Tensor) -> Tensor:
         return self.parent.images(self.indices[indices])
+
+
+@dataclass
+class ResizedSplit:
+    """Another split's images at another size: bilinear, antialiased and rounded to 8 bits, as a resized file would be.
+
+    Args:
+        parent: Images of any size.
+        size: (H, W), pixels.
+    """
+
+    parent: Split
+    size: tuple[int, int]
+    labels: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.labels = self.parent.labels
+        if self.labels.ndim == 3:  # a class per pixel: nothing lies between two classes
+            self.labels = functional.interpolate(self.labels[:, None].float(), self.size, mode="nearest-exact")[
+                :, 0
+            ].to(self.labels.dtype)
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def images(self, indices: Tensor) -> Tensor:
+        resized = functional.interpolate(self.parent.images(indices), self.size, mode="bilinear", antialias=True)
+        return resized.mul_(255).round_().clamp_(0, 255).div_(255)
 
 
 @dataclass(frozen=True)
@@ -127,6 +156,30 @@ class ImageData:
             some = torch.linspace(0, len(split) - 1, min(16, len(split))).long()
             h.update(np.round(split.images(some).numpy() * 255).astype(np.uint8).tobytes())
         return h.hexdigest()
+
+
+def resized(data: ImageData, size: tuple[int, int]) -> ImageData:
+    """The data set at another input size (H, W); shifts of the augmentation keep their share of the image.
+
+    Raises:
+        BadInput: Its files are cut from their centre, which a second resize can't follow.
+    """
+    if data.preprocess.size == size:
+        return data
+    if data.preprocess.resize is not None:
+        raise BadInput(
+            f"input_size {size}: {data.name} comes cut to {data.preprocess.size}; leave input_size out, or give a "
+            "folder of images"
+        )
+    shift = round(data.augmentation.shift * min(size) / min(data.preprocess.size))
+    return replace(
+        data,
+        preprocess=replace(data.preprocess, size=size),
+        augmentation=replace(data.augmentation, shift=shift),
+        train=ResizedSplit(data.train, size),
+        val=ResizedSplit(data.val, size),
+        test=ResizedSplit(data.test, size),
+    )
 
 
 def check_data(data: ImageData, ignore: int) -> None:

@@ -3,11 +3,24 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from passdeploy import data as datasets
 from passdeploy.config import make_config
-from passdeploy.data.base import ArraySplit, SubSplit, check_data, evenly, split_train_val
+from passdeploy.data.base import (
+    ArraySplit,
+    Preprocess,
+    ResizedSplit,
+    SubSplit,
+    check_data,
+    evenly,
+    resized,
+    split_train_val,
+)
+from passdeploy.data.images import fit
 from passdeploy.errors import BadInput
 from passdeploy.subject import load_subject
 from tests import scripted
@@ -75,3 +88,35 @@ def test_of_a_class_per_pixel_the_validation_split_is_cut_at_random() -> None:
     again = split_train_val(whole, fraction=0.2, seed=0)[1]
     assert isinstance(again, SubSplit)
     assert torch.equal(again.indices, val.indices)
+
+
+@pytest.mark.parametrize("size", [(56, 56), (14, 20)])
+def test_a_named_set_is_resized_as_its_files_would_be(size: tuple[int, int]) -> None:
+    small, large = datasets.load("fashion-mnist"), datasets.load("fashion-mnist", size=size)
+    assert (large.preprocess.size, large.input_shape) == (size, (3, *size))
+    assert large.augmentation.shift == round(2 * min(size) / 28)
+    assert large.digest() != small.digest()
+    which = torch.arange(4)
+    assert torch.equal(large.test.labels, small.test.labels)
+    for image, bigger in zip(small.test.images(which), large.test.images(which), strict=True):
+        pixels = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+        expected = np.asarray(fit(pixels, size, None)).transpose(2, 0, 1).astype(int)
+        assert np.abs(expected - (bigger * 255).numpy()).max() <= 1  # Pillow rounds between its two passes too
+
+
+def test_at_its_own_size_a_set_is_left_as_it_is() -> None:
+    data = scripted.data()
+    assert resized(data, data.preprocess.size) is data
+
+
+def test_classes_of_pixels_are_resized_without_new_ones() -> None:
+    masks = torch.tensor([[0, 7], [255, 3]], dtype=torch.uint8)[None]
+    split = ResizedSplit(ArraySplit(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), masks), (4, 4))
+    assert torch.equal(split.labels, masks.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    assert len(split) == 1
+
+
+def test_a_set_that_was_cut_is_not_resized_again() -> None:
+    data = dataclasses.replace(scripted.data(), preprocess=Preprocess(scripted.SIZE, resize=20))
+    with pytest.raises(BadInput, match="leave input_size out"):
+        resized(data, (8, 8))
