@@ -15,6 +15,7 @@ from passdeploy.layers import by_block
 from passdeploy.reporting import schema as s
 from passdeploy.reporting.commit import current_commit
 from passdeploy.reporting.engines import Alternative, Alternatives, Latency, LayerLatency
+from passdeploy.reporting.format import milliseconds
 from passdeploy.reporting.picture import prompt_picture, rgb_picture
 from passdeploy.stages.alternatives import FACTS as ALTERNATIVES
 from passdeploy.stages.common import kept_widths
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 INTERVAL_SLACK = 0.98
 """A speed-up budget holds when the lower end of the ratio's interval is at least this share of it."""
+HOST_BOUND = 0.9
+"""Share of the latency from which on enqueueing is as long as what is enqueued."""
 DISTURBED = 0.08
 """On a quiet machine fresh processes lie at most half as far apart."""
 
@@ -52,6 +55,7 @@ def _latency(measurement: dict[str, Any]) -> Latency:
     return Latency(
         **{key: measurement[key] for key in ("p50", "p90", "p99", "mean", "n", "spread")},
         disturbed_blocks=measurement["disturbed"],
+        enqueue_ms=measurement.get("enqueue"),
     )
 
 
@@ -124,7 +128,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     if run.subject.task.name != "classification":
         notes.append(f"Accuracy is the {run.subject.task.metric_name} ({run.subject.task.name}).")
     rebuilds = _rebuilds(optional("compile", "engine/engine.json"))
-    notes += build_spread(rebuilds) + disturbance(bench)
+    notes += build_spread(rebuilds) + disturbance(bench) + host_bound(bench)
     messages = list(fit["messages"]) + notes
     if not equivalent:
         status = "not_equivalent"
@@ -263,6 +267,18 @@ def _layers(bench: dict[str, Any] | None) -> list[LayerLatency] | None:
         return None
     rows = by_block([times["dense"], times["thin"]])
     return [LayerLatency(name=row.name, dense_ms=row.ms[0], pruned_ms=row.ms[1]) for row in rows]
+
+
+def host_bound(bench: dict[str, Any] | None) -> list[str]:
+    """What a reader should know where the host, not the GPU, sets the pace of the engine that ships."""
+    thin = (bench or {}).get("thin", {})
+    host, device = thin.get("enqueue"), thin.get("p50")
+    if host is None or device is None or host < HOST_BOUND * device:
+        return []
+    return [
+        f"The host takes {milliseconds(host)} to enqueue an inference that takes the GPU {milliseconds(device)}: a "
+        "server that asks for one after the other waits for the host; thinner layers will not help, larger batches may."
+    ]
 
 
 def disturbance(bench: dict[str, Any] | None) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from passdeploy.assemble import disturbance
+from passdeploy.assemble import disturbance, host_bound
 from passdeploy.latency.stats import median_ratio
 from passdeploy.stages.bench import MOST_PROCESSES, PRECISE, PROCESSES
 
@@ -32,3 +32,12 @@ def test_a_disturbed_machine_is_named(processes: tuple[float, ...], said: bool) 
 def test_what_was_not_measured_was_not_disturbed() -> None:
     assert disturbance({"measured": False}) == []
     assert disturbance(None) == []
+
+
+def test_a_report_says_where_the_host_sets_the_pace() -> None:
+    (note,) = host_bound({"thin": {"p50": 0.2, "enqueue": 0.19}})
+    assert note.startswith("The host takes 190 µs to enqueue an inference that takes the GPU 200 µs")
+    assert host_bound({"thin": {"p50": 0.2, "enqueue": 0.1}}) == []
+    assert host_bound({"thin": {"p50": 0.2, "enqueue": None}}) == []
+    assert host_bound({"measured": False}) == []
+    assert host_bound(None) == []

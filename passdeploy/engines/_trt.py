@@ -98,6 +98,7 @@ class TrtRunner(Runner):
     ) -> None:
         self._server, self._release, self._shapes, self._batch = server, release, shapes, batch
         self.graphed = False
+        self.enqueued: list[float] = []
         self._key: int | None = None
         with tempfile.NamedTemporaryFile(prefix="passdeploy-engine-") as file:
             file.write(data)
@@ -125,8 +126,11 @@ class TrtRunner(Runner):
         """Device seconds of each of a block of inferences: CUDA events round the replay of a CUDA graph.
 
         Where the engine can't be captured as a graph (`graphed` is False after `bind`), round plain enqueues.
+        `enqueued` then holds what each of them took the host.
         """
-        return [device for device, _ in self._server.ask("block", self._key, seconds, calls)]
+        taken = self._server.ask("block", self._key, seconds, calls)
+        self.enqueued = [host for _, host in taken]
+        return [device for device, _ in taken]
 
     def end_to_end_block(self, seconds: float, calls: int) -> list[float]:
         """Seconds of each of a block of inferences with their transfers, on the host's clock."""

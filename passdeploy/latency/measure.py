@@ -35,7 +35,8 @@ class Timed(Protocol):
     """Whatever can be measured.
 
     An object may also offer ``block(seconds, calls) -> list of seconds per call`` when it can time itself better than
-    the caller can (GPU events, a child process).
+    the caller can (GPU events, a child process), and then say in ``enqueued`` how many seconds the host took to enqueue
+    each call of its last block.
     """
 
     def call(self) -> None:
@@ -97,6 +98,7 @@ class Measurement:
         samples: The calls' latencies, thinned out evenly to at most 2000.
         floor: The fastest 5 % of all calls take at most this: what the engine needs when nothing else runs. On a busy
             machine it repeats to a fraction of a percent where medians do not; it steers, it is never quoted.
+        enqueue: Median of what the host took to enqueue a call; None where nothing is enqueued (a CPU).
     """
 
     p50: float | None
@@ -109,6 +111,7 @@ class Measurement:
     disturbed: int
     samples: tuple[float, ...]
     floor: float = 0.0
+    enqueue: float | None = None
 
     def at(self, q: float) -> float | None:
         """The latency at a percentile; None where there are too few samples to say."""
@@ -129,8 +132,8 @@ class Measurement:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Measurement:
-        return cls(**{k: data[k] for k in cls.__dataclass_fields__ if k != "samples"},
-                   samples=tuple(data.get("samples", ())))  # fmt: skip
+        known = {k: data[k] for k in cls.__dataclass_fields__ if k in data and k != "samples"}
+        return cls(**known, samples=tuple(data.get("samples", ())))
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,7 @@ def _disturbed(medians: Sequence[float], settings: Settings) -> np.ndarray:
     return disturbed
 
 
-def _summary(blocks: Sequence[list[float]], disturbed: np.ndarray) -> Measurement:
+def _summary(blocks: Sequence[list[float]], disturbed: np.ndarray, enqueued: Sequence[float]) -> Measurement:
     calls = 1e3 * np.concatenate([b for b, bad in zip(blocks, disturbed, strict=True) if not bad])
     stride = math.ceil(len(calls) / MAX_SAMPLES)
     return Measurement(
@@ -255,6 +258,7 @@ def _summary(blocks: Sequence[list[float]], disturbed: np.ndarray) -> Measuremen
         disturbed=int(disturbed.sum()),
         samples=tuple(calls[::stride].tolist()),
         floor=1e3 * float(np.quantile(np.concatenate(blocks), FLOOR)),
+        enqueue=1e3 * float(np.median(enqueued)) if len(enqueued) else None,
     )
 
 
@@ -279,6 +283,7 @@ def interleave(
     names = list(runners)
     blocks: dict[str, list[list[float]]] = {name: [] for name in names}
     medians: dict[str, list[float]] = {name: [] for name in names}
+    enqueued: dict[str, list[float]] = {name: [] for name in names}
     with no_garbage_collection():
         if warm:
             for runner in runners.values():
@@ -290,6 +295,7 @@ def interleave(
                 block = _block(runners[name], settings.block_s, settings.block_calls, clock)
                 blocks[name].append(block)
                 medians[name].append(float(np.median(block)))
+                enqueued[name].extend(getattr(runners[name], "enqueued", ()))
             rounds = len(medians[names[0]])
             if rounds < settings.pairs:
                 continue
@@ -304,7 +310,9 @@ def interleave(
             if (enough and not vague) or clock() - start > patience:
                 break
     return Comparison(
-        measurements={name: _summary(blocks[name], bad[name]) for name in names}, pairs=pairs, reference=names[0]
+        measurements={name: _summary(blocks[name], bad[name], enqueued[name]) for name in names},
+        pairs=pairs,
+        reference=names[0],
     )
 
 
@@ -332,6 +340,7 @@ def pooled(comparisons: Sequence[Comparison]) -> Comparison:
 def _pooled(parts: Sequence[Measurement]) -> Measurement:
     samples = np.concatenate([part.samples for part in parts])
     calls = sum(part.n for part in parts)
+    enqueued = [part.enqueue for part in parts if part.enqueue is not None]
     return Measurement(
         p50=percentile(samples, 50),
         p90=percentile(samples, 90),
@@ -343,6 +352,7 @@ def _pooled(parts: Sequence[Measurement]) -> Measurement:
         disturbed=sum(part.disturbed for part in parts),
         samples=tuple(samples[:: math.ceil(len(samples) / MAX_SAMPLES)].tolist()),
         floor=min(part.floor for part in parts),
+        enqueue=float(np.median(enqueued)) if enqueued else None,
     )
 
 

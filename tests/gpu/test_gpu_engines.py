@@ -80,6 +80,7 @@ def test_two_engines_take_turns_in_one_process(
         for _ in range(3):
             for runner in (first, second):
                 assert runner.block(0.005, 3)  # type: ignore[attr-defined]
+                assert min(runner.enqueued) > 0  # type: ignore[attr-defined]
                 assert min(runner.end_to_end_block(0.005, 3)) > 0  # type: ignore[attr-defined]
         layers = first.layers()  # type: ignore[attr-defined]
         assert layers["Layers"]

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from passdeploy.latency.measure import Measurement, Settings, interleave, measure, warm_up
+from passdeploy.latency.measure import Measurement, Settings, interleave, measure, pooled, warm_up
 from tests.latency.scripted import FakeClock, ScriptedRunner
 
 
@@ -126,6 +126,28 @@ def test_self_timed_runner_is_asked_for_its_blocks():
     clock = FakeClock()
     assert measure(Device(), clock=clock).p50 == pytest.approx(2.0)
     assert (0.02, 3) in asked
+
+
+def test_what_the_host_takes_to_enqueue_is_told_beside_the_latency():
+    class Device:
+        enqueued = ()
+
+        def call(self):
+            raise AssertionError("the device times itself")
+
+        def block(self, seconds, calls):
+            clock.now += seconds
+            self.enqueued = [0.0003, 0.0003, 0.1]
+            return [0.002] * 3
+
+    clock = FakeClock()
+    comparison = interleave({"gpu": Device(), "cpu": ScriptedRunner(clock, 0.001)}, clock=clock)
+    gpu, cpu = comparison.measurements.values()
+    assert gpu.p50 == pytest.approx(2.0) and gpu.enqueue == pytest.approx(0.3) and cpu.enqueue is None
+    both = pooled([comparison, comparison]).measurements
+    assert both["gpu"].enqueue == pytest.approx(0.3) and both["cpu"].enqueue is None
+    old = {k: v for k, v in gpu.to_json().items() if k != "enqueue"}  # a log of an earlier version
+    assert Measurement.from_json(old).enqueue is None and Measurement.from_json(gpu.to_json()).enqueue == gpu.enqueue
 
 
 def test_warm_up_waits_until_it_is_steady():
