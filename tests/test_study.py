@@ -27,6 +27,8 @@ from passdeploy.study.command import study
 from passdeploy.study.content import ranks, spearman, within_groups
 from passdeploy.study.halves import halves
 from passdeploy.study.prompts import arms
+from passdeploy.study.vit import transformer
+from passdeploy.subject import load_subject
 from tests import scripted
 from tests.test_compare import CONFIG, ROW
 
@@ -117,6 +119,12 @@ def test_the_studies_networks_can_be_pruned(build: Any) -> None:
     example = torch.randn(2, 3, 32, 32)
     assert network(example).shape == (2, 7)
     assert len(find_groups(network, example).groups) >= 5
+
+
+def test_the_transformer_takes_the_default_data() -> None:
+    subject = load_subject(transformer(make_config({"data": "fashion-mnist"})))
+    assert subject.data.preprocess.size == subject.example.shape[-2:] == (32, 32)
+    assert len(subject.groups.groups) >= 5
 
 
 def test_memory_of_all_masks_sees_more_than_the_previous_one() -> None:

@@ -6,10 +6,13 @@ from passdeploy.compare.rows import Row
 from passdeploy.compare.runner import Arm
 from passdeploy.compare.statistics import Mean, budgets, cells, mean
 from passdeploy.compare.table import markdown
+from passdeploy.config import RunConfig
 from passdeploy.study.base import SPLIT, Findings, Lab, differences, register_study
 
 ARMS = (Arm("pass", "pass"), Arm("l1", "l1"))
 TRANSFORMER = "passdeploy.study.nets:small_vit"
+SIZE = (32, 32)
+"""The only one that the transformer takes: its positions are learnt."""
 
 
 def lost(rows: list[Row], method: str, budget: str) -> Mean | None:
@@ -23,11 +26,15 @@ def lost(rows: list[Row], method: str, budget: str) -> Mean | None:
     )
 
 
+def transformer(config: RunConfig) -> RunConfig:
+    """The same settings for the transformer, whose images are resized to what it takes."""
+    return config.model_copy(update={"model": TRANSFORMER, "weights": None, "input_size": SIZE})
+
+
 @register_study("vit")
 def vit(lab: Lab) -> Findings:
     """The lab's network and a small transformer, each trained here unless its weights are there."""
-    networks = {str(lab.config.model): lab.config}
-    networks[TRANSFORMER] = lab.config.model_copy(update={"model": TRANSFORMER, "weights": None})
+    networks = {str(lab.config.model): lab.config, TRANSFORMER: transformer(lab.config)}
     sections, conclusion, numbers = [], [], {}
     everything: list[Row] = []
     for name, config in networks.items():
