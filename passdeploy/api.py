@@ -174,7 +174,7 @@ def _own_model_again(config: RunConfig, out: Path, model: str, quiet: bool) -> P
 def save_profile(
     config: RunConfig, out: Path, save: Path, *, fresh: bool = False, quiet: bool = False
 ) -> dict[str, Any]:
-    """Measures the latency model of a target and writes it as a portable file.
+    """Measures the latency model of a target and writes it as a portable file; nothing is trained for that.
 
     Args:
         config: Names the network, the data and the target.
@@ -196,7 +196,7 @@ def save_profile(
 
     if config.profile.cache == "use":
         config = config.model_copy(update={"profile": config.profile.model_copy(update={"cache": "refresh"})})
-    running = Run(config, out, Ui(quiet), fresh=fresh)
+    running = Run(config, out, Ui(quiet), fresh=fresh, latency_only=True)
     if not running.measured:
         raise BadInput(f"--target {config.target}: is not attached, so nothing can be measured; run this where it is")
     running.shared("profile")

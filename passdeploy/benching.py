@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from passdeploy.console import Ui
 from passdeploy.engines._common import one_line
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput, Unavailable
-from passdeploy.latency.measure import Comparison, Timed
+from passdeploy.latency.measure import Clock, Comparison, Timed
 from passdeploy.layers import LayerTimes, by_block
 from passdeploy.targets import Target, resolve
 from passdeploy.timing import open_runner
 
 Opened = dict[str, Timed]
 NOT_SLOWER, SLOWER, INCONCLUSIVE = 0, 1, 3
+LONG_S = 10.0
+"""Whoever waits longer than this is told."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,29 @@ def against_report(comparison: Comparison, path: Path, margin: float) -> tuple[i
     if now.value * (1 + margin) >= report.speedup.latency and now.low * (1 + margin) >= low:
         return NOT_SLOWER, f"not slower than the report: {said}"
     return INCONCLUSIVE, f"inconclusive: {said}"
+
+
+def announced(ui: Ui, rounds: int, clock: Clock = time.perf_counter) -> Callable[[int], None]:
+    """Says after two rounds (the first follows the warm-up) how long the others take, when that is long.
+
+    Nothing is drawn while engines are timed: a progress bar's thread would be timed with them.
+
+    Args:
+        ui: Where it is said.
+        rounds: How many there are, unless some have to be repeated.
+        clock: Seconds, for tests.
+    """
+    last = clock()
+
+    def progress(done: int) -> None:
+        nonlocal last
+        now = clock()
+        left = (rounds - done) * (now - last)
+        if done == 2 and left > LONG_S:
+            ui.say(f"Timing for about {left:.0f} s: {rounds} rounds, of which disturbed ones are repeated.")
+        last = now
+
+    return progress
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

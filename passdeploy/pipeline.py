@@ -74,6 +74,7 @@ class Run:
         data: A data set instead of `config.data`.
         fresh: Delete what an earlier run left there.
         command: As typed, for the report.
+        latency_only: The dense network is neither trained nor evaluated: how long it takes does not depend on it.
 
     Raises:
         BadInput: The configuration can't be used, or `out` holds a run of another one.
@@ -90,8 +91,9 @@ class Run:
         data: ImageData | None = None,
         fresh: bool = False,
         command: str | None = None,
+        latency_only: bool = False,
     ) -> None:
-        self.config, self.ui, self.command = config, ui or Ui(quiet=True), command
+        self.config, self.ui, self.command, self.latency_only = config, ui or Ui(quiet=True), command, latency_only
         self._model, self._data = model, data
         self.budgets = parse_budgets(list(config.latency), config.percentile, config.scope)
         self.target: Target = resolve(
@@ -193,12 +195,12 @@ class Run:
         config, shared = self.config.to_json(), self.space.digest
         common: dict[str, Any] = {"passdeploy": version()}
         if stage == "dense":
-            train = (
-                {k: config[k] for k in ("dense", "epochs", "train_batch", "seed")}
-                if self.subject.weights is None
-                else {}
-            )
-            return common | {"network": self.subject.digest, "data": self.subject.data.digest(), **train}
+            known = common | {"network": self.subject.digest, "data": self.subject.data.digest()}
+            if self.latency_only:
+                return known | {"latency_only": True}
+            if self.subject.weights is None:
+                known |= {k: config[k] for k in ("dense", "epochs", "train_batch", "seed")}
+            return known
         if stage == "profile":
             profile = None if config["profile_file"] is None else sha256(Path(config["profile_file"]))
             return common | {
@@ -255,7 +257,7 @@ class Run:
 
     def shared(self, until: str = SHARED_STAGES[-1]) -> None:
         """The stages that all budgets share."""
-        if self.subject.weights is None and self.space.record("dense") is None:
+        if self.subject.weights is None and not self.latency_only and self.space.record("dense") is None:
             self.ui.say(
                 f"No weights given: {self.subject.name} is first trained on {self.subject.data.name} "
                 f"({self.config.dense_epochs():g} epochs)."

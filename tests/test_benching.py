@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from passdeploy import benching
+from passdeploy.console import Ui
 from passdeploy.data.base import Preprocess
 from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.engines.onnxruntime import OrtRunner
 from passdeploy.errors import BadInput
 from passdeploy.export import export_onnx
-from passdeploy.latency.measure import Comparison, Settings, interleave
+from passdeploy.latency.measure import BENCH, Comparison, Settings, interleave
 from passdeploy.layers import OTHER
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.targets import resolve
@@ -29,6 +30,15 @@ SHORT = Settings(pairs=6, block_s=0.002, warmup_s=0.002, percentiles=())
 def scripted(**seconds: float) -> Comparison:
     clock = FakeClock()
     return interleave({name: ScriptedRunner(clock, value) for name, value in seconds.items()}, clock=clock)
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(1e-3, False), (0.3, True)])
+def test_who_waits_long_is_told(seconds: float, told: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = FakeClock()
+    runners = {name: ScriptedRunner(clock, seconds) for name in "ab"}
+    interleave(runners, clock=clock, progress=benching.announced(Ui(), BENCH.pairs, clock))
+    # 38 more rounds of two blocks of four calls of 0.3 s each, the first of which does not count
+    assert ("Timing for about 91 s: 40 rounds" in capsys.readouterr().err) == told
 
 
 @pytest.fixture(scope="module")

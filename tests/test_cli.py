@@ -413,17 +413,18 @@ def test_a_profile_of_other_settings_wants_fresh(
     passdeploy: Call, copied: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    Path("passdeploy.yaml").write_text(
-        "dense: {epochs: 0.01, min_steps: 1}\nprofile: {structures: 9, seconds: 1e6, cache: off}\n"
-    )
+    Path("passdeploy.yaml").write_text("profile: {structures: 9, seconds: 1e6, cache: off}\n")
     call = ("profile", "--model", "tiny-resnet", "--data", "stripes", "--backend", "scripted", "--save", "p.json")
-    call += ("--out", str(copied()), "--json")
+    out = copied()
+    call += ("--out", str(out), "--json")
     refused = passdeploy(*call)
     assert refused.code == 2
     assert "--fresh" in json.loads(refused.out)["error"]
     again = passdeploy(*call, "--fresh")
     assert again.code == 0, again.err
     assert json.loads(again.out)["n"] == 10, "nine and the dense one"
+    dense = json.loads((out / "dense" / "dense.json").read_text())
+    assert (dense["weights"], dense["accuracy"], dense["curve"]) == ("untrained", None, None)
     assert not (tmp_path / "cache" / "passdeploy").exists()
 
 

@@ -45,7 +45,7 @@ def profile(
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measures structures on the target and writes the latency model as a portable file.
+    """Measures structures on the target and writes the latency model as a portable file; nothing is trained for it.
 
     Example: `passdeploy profile --model resnet20 --data fashion-mnist --target cpu --save cpu.profile.json`, and on the
     machine that searches: `passdeploy run ... --profile cpu.profile.json`
@@ -92,14 +92,15 @@ def bench(
     Exit status with --fail-if-slower: 0 not slower, 1 slower, 3 inconclusive.
     """
     from passdeploy import benching
-    from passdeploy.latency.measure import interleave
+    from passdeploy.console import Ui
+    from passdeploy.latency.measure import BENCH, interleave
     from passdeploy.summary import bench_table, layer_table
 
     margin = benching.parse_margin(fail_if_slower or "5%")
     benching.check_judged(engines, fail_if_slower, against)
     with benching.opened(engines, target, backend, threads) as runners:
         parts = benching.layers(runners) if layers else None
-        comparison = interleave(runners)
+        comparison = interleave(runners, progress=benching.announced(Ui(quiet=json_), BENCH.pairs))
     code, said = 0, None
     if against is not None:
         code, said = benching.against_report(comparison, against, margin)

@@ -268,6 +268,7 @@ def interleave(
     *,
     clock: Clock = time.perf_counter,
     warm: bool = True,
+    progress: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Measures engines by taking turns, block by block (A B A B ...).
 
@@ -276,6 +277,7 @@ def interleave(
         settings: How long and how often.
         clock: Seconds, for tests.
         warm: Whether to warm up first.
+        progress: Called between rounds with the number of those that are done.
 
     A round in which any block was disturbed is repeated (up to `Settings.retries`); the ratios are over the undisturbed
     rounds, or over all of them when fewer than half of those asked for were left.
@@ -297,6 +299,8 @@ def interleave(
                 medians[name].append(float(np.median(block)))
                 enqueued[name].extend(getattr(runners[name], "enqueued", ()))
             rounds = len(medians[names[0]])
+            if progress is not None:
+                progress(rounds)
             if rounds < settings.pairs:
                 continue
             bad = {name: _disturbed(medians[name], settings) for name in names}

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def run_dense(run: Run, folder: Path) -> None:
-    """Trains the dense network when no weights were given, and records what it is worth."""
+    """Trains the dense network when no weights were given, and records what it is worth; neither for latency alone."""
     subject, config = run.subject, run.config
     model = plain(run, subject.network)
     curve: dict[str, Any] | None = None
-    if subject.weights is None:
+    if subject.weights is None and not run.latency_only:
         settings = TrainSettings(
             epochs=config.dense_epochs(),
             batch=config.train_batch,
@@ -36,8 +36,8 @@ def run_dense(run: Run, folder: Path) -> None:
         folder / "dense.json",
         {
             "model": subject.name,
-            "weights": subject.weights or f"trained here on {subject.data.name}",
-            "accuracy": accuracies(model, subject),
+            "weights": subject.weights or ("untrained" if run.latency_only else f"trained here on {subject.data.name}"),
+            "accuracy": None if run.latency_only else accuracies(model, subject),
             "macs": float(macs(subject.operators)),
             "params": sum(p.numel() for p in model.network.parameters()),
             "curve": curve,
