@@ -142,8 +142,10 @@ class Allocator:
         """The best structure with a predicted latency of at most `target_ms`; None when none is that fast."""
         return self._allocation(importance, *self._widths(importance, target_ms))
 
-    def narrow(self, importance: Importance, target_ms: float, start: np.ndarray) -> Allocation | None:
-        """As `solve`, but from the widths `start` downwards and with the blocks that it has; None: this one can't."""
+    def narrow(
+        self, importance: Importance, target_ms: float, start: np.ndarray, blocks: bool = False
+    ) -> Allocation | None:
+        """As `solve`, but from the widths `start`, and unless `blocks` with the blocks that it has; None: can't."""
         return None
 
     def _allocation(self, importance: Importance, widths: np.ndarray | None, price: float) -> Allocation | None:

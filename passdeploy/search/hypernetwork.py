@@ -5,10 +5,15 @@ topological order; at each it sees the group's weight statistics and the previou
 state and each unit's own statistics into that unit's score. Head and pooling are shared over units and groups (ours),
 so one hypernetwork fits any network and can be transferred. It is conditioned on the budget (ours), so that one search
 serves several.
+
+Earlier masks are the allocation's, known before the walk, and seen as constants (ours): gradients reach the LSTM
+through the scores alone. So everything but the LSTM's own recurrence is one operator over all groups or units, which is
+what makes a search step cost hardly more than a training step (benchmarks/search_cost.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -81,7 +86,7 @@ class HyperNetwork(nn.Module):
         self.initial = nn.Linear(hidden, 2 * hidden)
         inputs = len(GROUP_FEATURES) + 3 * len(UNIT_FEATURES) + POOL + 1
         self.embed = nn.Linear(inputs, hidden)
-        self.cell = nn.LSTMCell(hidden, hidden)
+        self.lstm = nn.LSTM(hidden, hidden)
         last = nn.Linear(hidden, 1)
         self.head = nn.Sequential(nn.Linear(hidden + len(UNIT_FEATURES), hidden), nn.ReLU(), last)
         if reach:
@@ -89,14 +94,21 @@ class HyperNetwork(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def _units(self, statistics: Statistics, group: int) -> Tensor:
-        features = statistics.unit[group]
-        if self.statistics:
-            return features
-        index = torch.arange(len(features)) / max(1, len(features) - 1)
-        waves = torch.arange(1, 1 + features.shape[1] // 2)
-        angles = torch.pi * index[:, None] * waves
-        return torch.cat([angles.sin(), angles.cos()], 1)
+    def _earlier(self, hard: Sequence[Tensor]) -> Tensor:
+        """(groups, POOL): what is seen of the masks before each group; ones at the first."""
+        pooled = torch.stack([F.adaptive_avg_pool1d(mask[None], POOL)[0] for mask in hard])
+        if self.memory == "all":
+            pooled = pooled.cumsum(0) / torch.arange(1, len(pooled) + 1)[:, None]
+        return torch.cat([torch.ones(1, POOL), pooled[:-1]])
+
+    def _walk(self, seen: Tensor, start: tuple[Tensor, Tensor]) -> Tensor:
+        """Maps (groups, inputs) to the LSTM's states (groups, hidden); `start` is (1, hidden) twice."""
+        embedded = F.relu(self.embed(seen))
+        if self.recurrence:
+            states: Tensor = self.lstm(embedded, start)[0]
+            return states
+        apart = tuple(value[:, None].expand(-1, len(seen), -1).contiguous() for value in start)
+        return self.lstm(embedded[None], apart)[0][0]  # type: ignore[no-any-return]
 
     def forward(
         self, prompt: Tensor, statistics: Statistics, prior: Sequence[Tensor], cuts: Cuts, budget: float
@@ -114,24 +126,15 @@ class HyperNetwork(nn.Module):
             Per group the scores (units,), as log importances, and the straight-through masks (units,): exactly 0 or 1,
             with the gradient of ``sigmoid((score - threshold) / temperature)``.
         """
+        known = statistics if self.statistics else statistics.anonymous()
         state, memory = self.initial(self.encoder(prompt)).chunk(2)
-        start = (state.tanh()[None], memory[None])
-        carried = start
-        condition = torch.tensor([budget]).log()
-        previous = torch.ones(POOL)
-        scores, masks, pooled_masks = [], [], []
-        for g, base in enumerate(prior):
-            units = self._units(statistics, g)
-            pooled = torch.cat([units.mean(0), units.amax(0), units.amin(0)])
-            known = statistics.group[g] if self.statistics else torch.zeros(len(GROUP_FEATURES))
-            seen = torch.cat([known, pooled, previous, condition])
-            carried = self.cell(F.relu(self.embed(seen))[None], carried if self.recurrence else start)
-            delta = self.head(torch.cat([carried[0].expand(len(units), -1), units], 1))[:, 0]
-            score = base + (self.reach * torch.tanh(delta / self.reach) if self.reach else delta)
-            soft = torch.sigmoid((score - cuts.thresholds[g]) / self.temperature)
-            mask = cuts.hard[g] + (soft - soft.detach())  # in this order: exactly 0 or 1
-            pooled_masks.append(F.adaptive_avg_pool1d(mask[None], POOL)[0])
-            previous = pooled_masks[-1] if self.memory == "previous" else torch.stack(pooled_masks).mean(0)
-            scores.append(score)
-            masks.append(mask)
-        return scores, masks
+        condition = torch.full((len(prior), 1), math.log(budget))
+        seen = torch.cat([known.group, known.pooled, self._earlier(cuts.hard), condition], 1)
+        states = self._walk(seen, (state.tanh()[None], memory[None]))
+        owner = known.owner
+        delta = self.head(torch.cat([states[owner], known.units], 1))[:, 0]
+        scores = torch.cat(list(prior)) + (self.reach * torch.tanh(delta / self.reach) if self.reach else delta)
+        soft = torch.sigmoid((scores - cuts.thresholds[owner]) / self.temperature)
+        masks = torch.cat(cuts.hard) + (soft - soft.detach())  # in this order: exactly 0 or 1
+        widths = [len(base) for base in prior]
+        return list(scores.split(widths)), list(masks.split(widths))

@@ -7,6 +7,7 @@ fits groups of any width and networks of any size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,30 @@ class Statistics:
     unit: tuple[Tensor, ...]
     group: Tensor
     magnitude: tuple[Tensor, ...]
+
+    @cached_property
+    def units(self) -> Tensor:
+        """The features of all groups' units, end to end: (all units, len(UNIT_FEATURES))."""
+        return torch.cat(self.unit)
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """The group that each of them belongs to: (all units,)."""
+        return torch.repeat_interleave(torch.tensor([len(features) for features in self.unit]))
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """Per group the mean, the largest and the smallest of its units' features: (groups, 3 features)."""
+        return torch.stack([torch.cat([unit.mean(0), unit.amax(0), unit.amin(0)]) for unit in self.unit])
+
+    def anonymous(self) -> Statistics:
+        """Nothing but each unit's index, as waves of its place in the group: the ablation."""
+        unit = []
+        for features in self.unit:
+            place = torch.arange(len(features)) / max(1, len(features) - 1)
+            angles = torch.pi * place[:, None] * torch.arange(1, 1 + features.shape[1] // 2)
+            unit.append(torch.cat([angles.sin(), angles.cos()], 1))
+        return Statistics(tuple(unit), torch.zeros_like(self.group), self.magnitude)
 
 
 def _standardise(values: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ from passdeploy.training import (
 )
 
 CURVE_EVERY = 25
+FROM_SCRATCH_EVERY = 4
+"""Solutions of the allocation of which one starts from the dense network; the others start from the one before."""
 WARM_UP = 0.1
 """Share of the steps over which the weights' rate rises."""
 
@@ -88,6 +90,11 @@ def cuts_of(
     return Cuts(torch.tensor(thresholds, dtype=torch.float32), tuple(hard))
 
 
+def widths_of(cuts: Cuts) -> np.ndarray:
+    """(groups,), units that stay."""
+    return np.array([int(mask.sum()) for mask in cuts.hard])
+
+
 def unit_savings(allocator: Allocator) -> np.ndarray:
     """(groups,), milliseconds per unit that go when a group falls from dense to its lowest width."""
     rows = np.repeat(allocator.full[None], len(allocator.grids), axis=0)
@@ -121,20 +128,30 @@ class _Search:
         values, _ = self.hyper(self.prompt(), self.statistics, self.prior, cuts, ratio)
         return {name: value.double().exp().numpy() for name, value in self.named(values).items()}
 
-    def solve(self, scores: Importance, ratio: float) -> Allocation:
-        """The allocation for a share of the dense latency; the fastest there is when that share can't be reached."""
-        allocation = self.allocator.solve(scores, ratio * self.allocator.dense_ms)
+    def solve(self, scores: Importance, ratio: float, start: np.ndarray | None = None) -> Allocation:
+        """The allocation for a share of the dense latency; the fastest there is when that share can't be reached.
+
+        Args:
+            scores: Importances.
+            ratio: The share.
+            start: Widths of a solution under similar scores: several times faster than from scratch.
+        """
+        target_ms, allocation = ratio * self.allocator.dense_ms, None
+        if start is not None:
+            allocation = self.allocator.narrow(scores, target_ms, start, blocks=True)
+        if allocation is None:
+            allocation = self.allocator.solve(scores, target_ms)
         if allocation is None:
             widths = self.allocator.fastest()
             predicted = float(self.allocator.predict(widths[None])[0])
             allocation = Allocation(self.allocator.structure(scores, widths), widths, predicted, 1.0)
         return allocation
 
-    def cuts(self, previous: Cuts, ratio: float) -> tuple[Cuts, Allocation]:
+    def cuts(self, previous: Cuts, ratio: float, scratch: bool = True) -> Cuts:
+        """The cuts of the current scores' allocation, which starts from the previous one's unless from `scratch`."""
         scores = self.scores(previous, ratio)
-        allocation = self.solve(scores, ratio)
-        groups, temperature = self.context.groups, self.hyper.temperature
-        return cuts_of(allocation, scores, groups, self.savings, temperature), allocation
+        allocation = self.solve(scores, ratio, None if scratch else widths_of(previous))
+        return cuts_of(allocation, scores, self.context.groups, self.savings, self.hyper.temperature)
 
     def open(self) -> Cuts:
         """Everything kept."""
@@ -211,7 +228,6 @@ def search_pass(context: SearchContext) -> SearchResult:
     adam = torch.optim.Adam(slow)
     masker = search_masker(model, context.groups, "network.")
     cuts = [search.open() for _ in context.ratios]
-    allocations: list[Allocation | None] = [None] * len(context.ratios)
     curves: dict[str, list[float]] = {
         key: []
         for key in ("step", "loss", "accuracy", "latency_ratio", "asked_ratio", "blocks", "moved", "prompt_grad")
@@ -229,9 +245,10 @@ def search_pass(context: SearchContext) -> SearchResult:
     for step, images, labels in training_batches(context.data, train.batch, train.seed, total, start):
         which = step % len(context.ratios)
         asked = ramped(context.ratios[which], step / total, settings.ramp)
-        if step // len(context.ratios) % settings.resolve_every == 0:
+        solution, within = divmod(step // len(context.ratios), settings.resolve_every)
+        if within == 0:
             before = cuts[which].hard
-            cuts[which], allocations[which] = search.cuts(cuts[which], asked)
+            cuts[which] = search.cuts(cuts[which], asked, scratch=solution % FROM_SCRATCH_EVERY == 0)
             sums.moved += sum(int((a != b).sum()) for a, b in zip(before, cuts[which].hard, strict=True))
         learn = step % settings.hyper_every == 0
         if learn:
@@ -276,7 +293,7 @@ def search_pass(context: SearchContext) -> SearchResult:
         context.progress(step + 1, total, state_line)
     importance = []
     for which, ratio in enumerate(context.ratios):
-        scores = search.scores(search.cuts(cuts[which], ratio)[0], ratio)
+        scores = search.scores(search.cuts(cuts[which], ratio), ratio)
         importance.append({name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in scores.items()})
     return SearchResult(
         importance=importance,
@@ -315,7 +332,7 @@ class _Sums:
 
 
 def _record(curves: dict[str, list[float]], step: int, sums: _Sums, asked: float, cuts: Cuts, search: _Search) -> None:
-    widths = np.array([[int(mask.sum()) for mask in cuts.hard]])
+    widths = widths_of(cuts)[None]
     point = {
         "step": step,
         "loss": round(sums.loss / max(1, sums.seen), 5),
@@ -370,7 +387,7 @@ def health(curves: dict[str, list[float]], search: _Search, cuts: list[Cuts]) ->
         gradient = curves["prompt_grad"][-1]
         checks.append(("prompt learns", gradient > 1e-7, f"mean gradient norm at the end {gradient:.2g}"))
     groups, alive = search.context.groups.groups, None
-    widths = np.array([[int(mask.sum()) for mask in cuts[0].hard]])
+    widths = widths_of(cuts[0])[None]
     alive = search.allocator.alive(widths)[0]
     collapsed = [
         group.name

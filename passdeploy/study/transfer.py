@@ -41,7 +41,7 @@ def _register(folder: Path) -> dict[str, str]:
         search.model.stage.load_state_dict(found.stage)
         importance = []
         for ratio in context.ratios:
-            scores = search.scores(search.cuts(search.open(), ratio)[0], ratio)
+            scores = search.scores(search.cuts(search.open(), ratio), ratio)
             importance.append({name: torch.from_numpy(values.copy()) for name, values in scores.items()})
         result = constant_result(context, importance[0], found.allocator, found.depth)
         result.importance = importance

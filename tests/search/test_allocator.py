@@ -207,3 +207,26 @@ def test_narrowing_leaves_the_blocks_as_they_are(seed: int, ratio: float, remove
     else:
         assert (found.widths[chosen.depth] == start[chosen.depth]).all()
         assert found.predicted_ms <= ratio * chosen.dense_ms + 1e-9
+
+
+@FAST
+@given(seed=seeds, before=st.floats(0.4, 1.0), ratio=st.floats(0.3, 1.0))
+def test_a_solution_goes_on_from_an_earlier_one(seed: int, before: float, ratio: float) -> None:
+    """Within the target and on the grids; never worse than the earlier one where that is fast enough still."""
+    chosen = allocator("latency")
+    earlier = chosen.solve(importance(seed), before * chosen.dense_ms)
+    assert earlier is not None
+    scores = importance(seed + 1)
+    found = chosen.narrow(scores, ratio * chosen.dense_ms, earlier.widths, blocks=True)
+    if found is None:
+        assert ratio < before
+        return
+    assert found.predicted_ms <= ratio * chosen.dense_ms + 1e-9
+    assert all(width in grid for width, grid in zip(found.widths, chosen.grids, strict=True))
+    assert found.price >= 0
+    if found.widths[chosen.depth].all() and found.predicted_ms < 0.95 * chosen.dense_ms:
+        assert found.price > 0
+    if earlier.predicted_ms <= ratio * chosen.dense_ms:
+        cost = chosen.tables(scores)
+        losses = chosen.losses(np.stack([found.widths, earlier.widths]), cost)
+        assert losses[0] <= losses[1] + 1e-9

@@ -93,6 +93,33 @@ def test_what_the_scores_depend_on() -> None:
     assert torch.equal(before[24:], after[24:])
 
 
+@pytest.mark.parametrize("memory", ["previous", "all"])
+@pytest.mark.parametrize("recurrence", [True, False])
+@torch.no_grad()
+def test_the_batched_walk_is_the_walk_group_by_group(memory: str, recurrence: bool) -> None:
+    seen, prior, cuts = made_up([8, 16, 1, 40])
+    torch.manual_seed(0)
+    hyper = HyperNetwork(memory=memory, recurrence=recurrence, reach=2.0)
+    last = hyper.head[-1]
+    assert isinstance(last, nn.Linear)
+    last.weight.normal_()
+    prompt = torch.randn(3, 12, 12)
+    scores, _ = hyper(prompt, seen, prior, cuts, 0.4)
+    cell = nn.LSTMCell(64, 64)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in hyper.lstm.state_dict().items()})
+    hidden, carried = hyper.initial(hyper.encoder(prompt)).chunk(2)
+    start = state = (hidden.tanh()[None], carried[None])
+    earlier = [torch.ones(16)]
+    for g, units in enumerate(seen.unit):
+        before = earlier[-1] if memory == "previous" or g == 0 else torch.stack(earlier[1:]).mean(0)
+        pooled = torch.cat([units.mean(0), units.amax(0), units.amin(0)])
+        inputs = torch.cat([seen.group[g], pooled, before, torch.tensor([0.4]).log()])
+        state = cell(hyper.embed(inputs).relu()[None], state if recurrence else start)
+        delta = torch.stack([hyper.head(torch.cat([state[0][0], unit])) for unit in units])[:, 0]
+        torch.testing.assert_close(scores[g], prior[g] + 2 * torch.tanh(delta / 2), atol=1e-5, rtol=1e-4)
+        earlier.append(nn.functional.adaptive_avg_pool1d(cuts.hard[g][None], 16)[0])
+
+
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.manual_seed(0)
