@@ -5,8 +5,8 @@ against the dense engine. Given the same measurements it decides the same, so a 
 
 The model proposes, the measurement decides: the loop is a search for the predicted latency to ask for, bracketed by
 what was measured. Latency is a staircase, so there may be nothing just inside; and it is noisy, so what decides in the
-end (the structure chosen, and a neighbour whose failure would cost much accuracy) is measured a second time, and a
-third time where the two differ.
+end (the structure chosen, and a neighbour whose failure would cost much accuracy) is measured a second time, a third
+time where the two differ, and again and again where the three say that one measurement is worth little here.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ AIM = 1.035
 """Where in the accepted window of 1.00 to 1.06 times the asked speed-up the loop aims."""
 AGREE = 0.02
 """Two measurements of one structure that differ by more than this call for a third."""
+SURE = 0.01
+"""Relative standard error of a median up to which it is believed."""
+MOST_TIMINGS = 9
+"""How often what decides is measured at most, where measurements scatter. Beyond the third they are not counted against
+the limit on measurements: a disturbed machine costs time, not candidates."""
+WIDEST_MARGIN = 1.05
+"""Distance from the budget that is kept at most where measurements scatter."""
 TIGHT = 1.015
 """Targets closer than this are not told apart: a jump between them is a step of the staircase."""
 SECANTS = 4
@@ -35,7 +42,9 @@ ALLOCATIONS = 40
 
 
 MISSES = 3
-"""So many structures outside in a row, and the fastest one is tried."""
+"""So many structures outside in a row, and the fastest one is tried; unless one of them was `NEAR`."""
+NEAR = 0.93
+"""A miss by less than this is no sign that nothing can be reached."""
 GAP = 1.10
 """A structure this much faster than asked is only taken when narrowing the next slower one gives nothing between."""
 
@@ -150,12 +159,28 @@ class _Search:
         logs = [math.log(max(excess(self.budget, t), 1e-9)) for t in candidate.timings]
         return math.exp(statistics.median(logs))
 
+    def error(self, candidate: Candidate) -> float:
+        """Relative standard error of the median of its measurements; 0 where there are too few to say."""
+        logs = [math.log(max(excess(self.budget, t), 1e-9)) for t in candidate.timings]
+        # That of the median of normal noise is pi / 2 times the mean's in variance.
+        return math.sqrt(math.pi / 2 / len(logs)) * statistics.stdev(logs) if len(logs) >= 3 else 0.0
+
+    def scatter(self) -> float:
+        """Relative standard deviation of single measurements, over what was measured more often; 0 before that."""
+        several = [[math.log(max(excess(self.budget, t), 1e-9)) for t in c.timings] for c in self.known.values()]
+        several = [logs for logs in several if len(logs) >= 3]
+        return math.sqrt(statistics.fmean(map(statistics.variance, several))) if several else 0.0
+
+    def needed(self, candidate: Candidate) -> float:
+        """The excess from which it is inside: what ships is measured anew, and scatters as these measurements do."""
+        return max(self.margin, min(1 + self.error(candidate), WIDEST_MARGIN))
+
     def take(self, candidate: Candidate) -> None:
         candidate.timings.append(self.measure(candidate.structure))
-        self.count += 1
+        self.count += len(candidate.timings) <= 3
         # The interval's condition alone: the ratio itself is judged over all measurements together.
         certain = sum(meets(self.budget, t, 0.0) for t in candidate.timings)
-        candidate.inside = self.over(candidate) >= self.margin and 2 * certain >= len(candidate.timings)
+        candidate.inside = self.over(candidate) >= self.needed(candidate) and 2 * certain >= len(candidate.timings)
 
     def turn(self, target: float, found: tuple[Structure, float]) -> tuple[Candidate, bool]:
         """The candidate of an allocation, measured if it is new."""
@@ -165,17 +190,27 @@ class _Search:
         if new:
             self.known[key] = Candidate(structure, target, predicted, [])
             self.take(self.known[key])
+            # Where single measurements are known to scatter, one of them does not decide in either direction.
+            if (scatter := self.scatter()) > AGREE and abs(math.log(self.over(self.known[key]))) < 2 * scatter:
+                self.settle(self.known[key])
         self.asked.append((target, self.known[key]))
         return self.known[key], new
 
     def settle(self, candidate: Candidate) -> None:
-        """A second measurement, and a third where the two disagree."""
+        """A second measurement, a third where the two disagree, and more where three do not tell."""
         while self.left > 0 and len(candidate.timings) < 3:
             if len(candidate.timings) == 2:
                 a, b = (excess(self.budget, t) for t in candidate.timings)
                 if abs(a - b) <= AGREE * b and (a >= self.margin) == (b >= self.margin):
                     return
             self.take(candidate)
+        while 3 <= len(candidate.timings) < MOST_TIMINGS and not self.told(candidate):
+            self.take(candidate)
+
+    def told(self, candidate: Candidate) -> bool:
+        """Whether its measurements say on which side of the budget it is."""
+        error = self.error(candidate)
+        return error <= SURE or abs(math.log(self.over(candidate) / self.margin)) > 3 * error
 
     def bracket(self) -> tuple[tuple[float, Candidate] | None, tuple[float, Candidate] | None]:
         """The loosest target that was met, and the tightest looser one that was missed."""
@@ -186,6 +221,10 @@ class _Search:
             default=None,
         )
         return met, missed
+
+    def near(self) -> bool:
+        """Whether something that was measured is hardly outside."""
+        return any(self.over(c) >= NEAR for c in self.known.values())
 
     def best(self) -> Candidate | None:
         """The one to choose: inside, not much faster than asked if possible, and then the one that keeps the most."""
@@ -242,7 +281,7 @@ def close_loop(
         measure: Times a structure against the dense engine.
         budget: What is asked.
         dense_ms: The dense engine, by the same model that predicts.
-        most: Measurements at most; where they contradict each other and nothing is inside, some more (`STRIDES`).
+        most: Measurements at most; where they scatter or contradict each other, some more (`MOST_TIMINGS`, `STRIDES`).
         margin: What is accepted keeps this much distance from the budget, so that the final measurement holds too.
         scale: Predicted over measured latency of the dense engine: a profile may come from a faster machine, or hour.
     """
@@ -254,7 +293,7 @@ def close_loop(
         target = _next_target(search, first, dense_ms) if search.left > 1 or search.count == 0 else None
         if target is not None:
             # Three misses and nothing inside: the fastest structure says whether there is anything to look for.
-            stuck = floor is None and len(search.known) >= MISSES and search.best() is None
+            stuck = floor is None and len(search.known) >= MISSES and search.best() is None and not search.near()
             found = None if stuck else allocate(target)
             if found is None:
                 if floor is None:

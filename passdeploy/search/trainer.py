@@ -40,6 +40,8 @@ from passdeploy.training import (
 CURVE_EVERY = 25
 FROM_SCRATCH_EVERY = 4
 """Solutions of the allocation of which one starts from the dense network; the others start from the one before."""
+STALE = 0.9
+"""An allocation was for another budget when less than this share of what it was asked for is asked by now."""
 WARM_UP = 0.1
 """Share of the steps over which the weights' rate rises."""
 
@@ -228,6 +230,7 @@ def search_pass(context: SearchContext) -> SearchResult:
     adam = torch.optim.Adam(slow)
     masker = search_masker(model, context.groups, "network.")
     cuts = [search.open() for _ in context.ratios]
+    solved = [1.0 for _ in context.ratios]  # the share that each budget's allocation was asked for
     curves: dict[str, list[float]] = {
         key: []
         for key in ("step", "loss", "accuracy", "latency_ratio", "asked_ratio", "blocks", "moved", "prompt_grad")
@@ -241,16 +244,21 @@ def search_pass(context: SearchContext) -> SearchResult:
         adam.load_state_dict(state["adam"])
         start, curves, sums = state["step"], state["curves"], _Sums(**state["sums"])
         cuts = [Cuts(entry["thresholds"], tuple(entry["hard"])) for entry in state["cuts"]]
+        solved = state["solved"]
     dtype, task = autocast_dtype(device), task_of(context.data)
+    trained = settings.co_adapt or model.stage.prompt is not None
     for step, images, labels in training_batches(context.data, train.batch, train.seed, total, start):
-        which = step % len(context.ratios)
+        turn, which = divmod(step, len(context.ratios))  # budgets take turns
         asked = ramped(context.ratios[which], step / total, settings.ramp)
-        solution, within = divmod(step // len(context.ratios), settings.resolve_every)
-        if within == 0:
-            before = cuts[which].hard
-            cuts[which] = search.cuts(cuts[which], asked, scratch=solution % FROM_SCRATCH_EVERY == 0)
+        solution, within = divmod(turn, settings.resolve_every)
+        tighter = asked < STALE * solved[which] or asked == context.ratios[which] != solved[which]
+        if within == 0 or tighter:
+            before, solved[which] = cuts[which].hard, asked
+            scratch = within == 0 and solution % FROM_SCRATCH_EVERY == 0
+            cuts[which] = search.cuts(cuts[which], asked, scratch)
             sums.moved += sum(int((a != b).sum()) for a, b in zip(before, cuts[which].hard, strict=True))
-        learn = step % settings.hyper_every == 0
+        # Without weights or a prompt to train there is nothing else to be done in a step.
+        learn = turn % settings.hyper_every == 0 or not trained
         if learn:
             _, values = hyper(search.prompt(), search.statistics, search.prior, cuts[which], asked)
         else:
@@ -288,7 +296,7 @@ def search_pass(context: SearchContext) -> SearchResult:
             _record(curves, step + 1, sums, asked, cuts[which], search)
             sums = _Sums()
             if context.checkpoint.due():
-                context.checkpoint.save(_state(step + 1, model, hyper, weights, adam, curves, sums, cuts))
+                context.checkpoint.save(_state(step + 1, model, hyper, weights, adam, curves, sums, cuts, solved))
         state_line = f"loss {curves['loss'][-1]:.3f}, {1 / asked:.2f}x" if curves["loss"] else ""
         context.progress(step + 1, total, state_line)
     importance = []
@@ -356,6 +364,7 @@ def _state(
     curves: dict[str, list[float]],
     sums: _Sums,
     cuts: list[Cuts],
+    solved: list[float],
 ) -> dict[str, Any]:
     return {
         "step": step,
@@ -366,6 +375,7 @@ def _state(
         "curves": curves,
         "sums": vars(sums),
         "cuts": [{"thresholds": c.thresholds, "hard": list(c.hard)} for c in cuts],
+        "solved": solved,
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from passdeploy.budget import OVERSHOOT, parse_budget
-from passdeploy.latency.loop import GAP, STRIDES, close_gap, close_loop
+from passdeploy.latency.loop import GAP, MOST_TIMINGS, STRIDES, close_gap, close_loop
 from passdeploy.structure import Structure
 
 UNITS = 256
@@ -50,7 +50,10 @@ class World:
 
     def run(self, asked, **kwargs):
         found = close_loop(self.allocate, self.fastest, self.measure, parse_budget(asked), 10.0, **kwargs)
-        assert len(self.measured) == found.measurements <= kwargs.get("most", 12) + 2 * (STRIDES + 1)
+        assert len(self.measured) == found.measurements
+        # What decides may be measured up to MOST_TIMINGS times; the limit is on the rest.
+        assert all(len(c.timings) <= MOST_TIMINGS for c in found.candidates)
+        assert sum(min(3, len(c.timings)) for c in found.candidates) <= kwargs.get("most", 12) + 2 * (STRIDES + 1)
         return found
 
     def speed(self, found):
@@ -144,6 +147,19 @@ def test_noise_never_chooses_what_is_clearly_outside():
         outside += world.speed(found) < 0.985 * 2
         over += world.speed(found) > 1.10 * 2
     assert outside == 0 and over <= 2
+
+
+@pytest.mark.parametrize("asked", ["1.5x", "2x", "3x"])
+def test_measurements_that_scatter_are_repeated_until_they_tell(asked):
+    """Single ones 5 % apart, as of a network that does not fit the caches: what is taken is inside all the same."""
+    inside, wanted = 0, float(asked.rstrip("x"))
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        world = World(lambda k: 2 + 9 * (k / UNITS) ** 1.3, lambda n, rng=rng: rng.lognormal(0, 0.05))
+        found = world.run(asked, margin=1.02)
+        assert found.feasible
+        inside += wanted <= world.speed(found) <= 1.10 * wanted
+    assert inside >= 90
 
 
 def test_an_outlier_is_not_believed():
