@@ -230,7 +230,9 @@ class Run:
         beside = {"alternatives": shared("alternatives")} if self.wants_alternatives else {}
         asked = {"budget": vars(run.budget)}
         if stage == "fit":
-            return common | asked | {"search": shared("search"), "profile": shared("profile")}
+            # A latency model from a file is the same wherever the run is continued; what the loop can measure is not.
+            where = {"target": self.target_facts(), "measured": self.measured, "scope": config["scope"]}
+            return common | asked | where | {"search": shared("search"), "profile": shared("profile")}
         if stage == "finetune":
             keys = ("finetune", "epochs", "train_batch", "seed", "min_accuracy")
             return common | {"fit": digest("fit"), **{k: config[k] for k in keys}}

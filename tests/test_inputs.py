@@ -1,0 +1,37 @@
+"""What stages record as their inputs: whatever changes their result has to be among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import scripted
+
+
+def opened(folder: Path) -> Any:
+    """A copied run, opened again and not started."""
+    given = yaml.safe_load((folder / "config.yaml").read_text())["weights"]
+    return scripted.start(folder, weights=given)
+
+
+@pytest.mark.parametrize("change", ["attached", "backend", "scope", "runnable"])
+def test_a_fit_depends_on_where_it_was_measured(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The latency model may come from a file, so it does not change when the hardware is attached after all."""
+    running = opened(copied())
+    (budget,) = running.runs
+    assert budget.space.current("fit", running.inputs("fit", budget))
+    if change == "attached":
+        running.target = running.target.with_(attached=False)
+    elif change == "scope":
+        running.config = running.config.model_copy(update={"scope": "end_to_end"})
+    elif change == "backend":
+        monkeypatch.setattr(scripted.Scripted, "version", lambda _: "another")
+    else:
+        monkeypatch.setattr(scripted.Scripted, "runnable", lambda *_: "the driver is missing")
+    assert not budget.space.current("fit", running.inputs("fit", budget))
