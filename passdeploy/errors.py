@@ -22,6 +22,10 @@ class BadInput(PassdeployError):
     exit_code = 2
 
 
+class NotWritten(BadInput):
+    """The disk takes no more: whatever comes next would fail as well."""
+
+
 class NotEquivalent(PassdeployError):
     """A step does not compute the same function as the one before it (exit 1, nothing is shipped)."""
 

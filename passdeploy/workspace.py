@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, NotWritten
 
 RECORD = "stage.json"
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise BadInput(
+        raise NotWritten(
             f"{path}: cannot be written ({error.strerror}); free some space or choose another --out, then run again: "
             "what was finished is kept"
         ) from None
@@ -186,7 +186,7 @@ class Workspace:
         try:
             body(partial)
         except (OSError, SafetensorError) as error:
-            raise BadInput(
+            raise NotWritten(
                 f"{partial}: writing failed ({getattr(error, 'strerror', None) or error}); free some space, then run "
                 "again: what was finished is kept"
             ) from error

@@ -7,6 +7,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -18,8 +19,9 @@ from passdeploy.compare.runner import Arm, Outcome, Plan, arms_of, run_plan
 from passdeploy.compare.statistics import budgets, cells, curve, equal_accuracy, mean, speed_at, t95
 from passdeploy.compare.table import markdown
 from passdeploy.config import make_config
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, NotWritten
 from passdeploy.reporting import format as f
+from passdeploy.search import method as search_method
 from tests import scripted
 
 ROW = Row(
@@ -113,6 +115,26 @@ def test_budgets_from_easy_to_hard() -> None:
     given = [replace(ROW, budget=budget) for budget in ("10x", "2x", "1.5x")]
     assert budgets(given) == ["1.5x", "2x", "10x"]
     assert budgets([replace(ROW, budget=budget) for budget in ("2ms", "8ms")]) == ["8ms", "2ms"]
+    assert budgets([replace(ROW, budget=budget) for budget in ("800us", "0.01s", "5ms")]) == ["0.01s", "5ms", "800us"]
+
+
+def test_means_say_when_networks_over_budget_are_in_them() -> None:
+    slow = replace(ROW, seed=1, status="over_budget", accuracy=0.92, ratio=1.9)
+    (cell,) = cells([ROW, slow], "test")
+    assert cell.accuracy is not None and cell.accuracy.n == 2 and cell.over_budget == 1
+    assert "† |" in markdown([ROW, slow], "test") and "† networks over budget" in markdown([ROW, slow], "test")
+    assert "†" not in markdown([ROW, replace(slow, status="within_budget")], "test")
+
+
+def test_what_its_engine_does_not_compute_is_in_no_mean() -> None:
+    broken = [
+        replace(row, status="not_equivalent", accuracy=0.1) if (row.method, row.seed) == ("l1", 1) else row
+        for row in rows()
+    ]
+    found = {cell.method: cell for cell in cells(broken, "test") if cell.budget == "2x"}
+    assert found["l1"].accuracy is not None and found["l1"].accuracy.n == 2 and found["l1"].seeds == 3
+    assert found["l1"].difference is not None and found["l1"].difference.n == 2
+    assert min(y for _, y in curve(broken, "l1", "test")) > 0.5
 
 
 def test_speed_at_equal_accuracy() -> None:
@@ -222,6 +244,33 @@ def test_rows_are_found_again_when_their_file_was_lost(done: tuple[Path, Outcome
     found = run_plan(plan)
     assert found.rows == [row for row in before.rows if row.method == "l1"]
     assert digests == {p: p.read_bytes() for p in (out / "l1").rglob("stage.json")}
+
+
+def test_a_method_that_fails_does_not_end_the_comparison(
+    done: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(_: object) -> NoReturn:
+        raise BadInput("training diverged: the loss is nan")
+
+    monkeypatch.setitem(search_method._REGISTRY, "diverges", diverges)
+    out, _ = done
+    arms = (Arm("diverges", "diverges"), Arm("l1", "l1"))
+    outcome = run_plan(Plan(make_config(CONFIG), arms, (0,), out, RowFile(tmp_path / "r.jsonl"), data=scripted.data()))
+    assert outcome.failed == {"diverges, seed 0": "training diverged: the loss is nan"}
+    assert {row.method for row in outcome.rows} == {"l1"}
+
+
+def test_what_cannot_be_written_ends_the_comparison(
+    done: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise NotWritten("r.jsonl: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(RowFile, "append", full)
+    out, _ = done
+    with pytest.raises(NotWritten):
+        run_plan(Plan(make_config(CONFIG), arms_of(["l1", "mdp"]), (0,), out, RowFile(tmp_path / "r.jsonl"),
+                      data=scripted.data()))  # fmt: skip
 
 
 def test_rows_of_other_settings_are_not_compared(done: tuple[Path, Outcome], tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import torch
 
 from passdeploy import cli
 from passdeploy.compare.plot import tradeoff
-from passdeploy.compare.runner import Arm
+from passdeploy.compare.runner import Arm, Outcome
 from passdeploy.compare.statistics import Mean
 from passdeploy.config import RunConfig, make_config
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.groups import find_groups
 from passdeploy.search.hypernetwork import Cuts, HyperNetwork
 from passdeploy.study import nets
@@ -177,6 +177,16 @@ def test_ablation_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     numbers = json.loads((tmp_path / "ablation.json").read_text())
     assert len(numbers["rows"]) == 2 * 2 and numbers["seeds"] == [0]
     assert (tmp_path / "ablation.svg").is_file()
+
+
+def test_a_study_goes_on_without_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = {"no depth, seed 0": "training diverged"}
+    monkeypatch.setattr("passdeploy.study.base.run_plan", lambda *_: Outcome([ROW], failed))
+    findings, page = study("ablation", make_config(CONFIG), "0", tmp_path)
+    assert findings.failed == failed and "no depth, seed 0: training diverged" in page.read_text()
+    monkeypatch.setattr("passdeploy.study.base.run_plan", lambda *_: Outcome([], failed))
+    with pytest.raises(PassdeployError, match="no depth, seed 0: training diverged"):
+        study("ablation", make_config(CONFIG), "0", tmp_path)
 
 
 def test_prompt_content_for_real(tmp_path: Path) -> None:

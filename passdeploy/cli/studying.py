@@ -84,7 +84,7 @@ def study(
 
     Example: `passdeploy study ablation --seeds 0,1,2 --out runs/study-ablation`
 
-    Started again it goes on where it was.
+    Started again it goes on where it was. Exit status: 0 all ran, 1 some failed, 2 bad input.
     """
     from passdeploy.config import DEFAULT_FILE, merge
     from passdeploy.console import Ui
@@ -98,8 +98,10 @@ def study(
     made = configuration(config, flags if configured else merge(SMALL, flags), console=not json_)
     findings, page = run_study(name, made, seeds, out or Path("runs") / f"study-{name}", to=to, ui=Ui(quiet=json_))
     if json_:
-        print_json({"study": name, "page": str(page), "conclusion": findings.conclusion, **findings.numbers})
+        found = {"study": name, "page": str(page), "conclusion": findings.conclusion, "failed": findings.failed}
+        print_json(found | findings.numbers)
     else:
         for sentence in findings.conclusion:
             out_console.print(f"- {sentence}", markup=False)
         out_console.print(str(page), markup=False, soft_wrap=True)
+    raise typer.Exit(1 if findings.failed else 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import BadInput, PassdeployError
+from passdeploy.errors import BadInput, NotWritten
 from passdeploy.workspace import write_json
 
 SPLITS = ("validation", "test")
@@ -116,7 +116,7 @@ class RowFile:
         return list({row.key: row for row in rows}.values())
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Adds rows."""
+        """Adds rows. Raises `NotWritten` when the disk takes them not."""
         new = [row.to_json() for row in rows]
         if self.path.suffix == ".json":
             write_json(self.path, self._entries() + new)
@@ -131,7 +131,7 @@ class RowFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise PassdeployError(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
+            raise NotWritten(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
 
 
 def _whole_lines(text: str) -> str:

@@ -14,7 +14,7 @@ from passdeploy.compare.rows import SPLITS, Row, RowFile
 from passdeploy.config import RunConfig, make_config, merge
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData
-from passdeploy.errors import BadInput, PassdeployError
+from passdeploy.errors import BadInput, NotWritten, PassdeployError
 from passdeploy.pipeline import BudgetRun, Run
 from passdeploy.search.method import get_method
 from passdeploy.workspace import RECORD, json_digest, read_json
@@ -192,7 +192,7 @@ class Outcome:
 
     Attributes:
         rows: All that can be compared: this plan's settings, arms and seeds.
-        failed: Arms that could not finish, with the reason.
+        failed: Runs that could not finish, with the reason.
     """
 
     rows: list[Row]
@@ -208,28 +208,28 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
         after: Called with every run that finished.
 
     Raises:
-        BadInput: The configuration can't be used; a method that fails in the run is in the outcome instead.
+        BadInput: The configuration, the network or the data can't be used, or nothing can be written. A run that fails
+            (training that diverges, a compiler that gives up) is in the outcome instead, and the others go on.
     """
     ui, data = ui or Ui(quiet=True), plan.data
     settings, failed = plan.settings(), {}
-    wanted = [(arm, seed) for seed in plan.seeds for arm in plan.arms]
-    for number, (arm, seed) in enumerate(wanted, 1):
+    wanted = [(arm, seed, plan.arm_config(arm, seed)) for seed in plan.seeds for arm in plan.arms]
+    for number, (arm, seed, config) in enumerate(wanted, 1):
         label = f"{arm.name}, seed {seed}"
-        config = plan.arm_config(arm, seed)
         there = {(row.method, row.seed, row.budget, row.settings) for row in plan.rows.read()}
         if all((arm.name, seed, budget, settings) in there for budget in config.latency):
             ui.say(f"[{number}/{len(wanted)}] {label}: in {plan.rows.path.name} already")
             continue
         ui.say(f"[{number}/{len(wanted)}] {label}")
         run = Run(config, plan.out / arm.folder / str(seed), ui, model=plan.model, data=data)
+        data = data or run.subject.data  # loaded once
         try:
-            data = data or run.subject.data  # loaded once
             share(run, plan.out / "shared")
             run.shared()
             for budget in run.runs:
                 finish(run, budget)
                 plan.rows.append(rows_of(run, budget, arm.name, settings))
-        except BadInput:
+        except NotWritten:
             raise
         except PassdeployError as error:
             failed[label] = str(error)

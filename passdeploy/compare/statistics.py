@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from passdeploy.budget import parse_budget
 from passdeploy.compare.rows import Row
 
 # Student's t, two-sided 95 %, by degrees of freedom.
@@ -55,13 +56,14 @@ class Cell:
     Attributes:
         method: Name.
         budget: As typed.
-        accuracy: Over the seeds that reached the budget.
-        ratio: Measured speed-up.
+        accuracy: Over the seeds whose network computes what its engine does; those over budget are among them.
+        ratio: Measured speed-up, over the same seeds.
         reduction: Times fewer MACs.
         seconds: Search and fine-tuning.
         seeds: Runs, those that failed included.
         statuses: One per seed.
         difference: Accuracy minus the reference's, seed by seed; None for the reference itself.
+        over_budget: How many of the seeds in `accuracy` are over budget: their accuracy is that of a slower network.
     """
 
     method: str
@@ -73,16 +75,13 @@ class Cell:
     seeds: int
     statuses: tuple[str, ...]
     difference: Mean | None
+    over_budget: int
 
 
-def _speed(text: str) -> float:
-    """Budgets by how fast they ask to be: ``3x`` after ``2x``."""
-    number = text.rstrip("xmsunµ")
-    try:
-        value = float(number)
-    except ValueError:
-        return 0.0
-    return value if text.endswith("x") else -value
+def _speed(text: str) -> tuple[bool, float]:
+    """Budgets by how fast they ask to be: ``3x`` after ``2x``, ``800us`` after ``5ms``; factors after times."""
+    asked = parse_budget(text)
+    return (asked.speedup is not None, asked.speedup or -(asked.latency_ms or 0.0))
 
 
 def budgets(rows: Sequence[Row]) -> list[str]:
@@ -98,7 +97,7 @@ def reference_of(rows: Sequence[Row]) -> str | None:
 
 def cells(rows: Sequence[Row], split: str, reference: str | None = None) -> list[Cell]:
     """All methods at all budgets, best first within a budget."""
-    rows = [row for row in rows if row.split == split]
+    rows = [_judged(row) for row in rows if row.split == split]
     reference = reference or reference_of(rows)
     found = []
     for budget in budgets(rows):
@@ -124,10 +123,16 @@ def cells(rows: Sequence[Row], split: str, reference: str | None = None) -> list
                     seeds=len(own),
                     statuses=tuple(row.status for row in own),
                     difference=None if method == reference else mean(pairs),
+                    over_budget=sum(row.status == "over_budget" and row.accuracy is not None for row in own),
                 )
             )
         found += sorted(here, key=lambda cell: -(cell.accuracy.value if cell.accuracy else -1.0))
     return found
+
+
+def _judged(row: Row) -> Row:
+    """Without the accuracy of a network that its engine does not compute: nothing of it was shipped."""
+    return replace(row, accuracy=None, ratio=None, macs=None) if row.status == "not_equivalent" else row
 
 
 def speed_at(curve: Sequence[tuple[float, float]], accuracy: float) -> float | None:
@@ -151,12 +156,14 @@ def speed_at(curve: Sequence[tuple[float, float]], accuracy: float) -> float | N
 
 def curve(rows: Sequence[Row], method: str, split: str) -> list[tuple[float, float]]:
     """(speed-up or reduction, accuracy), means over seeds per budget, from the dense network on."""
-    own = [row for row in rows if row.split == split and row.method == method]
+    own = [_judged(row) for row in rows if row.split == split and row.method == method]
     if not own:
         return []
     points = [(1.0, math.fsum(row.dense_accuracy for row in own) / len(own))]
     for budget in budgets(own):
-        at = [(x, row.accuracy) for row in own if row.budget == budget and (x := place(row)) and row.accuracy]
+        at = [
+            (x, row.accuracy) for row in own if row.budget == budget and (x := place(row)) and row.accuracy is not None
+        ]
         if at:
             points.append((math.fsum(x for x, _ in at) / len(at), math.fsum(y for _, y in at) / len(at)))
     return sorted(points)
@@ -188,7 +195,7 @@ class EqualAccuracy:
 
 def equal_accuracy(rows: Sequence[Row], split: str, reference: str | None = None) -> list[EqualAccuracy]:
     """Speed-up at equal accuracy, by interpolation over the budgets."""
-    rows = [row for row in rows if row.split == split]
+    rows = [_judged(row) for row in rows if row.split == split]
     reference = reference or reference_of(rows)
     found = []
     for budget in budgets(rows):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 HEAD = ("method", "accuracy, %", "against {}", "speed-up", "MACs", "search + tuning", "outcome")
+OVER = "†"
+"""Beside an accuracy to which a network that is slower than was asked has contributed."""
 
 
 def _share(value: Mean | None, sign: bool = False) -> str:
@@ -22,6 +24,10 @@ def _share(value: Mean | None, sign: bool = False) -> str:
         return f.NONE
     middle = f"{100 * value.value:+.2f}" if sign else f"{100 * value.value:.2f}"
     return (middle + (f" ± {100 * value.half:.2f}" if value.half is not None else "")).replace("-", f.MINUS)
+
+
+def _accuracy(cell: Cell) -> str:
+    return _share(cell.accuracy) + (f" {OVER}" if cell.over_budget else "")
 
 
 def _outcome(cell: Cell) -> str:
@@ -37,7 +43,7 @@ def lines(found: Sequence[Cell], budget: str) -> list[tuple[str, ...]]:
     return [
         (
             cell.method,
-            _share(cell.accuracy),
+            _accuracy(cell),
             _share(cell.difference, sign=True),
             f.times(cell.ratio.value if cell.ratio else None),
             f.times(cell.reduction.value if cell.reduction else None),
@@ -81,9 +87,11 @@ def note(rows: Sequence[Row], split: str) -> str:
         if len(steps) == 1
         else (f"Training steps: {steps[0]} to {steps[-1]}. " if steps else "")
     )
+    slow = any(row.status == "over_budget" and row.split == split and row.accuracy is not None for row in rows)
+    over = f"{OVER} networks over budget are in the mean. " if slow else ""
     return (
         f"{rows[0].model} on {rows[0].data}, {split} split, seed{'s' if len(seeds) > 1 else ''} "
-        f"{', '.join(map(str, seeds))}; {rows[0].device}. {shared}{interval}"
+        f"{', '.join(map(str, seeds))}; {rows[0].device}. {shared}{interval}{over}"
         + ("Speed-ups are measured on the compiled engines, interleaved with the dense one."
            if rows[0].axis == "latency"
            else "Budgets are in MACs; speed-ups are measured, but nothing was steered by them.")

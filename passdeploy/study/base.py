@@ -22,6 +22,7 @@ from passdeploy.config import RunConfig
 from passdeploy.console import Ui
 from passdeploy.errors import BadInput, PassdeployError, nearest
 from passdeploy.pipeline import Run
+from passdeploy.reporting.markdown import escape
 from passdeploy.workspace import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Lab:
         model: A factory or a network instead of the configuration's.
         data: A data set instead of the configuration's.
         to: A second data set, for studies that need one.
+        failed: Runs that could not finish, with the reason; the study goes on without them.
     """
 
     config: RunConfig
@@ -52,6 +54,7 @@ class Lab:
     model: Model | None = None
     data: ImageData | None = None
     to: str | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
     def run(
         self,
@@ -74,7 +77,7 @@ class Lab:
             after: Called with every run that finished now.
 
         Raises:
-            PassdeployError: An arm failed; what is finished is kept.
+            PassdeployError: All of them failed.
         """
         out = self.out / folder if folder else self.out
         plan = Plan(
@@ -82,9 +85,10 @@ class Lab:
             model if model is not None else self.model, data if data is not None else self.data,
         )  # fmt: skip
         outcome = run_plan(plan, self.ui, after)
-        if outcome.failed:
-            arm, why = next(iter(outcome.failed.items()))
-            raise PassdeployError(f"{len(outcome.failed)} of the study's runs failed; {arm}: {why}")
+        self.failed |= {f"{folder}: {run}" if folder else run: why for run, why in outcome.failed.items()}
+        if not outcome.rows and outcome.failed:
+            run, why = next(iter(outcome.failed.items()))
+            raise PassdeployError(f"all {len(outcome.failed)} runs of the study failed; {run}: {why}")
         return outcome.rows
 
 
@@ -100,6 +104,7 @@ class Findings:
         sections: Further Markdown, (title, text) each.
         numbers: Further numbers for the JSON file.
         figures: Further figures, by file name without its ending.
+        failed: Runs that could not finish, with the reason.
     """
 
     question: str
@@ -109,6 +114,7 @@ class Findings:
     sections: list[tuple[str, str]] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Markup] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 Study = Callable[[Lab], Findings]
@@ -209,6 +215,9 @@ def write(name: str, findings: Findings, lab: Lab) -> Path:
         *(f"![{stem}]({stem}.svg)" for stem in figures),
         *(f"## {title}\n\n{text}" for title, text in findings.sections),
     ]
+    if findings.failed:
+        lost = "\n".join(f"- {escape(run)}: {escape(why)}" for run, why in findings.failed.items())
+        parts.append(f"## Not finished\n\n{lost}")
     if findings.rows:
         parts.append("## Results\n\n" + markdown(findings.rows, SPLIT, findings.reference))
     write_atomic(lab.out / f"{name}.md", "\n\n".join(parts).rstrip() + "\n")
@@ -223,6 +232,7 @@ def write(name: str, findings: Findings, lab: Lab) -> Path:
             "seeds": list(lab.seeds),
             "note": note(findings.rows, SPLIT) if findings.rows else "",
             "numbers": findings.numbers,
+            "failed": findings.failed,
             "cells": [dataclasses.asdict(cell) for cell in cells(findings.rows, SPLIT, findings.reference)],
             "rows": [row.to_json() for row in findings.rows],
         },

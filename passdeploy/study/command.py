@@ -29,7 +29,7 @@ def study(
     model: Model | None = None,
     data: ImageData | None = None,
 ) -> tuple[Findings, Path]:
-    """Runs a study and writes its page.
+    """Runs a study and writes its page, which says what could not finish.
 
     Args:
         name: Of the study.
@@ -50,4 +50,5 @@ def study(
     body = get_study(name)
     lab = Lab(config, parse_seeds(seeds), out, ui or Ui(quiet=True), model, data, to)
     findings = body(lab)
+    findings.failed = lab.failed
     return findings, write(name, findings, lab)

@@ -111,7 +111,7 @@ def prompt_content(lab: Lab) -> Findings:
     lab.config = lab.config.model_copy(update={"latency": lab.config.latency[:1]})
     rows = lab.run([ARM])
     found: dict[str, dict[str, Any]] = {}
-    for seed in lab.seeds:
+    for seed in sorted({row.seed for row in rows}):
         config = lab.config.model_copy(update={"method": ARM.method, "seed": seed})
         run = Run(config, lab.out / ARM.folder / str(seed), lab.ui, model=lab.model, data=lab.data)
         found[str(seed)] = moves(run)

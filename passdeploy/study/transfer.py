@@ -60,7 +60,7 @@ def transfer(lab: Lab) -> Findings:
         target = datasets.load(lab.to, size=lab.config.input_size)
     (seed, *_) = lab.seeds
     found_on = lab.config.model_copy(update={"data": source.name, "seed": seed})
-    there = Lab(found_on, (seed,), lab.out, lab.ui, lab.model)
+    there = Lab(found_on, (seed,), lab.out, lab.ui, lab.model, failed=lab.failed)
     first = there.run([PASS], folder="source", data=source)
     names = _register(lab.out / "source" / PASS.folder / str(seed))
     arms = [

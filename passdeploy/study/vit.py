@@ -49,8 +49,9 @@ def vit(lab: Lab) -> Findings:
                     text = f"{100 * change.value:+.2f} points of {100 * dense:.2f} %"
                     conclusion.append(f"{short} at {budget}, {arm.name}: {text}.")
                 else:
-                    (cell,) = [c for c in cells(rows, SPLIT, "pass") if (c.method, c.budget) == (arm.name, budget)]
-                    conclusion.append(f"{short} at {budget}, {arm.name}: {cell.statuses[0].replace('_', ' ')}.")
+                    at = [c for c in cells(rows, SPLIT, "pass") if (c.method, c.budget) == (arm.name, budget)]
+                    why = at[0].statuses[0].replace("_", " ") if at else "did not finish"
+                    conclusion.append(f"{short} at {budget}, {arm.name}: {why}.")
         conclusion += [f"{short}: {sentence}" for sentence in differences(rows, "pass")]
         sections.append((short, markdown(rows, SPLIT, "pass")))
     numbers["rows"] = [row.to_json() for row in everything]
