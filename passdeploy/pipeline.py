@@ -5,12 +5,14 @@ dense -> profile -> search -> alternatives -> per budget: fit -> finetune -> com
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +21,14 @@ from safetensors.torch import load_file
 
 from passdeploy.budget import FASTEST, Budget, parse_budgets
 from passdeploy.config import RunConfig, differing_keys
+from passdeploy.config import load_file as load_config
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData, evenly
 from passdeploy.engines._quantize import CALIBRATION_IMAGES
 from passdeploy.engines.base import get_backend
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.export import OnnxSlicer
+from passdeploy.locking import exclusive
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
 from passdeploy.search.method import get_method
@@ -33,10 +37,21 @@ from passdeploy.stages.common import slicer
 from passdeploy.stages.proof import exact
 from passdeploy.subject import Model, Subject, load_subject
 from passdeploy.targets import Target, resolve
-from passdeploy.workspace import Workspace, copy_file, json_digest, read_json, sha256, write_atomic
+from passdeploy.workspace import (
+    CONFIG,
+    Workspace,
+    copy_file,
+    is_run_directory,
+    json_digest,
+    read_json,
+    sha256,
+    write_atomic,
+)
 
 # Keys that change what is printed, required or shown beside it, not what the run itself computes.
 NOT_INPUTS = ("require_measured", "alternatives")
+P = ParamSpec("P")
+T = TypeVar("T")
 SHARED_STAGES, BUDGET_STAGES = tuple(SHARED), tuple(PER_BUDGET)
 
 
@@ -46,6 +61,17 @@ def version() -> str:
         return importlib.metadata.version("passdeploy")
     except importlib.metadata.PackageNotFoundError:
         return "0+unknown"
+
+
+def _alone(method: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
+    """A method of a run that writes: no other process may work in the run directory meanwhile."""
+
+    @functools.wraps(method)
+    def call(self: Run, /, *arguments: P.args, **named: P.kwargs) -> T:
+        with exclusive(self.space.root):
+            return method(self, *arguments, **named)
+
+    return call
 
 
 @dataclass
@@ -111,14 +137,15 @@ class Run:
                 f"--require-measured: target {self.target.name} is not attached, so this run will end with exit 1."
             )
         self.space = Workspace(out)
-        if not fresh:
-            self._check_config()
-        # What can't be used is said before anything is deleted, and before a folder is bound to this configuration.
-        _ = self.subject
-        if fresh:
-            self.space.clear()
-        if not (out / "config.yaml").exists():
-            write_atomic(out / "config.yaml", yaml.safe_dump(config.to_json(), sort_keys=False))
+        with exclusive(out):
+            if not fresh:
+                self._check_config()
+            # What can't be used is said before anything is deleted, and before a folder is bound to this configuration.
+            _ = self.subject
+            if fresh:
+                self.space.clear()
+            if not (out / CONFIG).exists():
+                write_atomic(out / CONFIG, yaml.safe_dump(config.to_json(), sort_keys=False))
         several = len(self.budgets) > 1
         self.runs = [
             BudgetRun(i, budget, Workspace(out / budget.asked) if several else self.space)
@@ -164,14 +191,20 @@ class Run:
 
     def _check_config(self) -> None:
         """Refuses a run directory of another configuration, saying which keys differ."""
-        path = self.space.root / "config.yaml"
+        path = self.space.root / CONFIG
         mine = {k: v for k, v in self.config.to_json().items() if k not in NOT_INPUTS}
         if path.exists():
+            # Before --fresh is recommended: it deletes the folder.
+            if not is_run_directory(self.space.root):
+                raise BadInput(
+                    f"--out {self.space.root}: is not a run directory, since its {CONFIG} is something else's; "
+                    "give another folder"
+                )
             try:
-                theirs = yaml.safe_load(path.read_text())
-            except (OSError, yaml.YAMLError) as error:
-                raise BadInput(f"{path}: cannot be read ({error}); add --fresh to start over") from None
-            theirs = {k: v for k, v in (theirs or {}).items() if k not in NOT_INPUTS}
+                theirs = load_config(path)
+            except BadInput:
+                raise BadInput(f"{path}: can no longer be read as a configuration; add --fresh to start over") from None
+            theirs = {k: v for k, v in theirs.items() if k not in NOT_INPUTS}
             different = differing_keys(theirs, mine)
             if different:
                 raise BadInput(
@@ -246,6 +279,7 @@ class Run:
 
     # --- running ------------------------------------------------------------------------------------------------
 
+    @_alone
     def stage(self, name: str, run: BudgetRun | None = None) -> None:
         """Runs one stage; unchanged ones are kept."""
         space = self.space if run is None else run.space
@@ -257,6 +291,7 @@ class Run:
         with self.ui.stage(name):
             space.run(name, inputs, body)
 
+    @_alone
     def shared(self, until: str = SHARED_STAGES[-1]) -> None:
         """The stages that all budgets share."""
         if self.subject.weights is None and not self.latency_only and self.space.record("dense") is None:
@@ -268,6 +303,7 @@ class Run:
             if name != "alternatives" or self.wants_alternatives:
                 self.stage(name)
 
+    @_alone
     def budget_stages(self, run: BudgetRun, until: str = "ship") -> None:
         """The stages of one budget; what comes after a failed one is left out, but for the report."""
         for name in BUDGET_STAGES[: BUDGET_STAGES.index(until) + 1]:
@@ -275,6 +311,7 @@ class Run:
                 continue
             self.stage(name, run)
 
+    @_alone
     def run_until(self, name: str) -> list[BudgetRun]:
         """One stage and those before it, alone; what is then up to date is offered as final copies.
 
@@ -336,6 +373,7 @@ class Run:
         self.publish(run)
         return load_report(run.space.folder("report") / "report.json")
 
+    @_alone
     def run(self) -> list[Report]:
         """Everything; one report for each of `self.answers`."""
         self.shared()
@@ -372,6 +410,7 @@ class Run:
             good.add(name)
         return good
 
+    @_alone
     def publish(self, run: BudgetRun, root: Path | None = None, until: str = BUDGET_STAGES[-1]) -> None:
         """Puts the final copies where the design promises them: into the budget's folder, or into `root`.
 

@@ -17,12 +17,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 
-from passdeploy.errors import BadInput, NotWritten
+from passdeploy.errors import BadInput
+from passdeploy.locking import LOCK
 
 RECORD = "stage.json"
 MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = "passdeploy.manifest/1"
+CONFIG = "config.yaml"
 SCRATCH_SUFFIXES = (".ckpt", ".tmp")
 
 
@@ -54,7 +58,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise NotWritten(
+        raise BadInput(
             f"{path}: cannot be written ({error.strerror}); free some space or choose another --out, then run again: "
             "what was finished is kept"
         ) from None
@@ -96,6 +100,21 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return record if intact else None
 
 
+def is_run_directory(root: Path) -> bool:
+    """Whether a folder is a run's: other programs, too, call their files ``config.yaml`` and ``manifest.json``."""
+    from passdeploy.config import RunConfig
+
+    with contextlib.suppress(OSError, ValueError):
+        manifest = json.loads((root / MANIFEST).read_text())
+        if isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA:
+            return True
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        config = yaml.safe_load((root / CONFIG).read_text())
+        # A run records every key; a configuration that somebody wrote beside their own files names some.
+        return isinstance(config, dict) and set(config) == set(RunConfig.model_fields)
+    return False
+
+
 class Workspace:
     """A run directory, or the folder of one budget in it.
 
@@ -118,15 +137,12 @@ class Workspace:
 
     def clear(self) -> None:
         """Removes all that runs wrote here; refuses a folder that is not a run directory."""
-        if (
-            any(self.root.iterdir())
-            and not (self.root / MANIFEST).exists()
-            and not (self.root / "config.yaml").exists()
-        ):
+        children = [child for child in self.root.iterdir() if child.name != LOCK]
+        if children and not is_run_directory(self.root):
             raise BadInput(
                 f"--out {self.root}: is not a run directory and not empty; --fresh would delete what is in it"
             )
-        for child in self.root.iterdir():
+        for child in children:
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
             else:
@@ -186,7 +202,7 @@ class Workspace:
         try:
             body(partial)
         except (OSError, SafetensorError) as error:
-            raise NotWritten(
+            raise BadInput(
                 f"{partial}: writing failed ({getattr(error, 'strerror', None) or error}); free some space, then run "
                 "again: what was finished is kept"
             ) from error
@@ -220,7 +236,7 @@ class Workspace:
         for path in sorted(self.root.glob(f"*/{RECORD}")):
             record = read_json(path)
             stages[path.parent.name] = {key: record[key] for key in ("inputs", "outputs", "seconds")}
-        manifest = {"schema": "passdeploy.manifest/1", "stages": stages}
+        manifest = {"schema": MANIFEST_SCHEMA, "stages": stages}
         path = self.root / MANIFEST
         if not path.exists() or read_json(path) != manifest:
             write_json(path, manifest)
