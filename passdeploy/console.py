@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+REDRAW = 0.1
+"""Seconds between two redrawings of the progress bar."""
 
 STAGES = {
     "dense": "the dense network and its accuracy",
@@ -35,6 +38,7 @@ class Ui:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
+        self._drawn = 0.0
 
     def say(self, sentence: str) -> None:
         """One plain sentence."""
@@ -46,11 +50,10 @@ class Ui:
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[None]:
-        """Shows a stage while it runs."""
+        """Shows a stage while it runs; its steps redraw it, since a thread would be timed with the engines."""
         title = STAGES.get(stage, stage)
         start = time.monotonic()
         with Progress(
-            SpinnerColumn(),
             TextColumn(f"{stage:<9} {{task.description}}"),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
@@ -59,6 +62,7 @@ class Ui:
             TextColumn("{task.fields[state]}"),
             console=self.console,
             transient=True,
+            auto_refresh=False,
             disable=self.console.quiet or not self.console.is_terminal,
         ) as self._progress:
             self._task = self._progress.add_task(title, total=None, state="")
@@ -72,9 +76,11 @@ class Ui:
 
     def step(self, done: int, total: int, state: str = "") -> None:
         """Progress inside the current stage."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, state=state)
         now = time.monotonic()
+        if self._progress is not None and self._task is not None:
+            due = now - self._drawn >= REDRAW or done >= total
+            self._progress.update(self._task, completed=done, total=total, state=state, refresh=due)
+            self._drawn = now if due else self._drawn
         if not self.console.is_terminal and not self.console.quiet and now - self._last_line > 20:
             self._last_line = now
             self.say(f"  {done}/{total} {state}")
