@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,14 +78,39 @@ class Subject:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the architecture, and the weights when they were given."""
-        h = hashlib.sha256()
+        """SHA-256 over the architecture, and the weights when they were given.
+
+        Networks whose parameters have the same shapes need not be the same function: strides, activations and what
+        `forward` does with them count as well. What `forward` calls outside its class is not seen.
+        """
+        h = hashlib.sha256(_described(self.network).encode())
+        h.update(repr(self.operators).encode())
         for name, tensor in self.network.state_dict().items():
             h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             if self.weights is not None:
-                h.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b"")
+                h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         h.update(repr([(group.name, group.units) for group in self.groups.groups]).encode())
         return h.hexdigest()
+
+
+def _described(network: nn.Module) -> str:
+    """Modules, their plain attributes, and the source of their classes where there is one; the same in each process."""
+    parts = [repr(network)]
+    for name, module in network.named_modules():
+        values = {key: value for key, value in vars(module).items() if key != "training" and _is_plain(value)}
+        parts.append(f"{name} {type(module).__qualname__} {sorted(values.items())}")
+    kinds = {kind for module in network.modules() for kind in type(module).__mro__}
+    for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
+        if kind is not object and kind.__module__.split(".")[0] != "torch":
+            with contextlib.suppress(OSError, TypeError):  # typed into a console, or made while running
+                parts.append(inspect.getsource(kind))
+    return re.sub(r"0x[0-9a-f]+", "", "\n".join(parts))  # where a function lies in memory
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _load_data(given: str | ImageData, config: RunConfig) -> ImageData:

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+import torch
+from torch import nn
 
 from passdeploy.config import make_config
 from passdeploy.errors import BadInput
 from passdeploy.subject import load_subject
 from tests import scripted
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("prompt", [{"kind": "expansive"}, {"kind": "expansive", "width": 6}])
@@ -16,3 +26,80 @@ def test_an_expansive_prompt_has_to_leave_an_image(prompt: dict[str, object]) ->
     load_subject(
         config.model_copy(update={"prompt": config.prompt.model_copy(update={"width": 5})}), data=scripted.data()
     )
+
+
+class Bent(nn.Module):
+    """conv - activation - linear; all variants have parameters of the same names and shapes."""
+
+    steps: torch.Tensor
+
+    def __init__(self, stride: int = 1, activation: nn.Module | None = None, scale: float = 1.0) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 8, 3, stride=stride, padding=1)
+        self.bend, self.scale = activation or nn.ReLU(), scale
+        self.two, self.pool, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Linear(8, 3)
+        self.register_buffer("steps", torch.tensor(1.0))
+
+    def extra_repr(self) -> str:
+        return repr(torch.nn.functional.relu)  # with its address
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (N, 3, H, W) to logits (N, 3)."""
+        x = self.two(self.bend(self.one(x))) * self.scale
+        return self.head(self.pool(x).flatten(1))
+
+
+class Squared(Bent):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * x)
+
+
+def digest(model: Callable[[], nn.Module] | nn.Module) -> str:
+    config = make_config({"model": "<Bent>", "data": "stripes"})
+    return load_subject(config, model=model, data=scripted.data()).digest
+
+
+def test_the_digest_tells_networks_apart_whose_parameters_have_the_same_shapes() -> None:
+    variants: list[Callable[[], nn.Module]] = [
+        Bent,
+        lambda: Bent(stride=2),
+        lambda: Bent(activation=nn.GELU()),
+        lambda: Bent(scale=0.5),
+        Squared,
+    ]
+    assert len({digest(make) for make in variants}) == len(variants)
+    assert digest(Bent) == digest(lambda: Bent()), "made again, it is the same"
+
+
+def test_the_digest_covers_the_weights_that_were_given() -> None:
+    network = Bent()
+    before = digest(network)
+    assert digest(network) == before
+    network.steps.fill_(2)  # a scalar
+    assert digest(network) != before
+
+
+def test_the_digest_is_the_same_in_another_process() -> None:
+    script = "from tests.test_subject import Bent, digest; print(digest(Bent))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == digest(Bent)
+
+
+def test_the_digest_follows_the_source(tmp_path: Path) -> None:
+    """The same class of the same file, whose forward was edited between two sessions."""
+    seen = []
+    for body in ("x.relu()", "x.sigmoid()"):
+        (tmp_path / "edited.py").write_text(
+            "from tests.test_subject import Bent\n"
+            "class Net(Bent):\n"
+            "    def forward(self, x):\n"
+            f"        return super().forward({body})\n"
+        )
+        script = "import edited; from tests.test_subject import digest; print(digest(edited.Net))"
+        path = os.pathsep.join([str(tmp_path), str(ROOT)])
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        seen.append(done.stdout)
+    assert seen[0] != seen[1]
