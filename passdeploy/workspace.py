@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, NotWritten
 from passdeploy.locking import LOCK
 
 RECORD = "stage.json"
@@ -58,7 +58,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise BadInput(
+        raise NotWritten(
             f"{path}: cannot be written ({error.strerror}); free some space or choose another --out, then run again: "
             "what was finished is kept"
         ) from None
@@ -202,7 +202,7 @@ class Workspace:
         try:
             body(partial)
         except (OSError, SafetensorError) as error:
-            raise BadInput(
+            raise NotWritten(
                 f"{partial}: writing failed ({getattr(error, 'strerror', None) or error}); free some space, then run "
                 "again: what was finished is kept"
             ) from error
