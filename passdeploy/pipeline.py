@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -29,6 +28,7 @@ from passdeploy.engines.base import get_backend
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.export import OnnxSlicer
 from passdeploy.locking import exclusive
+from passdeploy.publishing import offer_folder, withdraw_folder
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
 from passdeploy.search.method import get_method
@@ -443,14 +443,10 @@ class Run:
         if dense.exists():
             copy_file(dense, self.space.root / "dense.onnx")
         for name, source in (("engine", folder("compile") / "engine"), ("bundle", folder("ship") / "bundle")):
-            temporary = root / f".{name}.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            if source.parent.name in good and source.exists():
-                shutil.copytree(source, temporary)
-                shutil.rmtree(root / name, ignore_errors=True)
-                temporary.rename(root / name)
-            else:
-                shutil.rmtree(root / name, ignore_errors=True)
+            if source.parent.name not in good or not source.exists():
+                withdraw_folder(root / name)
+            elif said := offer_folder(source, root / name):
+                self.ui.say(said)
         if (root / "masked").is_dir():
             from passdeploy.masked import attach
 
