@@ -273,8 +273,8 @@ class Run:
             return common | {"finetune": digest("finetune"), "target": self.target_facts()}
         if stage == "bench":
             return common | asked | beside | {"compile": digest("compile"), "scope": config["scope"]}
-        before = BUDGET_STAGES[: BUDGET_STAGES.index(stage)]
-        upstream = {name: digest(name) for name in before if name not in self._skipped(run)}
+        before, skipped = BUDGET_STAGES[: BUDGET_STAGES.index(stage)], self._skipped(run)
+        upstream = {name: digest(name) for name in before if name not in skipped}
         return common | asked | upstream | beside | {"search": shared("search"), "config": json_digest(config)}
 
     # --- running ------------------------------------------------------------------------------------------------

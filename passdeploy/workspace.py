@@ -29,14 +29,26 @@ MANIFEST_SCHEMA = "passdeploy.manifest/1"
 CONFIG = "config.yaml"
 SCRATCH_SUFFIXES = (".ckpt", ".tmp")
 
+_SETTLED_NS = 2_000_000_000
+"""Clocks of file systems are coarse: a file changed less than this ago could be changed again without a new time."""
+_digests: dict[Path, tuple[tuple[int, ...], str]] = {}
+"""What this process has hashed, by path: the file's size, times and inode, and its digest."""
+
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    h = hashlib.sha256()
+    """Hex digest of a file; one that nobody has touched since is not read again."""
+    path = path.absolute()
+    facts = path.stat()
+    state = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev)
+    known = _digests.get(path)
+    if known is not None and known[0] == state:
+        return known[1]
+    now = time.time_ns()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            h.update(chunk)
-    return h.hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if now - max(facts.st_mtime_ns, facts.st_ctime_ns) > _SETTLED_NS:
+        _digests[path] = state, digest
+    return digest
 
 
 def json_digest(value: object) -> str:
@@ -86,16 +98,24 @@ def _is_scratch(path: Path) -> bool:
     return path.name.startswith(".") or path.suffix in SCRATCH_SUFFIXES
 
 
-def _finished(folder: Path) -> dict[str, Any] | None:
-    """The record of a stage's folder; None when there is none or the files are not as recorded."""
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    """The record of a stage's folder, whatever its files are like; None when there is none."""
     path = folder / RECORD
     if not path.exists():
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        outputs: Mapping[str, str] = record["outputs"]
-    except (OSError, ValueError, KeyError):
+        return record if isinstance(record["outputs"], dict) and "inputs" in record else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The record of a stage's folder; None when there is none or the files are not as recorded."""
+    record = _recorded(folder)
+    if record is None:
+        return None
+    outputs: Mapping[str, str] = record["outputs"]
     intact = all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in outputs.items())
     return record if intact else None
 
@@ -170,7 +190,7 @@ class Workspace:
 
     def seconds(self, stage: str) -> float:
         """How long the stage took, all its attempts together."""
-        record = self.record(stage)
+        record = _recorded(self.folder(stage))
         return float(record["seconds"]) if record else 0.0
 
     def run(self, stage: str, inputs: Mapping[str, Any], body: Callable[[Path], None]) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +74,57 @@ def test_what_is_damaged_is_made_again(space: Workspace, damage: str) -> None:
         space.digest("s")
     assert space.run("s", {}, write)
     assert space.digest("s") == before
+
+
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if nothing had been written in the last seconds."""
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10**10)
+
+
+def test_files_that_nobody_touches_are_hashed_once(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    space.run("s", {"x": 1}, write)
+    settled(monkeypatch)
+    hashed: list[str] = []
+    real = hashlib.file_digest
+
+    def counted(file: Any, name: str) -> Any:
+        hashed.append(Path(file.name).name)
+        return real(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    assert space.seconds("s") >= 0
+    assert hashed == [], "how long it took stands in the record"
+    for _ in range(3):
+        assert space.current("s", {"x": 1})
+        space.digest("s")
+    assert sorted(hashed) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("how", ["in place", "replaced", "dated back"])
+def test_a_hashed_file_that_changes_is_seen(space: Workspace, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    space.run("s", {}, write)
+    settled(monkeypatch)
+    assert space.record("s") is not None
+    file = space.folder("s") / "a.txt"
+    before = file.stat()
+    time.sleep(0.02)  # more than a tick of the file system's clock
+    if how == "replaced":
+        (file.parent / "new").write_text("A")
+        (file.parent / "new").replace(file)
+    else:
+        file.write_text("A")  # of the same length
+        if how == "dated back":
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert space.record("s") is None
+
+
+def test_what_was_just_written_is_hashed_again(space: Workspace) -> None:
+    """Within a tick of the file system's clock a second change leaves no trace but the content."""
+    space.run("s", {}, write)
+    for text in "xyza":
+        (space.folder("s") / "a.txt").write_text(text)
+        assert (space.record("s") is not None) == (text == "a")
 
 
 def test_an_interrupted_stage_is_continued(space: Workspace) -> None:
