@@ -234,6 +234,16 @@ def test_a_full_disk(space: Workspace) -> None:
     assert space.run("s", {}, write)
 
 
+def test_what_is_not_the_disks_fault_is_said_as_it_is(space: Workspace, tmp_path: Path) -> None:
+    def gone(folder: Path) -> None:
+        (tmp_path / "photos" / "cat.png").read_bytes()
+
+    with pytest.raises(BadInput, match=r"^s: .*No such file or directory: .*cat\.png'$") as refused:
+        space.run("s", {}, gone)
+    assert "free some space" not in str(refused.value)
+    assert space.run("s", {}, write)
+
+
 def test_an_atomic_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.json"
     write_json(file, {"a": 1})
