@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from passdeploy.budget import Budget
+from passdeploy.budget import INTERVAL_SLACK, Budget
 from passdeploy.environment import environment
 from passdeploy.explain import group_sections, why_not_faster
 from passdeploy.layers import by_block
@@ -28,8 +28,6 @@ from passdeploy.workspace import json_digest, read_json
 if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
 
-INTERVAL_SLACK = 0.98
-"""A speed-up budget holds when the lower end of the ratio's interval is at least this share of it."""
 HOST_BOUND = 0.9
 """Share of the latency from which on enqueueing is as long as what is enqueued."""
 DISTURBED = 0.08
@@ -42,13 +40,14 @@ def judge(budget: Budget, bench: dict[str, Any]) -> str:
         value = bench["thin"][budget.percentile]
         return "within_budget" if value is not None and value <= budget.latency_ms else "over_budget"
     assert budget.speedup is not None
-    ratio, (low, _) = _ratio(bench)
+    ratio, low = bench["ratio"]["value"], bench["ratio"]["low"] or 0.0
     return "within_budget" if ratio >= budget.speedup and low >= INTERVAL_SLACK * budget.speedup else "over_budget"
 
 
-def _ratio(bench: dict[str, Any]) -> tuple[float, tuple[float, float]]:
-    ratio = bench["ratio"]
-    return ratio["value"], (ratio["low"] or 0.0, ratio["high"] or 0.0)
+def _ratio(bench: dict[str, Any]) -> tuple[float, tuple[float, float] | None]:
+    """A ratio with its interval; None where an end of it is not known."""
+    value, low, high = (bench["ratio"][key] for key in ("value", "low", "high"))
+    return value, None if low is None or high is None else (low, high)
 
 
 def _latency(measurement: dict[str, Any]) -> Latency:

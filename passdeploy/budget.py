@@ -15,6 +15,9 @@ SCOPES = ("engine", "end_to_end")
 OVERSHOOT = 1.06
 """The loop aims at 1.00 to this many times the asked speed-up: much faster than asked has thrown accuracy away."""
 
+INTERVAL_SLACK = 0.98
+"""A speed-up is met when the lower end of its 95 % interval is at least this share of it as well."""
+
 FASTEST = "fastest"
 """The other way round: with a minimum accuracy, the fastest structure that keeps it."""
 LADDER = ("1.25x", "1.5x", "2x", "2.5x", "3x", "4x", "5x")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from passdeploy.budget import Budget, parse_budget
+from passdeploy.budget import INTERVAL_SLACK, Budget, parse_budget
 from passdeploy.errors import BadInput, Unavailable
 from passdeploy.shipping.contents import Contents, EngineInfo
 from passdeploy.shipping.manifest import BundleManifest
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from passdeploy.engines.base import Backend, Engine
     from passdeploy.latency.measure import Comparison
     from passdeploy.targets import Target
-
-SLACK = 0.98
-"""The lower end of a speed-up's 95 % interval must reach this share of what was asked."""
 
 _MEASURED = ("unverified", "within_budget", "over_budget")
 """Statuses that a measurement can change; the others are about something else than latency."""
@@ -159,7 +156,7 @@ def judge(comparison: Comparison, budget: Budget | None, manifest: BundleManifes
         return Arrival(latency, None, manifest.status, line)
     assert budget.speedup is not None
     ratio = comparison.ratio("engine")
-    met = ratio.value >= budget.speedup and ratio.low >= SLACK * budget.speedup
+    met = ratio.value >= budget.speedup and ratio.low >= INTERVAL_SLACK * budget.speedup
     line = f"{told} on this machine, {ratio.value:.2f} times as fast as the dense graph, {budget.asked} asked"
     return Arrival(latency, ratio.to_json(), _status(met), f"{line}: {_status(met)}")
 
