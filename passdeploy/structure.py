@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,3 @@ class Structure:
             return cls.from_json(json.loads(path.read_text()))
         except (OSError, ValueError) as error:
             raise BadInput(f"{path}: cannot be read as a structure ({error})") from None
-
-
-def from_kept(units: Mapping[str, int], kept: Mapping[str, Sequence[int]]) -> Structure:
-    """Builds a structure from kept unit indices; groups that are not named are kept whole."""
-    return Structure(
-        {
-            name: tuple(i in set(kept[name]) for i in range(count)) if name in kept else (True,) * count
-            for name, count in units.items()
-        }
-    )

@@ -8,53 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from passdeploy.engines.base import Engine
 from passdeploy.errors import BadInput
+from passdeploy.workspace import write_atomic
 
 SCHEMA = "passdeploy.engine/1"
 FACTS = "engine.json"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` as a whole: a reader sees the old content or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def save_engine(engine: Engine, folder: Path) -> Path:
     """Writes ``engine<suffix>`` and ``engine.json`` into `folder`, made when absent; returns the engine's path.
 
     The engine goes first, so that an ``engine.json`` always describes a file that is there in full.
+
+    Raises:
+        NotWritten: The disk takes it not.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"engine{engine.suffix}"
-        write_atomically(path, engine.data)
-        facts = {
-            "schema": SCHEMA,
-            "backend": engine.backend,
-            "file": path.name,
-            "bytes": len(engine.data),
-            "sha256": hashlib.sha256(engine.data).hexdigest(),
-            "meta": dict(engine.meta),
-        }
-        write_atomically(folder / FACTS, (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode())
-    except OSError as error:
-        raise BadInput(f"{folder}: the engine cannot be written ({error.strerror or error})") from None
+    path = folder / f"engine{engine.suffix}"
+    write_atomic(path, engine.data)
+    facts = {
+        "schema": SCHEMA,
+        "backend": engine.backend,
+        "file": path.name,
+        "bytes": len(engine.data),
+        "sha256": hashlib.sha256(engine.data).hexdigest(),
+        "meta": dict(engine.meta),
+    }
+    write_atomic(folder / FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n")
     return path
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, NotWritten
 from passdeploy.groups import Operator
 from passdeploy.latency.features import Features
 from passdeploy.latency.model import LatencyModel, operators_digest
@@ -50,8 +50,7 @@ class ProfileCache:
     def store(self, model: LatencyModel) -> bool:
         """Keeps a model for later runs; False where nothing can be written, which is no reason to fail."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             model.save(self.path)
-        except OSError:
+        except NotWritten:
             return False
         return True

@@ -8,6 +8,7 @@ undisturbed run would have decided.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from passdeploy.errors import BadInput
+from passdeploy.workspace import write_atomic
 
 Value = dict[str, Any]
 
@@ -141,12 +143,11 @@ class MeasurementLog:
             row.update(_flat(record.value))
             rows.append(row)
         columns = list(dict.fromkeys(k for row in rows for k in row))
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns or ["purpose", "digest", "target", "repeat", "seconds"])
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns or ["purpose", "digest", "target", "repeat", "seconds"])
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(path, text.getvalue())
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

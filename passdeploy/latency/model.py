@@ -18,6 +18,7 @@ import numpy as np
 from passdeploy.errors import BadInput
 from passdeploy.latency.features import TERMS, WEIGHT_KNEES, Features
 from passdeploy.latency.regression import Fit, cross_validate, fit_base
+from passdeploy.workspace import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "passdeploy.profile/1"
 STEPS = (8, 16, 32, 64)
-NEAR = 0.15
-"""Distance (root mean square of relative widths) within which a later measurement corrects its neighbours."""
 
 
 @dataclass
@@ -45,7 +44,6 @@ class LatencyModel:
             fit.
         max_ape: The largest of these.
         repeatability: Mean relative difference between measurements of the same structure.
-        later: Measurements added after the fit: (widths, ratio).
         kind: ``measured`` here, or ``profile`` when it was read from a file.
         trust: Weights of the measurements [n]; alike if None.
     """
@@ -59,12 +57,12 @@ class LatencyModel:
     mape: float | None = None
     max_ape: float | None = None
     repeatability: float | None = None
-    later: list[tuple[np.ndarray, float]] = field(default_factory=list)
     kind: str = "measured"
     trust: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        self._collapse()
+        self._coefficients = self.base.families[self.features.family]
+        self._knees = [(knee, c) for knee, c in zip(WEIGHT_KNEES, self.base.knees, strict=True) if c > 0]
 
     @classmethod
     def fit(
@@ -118,38 +116,14 @@ class LatencyModel:
             trust=trust,
         )
 
-    def _collapse(self) -> None:
-        self._coefficients = self.base.families[self.features.family]
-        self._knees = [(knee, c) for knee, c in zip(WEIGHT_KNEES, self.base.knees, strict=True) if c > 0]
-        if self.later:
-            points = np.stack([w for w, _ in self.later])
-            log = np.log([r for _, r in self.later]) - np.log(self._base(points))
-            kernel = self._near(points, points)
-            self._later = (points, np.linalg.solve(kernel + 0.02 * np.eye(len(log)), log))
-        else:
-            self._later = (np.zeros((0, len(self.features.units))), np.zeros(0))
-
-    def _near(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        a, b = a / self.features.units, b / self.features.units
-        squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-        kernel: np.ndarray = np.exp(-squared / (2 * NEAR**2 * a.shape[1]))
-        return kernel
-
-    def _base(self, w: np.ndarray) -> np.ndarray:
+    def ratios_many(self, w: np.ndarray) -> np.ndarray:
+        """Predicted latency over the dense engine's [n], for kept units [n, groups]."""
+        w = np.asarray(w, dtype=float)
         ratio: np.ndarray = self.features.cost(w, self._coefficients) + self.base.constant
         if self._knees:
             weights = self.features.weights(w)
             for knee, c in self._knees:
                 ratio += c * np.maximum(weights - knee, 0)
-        return ratio
-
-    def ratios_many(self, w: np.ndarray) -> np.ndarray:
-        """Predicted latency over the dense engine's [n], for kept units [n, groups]."""
-        w = np.asarray(w, dtype=float)
-        ratio = self._base(w)
-        points, weights = self._later
-        if len(points):
-            ratio = ratio * np.exp(self._near(w, points) @ weights)
         return ratio
 
     def predict_many(self, w: np.ndarray) -> np.ndarray:
@@ -175,11 +149,6 @@ class LatencyModel:
             for knee, c in self._knees:
                 ratio = ratio + c * torch.relu(weights - knee)
         return ratio * self.dense_ms
-
-    def update(self, w: Sequence[float] | np.ndarray, ratio: float) -> None:
-        """Adds a measurement (latency over the dense engine's): it corrects predictions in its neighbourhood."""
-        self.later.append((np.asarray(w, dtype=float), float(ratio)))
-        self._collapse()
 
     @property
     def step(self) -> int:
@@ -212,14 +181,11 @@ class LatencyModel:
                 {"kept": [int(v) for v in w], "ratio": r, "trust": t}
                 for w, r, t in zip(self.widths, self.ratios.tolist(), trust.tolist(), strict=True)
             ],
-            "later": [{"kept": [int(v) for v in w], "ratio": r} for w, r in self.later],
         }
 
     def save(self, path: Path) -> None:
         """Writes the profile; whole or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        temporary.replace(path)
+        write_json(path, self.to_json())
 
     @classmethod
     def from_json(
@@ -242,10 +208,9 @@ class LatencyModel:
                 raise BadInput("profile: holds a latency that is not above zero")
             trust = np.array([s.get("trust", 1.0) for s in data["samples"]], dtype=float)
             base = fit_base(features, widths, ratios, trust, int(data["step"]), float(data["ridge"]))
-            later = [(np.array(s["kept"], dtype=float), float(s["ratio"])) for s in data["later"]]
             error = data["error"]
             return cls(features, float(data["dense_ms"]), widths, ratios, base, dict(data["provenance"]), error["mape"],
-                       error["max_ape"], error["repeatability"], later, kind, trust)  # fmt: skip
+                       error["max_ape"], error["repeatability"], kind, trust)  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise BadInput(f"profile: malformed ({type(problem).__name__}: {problem})") from None
 

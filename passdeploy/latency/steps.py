@@ -8,6 +8,7 @@ the engines.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,8 +21,10 @@ from typing import Any
 import numpy as np
 
 from passdeploy.engines.base import CompileInput, get_backend
+from passdeploy.errors import NotWritten
 from passdeploy.latency.measure import Settings, Timed, interleave
 from passdeploy.targets import Target
+from passdeploy.workspace import write_json
 
 SCHEMA = "passdeploy.steps/1"
 STEPS = (4, 8, 16, 32, 64)
@@ -197,11 +200,6 @@ def steps_of(target: Target, cache: str = "use") -> Steps:
     steps = measure_steps(target)
     if cache == "off":
         return steps
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(steps.to_json()) + "\n")
-        temporary.replace(path)
-    except OSError:
-        pass  # a cache that can't be written is no reason to fail
+    with contextlib.suppress(NotWritten):  # a cache that can't be written is no reason to fail
+        write_json(path, steps.to_json())
     return steps

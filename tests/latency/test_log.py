@@ -88,7 +88,9 @@ def test_csv(tmp_path):
     log, source = MeasurementLog(), take([1.0, 2.0])
     log.measure("fit", "a", "cpu", source)
     log.measure("fit", "b", "cpu", source)
+    (tmp_path / "m.csv.tmp").write_text("somebody else's")
     log.write_csv(tmp_path / "m.csv")
+    assert (tmp_path / "m.csv.tmp").read_text() == "somebody else's"
     with (tmp_path / "m.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [r["ms"] for r in rows] == ["1.0", "2.0"] and rows[0]["ratio.low"] == "1.0" and "samples" not in rows[0]
