@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,8 +24,10 @@ from passdeploy.errors import BadInput
 from passdeploy.latency import measure
 from passdeploy.latency.measure import interleave
 from passdeploy.reporting import load_report
+from passdeploy.reporting.verdict import verdict
 from passdeploy.stages import PER_BUDGET, SHARED, fit
 from passdeploy.stages import compile as compile_stage
+from passdeploy.stages.proof import UNBOUNDED
 from tests import scripted
 from tests.latency.scripted import FakeClock, ScriptedRunner
 
@@ -328,6 +331,43 @@ def test_an_export_that_changes_the_function_ships_nothing(
     assert not (folder / "bundle").exists()
     assert not (folder / "measurements.csv").exists()
     assert exit_code([got], require_measured=False) == 1
+
+
+def test_an_engine_that_returns_no_numbers_is_not_equivalent(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied()
+    shutil.rmtree(folder / "compile")
+    real = scripted.ScriptedRunner.run
+
+    def run(self: scripted.ScriptedRunner, inputs: Any) -> Any:
+        return {name: np.full_like(value, np.nan) for name, value in real(self, inputs).items()}
+
+    monkeypatch.setattr(scripted.ScriptedRunner, "run", run)
+    (got,) = again(folder)
+    assert got.status == "not_equivalent"
+    assert got.equivalence.onnx_vs_engine == UNBOUNDED  # null would say that it was not checked
+    assert "ONNX = engine" in verdict(got).headline
+    assert not (folder / "bundle").exists()
+
+
+def test_a_thin_network_without_numbers_is_not_equivalent(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied()
+    shutil.rmtree(folder / "fit")
+    real = fit.thin
+
+    def thin(*arguments: Any) -> nn.Module:
+        network = real(*arguments)
+        with torch.no_grad():
+            next(m for m in network.modules() if isinstance(m, nn.Linear)).bias.fill_(float("inf"))
+        return network
+
+    monkeypatch.setattr(fit, "thin", thin)
+    (got,) = again(folder)
+    assert got.status == "not_equivalent"
+    assert got.equivalence.masked_vs_thin == UNBOUNDED
 
 
 @pytest.mark.parametrize("percentile", ["p50", "p90", "p99"])

@@ -22,8 +22,9 @@ from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import Prompted
 from passdeploy.stages.common import input_stage, kept_widths, meter
 from passdeploy.stages.profile import stage_model
+from passdeploy.stages.proof import recorded_difference
 from passdeploy.structure import Structure
-from passdeploy.surgery import relative_difference, thin
+from passdeploy.surgery import thin
 from passdeploy.workspace import write_json
 
 if TYPE_CHECKING:
@@ -179,4 +180,4 @@ def prove_masked(run: Run, model: Prompted, structure: Structure) -> float:
     groups = run.subject.groups
     masked = Masker(model, groups, "network.")(as_masks(groups.canonical(structure).masks), images)
     small = Prompted(model.stage, thin(model.network, groups, structure).eval())
-    return relative_difference(masked, small(images))
+    return recorded_difference(masked, small(images))

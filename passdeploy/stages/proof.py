@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from passdeploy.surgery import relative_difference
 
@@ -16,6 +17,9 @@ TOP1_AGREEMENT = 0.99
 """At least this share of the images must get the same class from the engine as from the ONNX file."""
 AGREEMENT_IMAGES = 1000
 """On which that is judged below fp32; fewer where the validation split is smaller."""
+UNBOUNDED = 1e9
+"""What is recorded of outputs that are not finite, or not of the same shape: JSON has no infinity, and null would say
+that nothing was checked."""
 
 
 def exact(difference: float | None) -> bool:
@@ -31,9 +35,14 @@ def proof_holds(proof: dict[str, Any]) -> bool:
     return in_fp32 and engine and agree
 
 
+def recorded_difference(a: Tensor, b: Tensor) -> float:
+    """max|a-b| / max|a|, at most `UNBOUNDED`: a number that JSON can hold and no bound lets pass."""
+    return min(relative_difference(a, b), UNBOUNDED)
+
+
 def array_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """max|a-b| / max|a| of arrays of the same shape."""
-    return relative_difference(torch.from_numpy(np.asarray(a)), torch.from_numpy(np.asarray(b)))
+    """`recorded_difference` of arrays."""
+    return recorded_difference(torch.from_numpy(np.asarray(a)), torch.from_numpy(np.asarray(b)))
 
 
 def in_batches(call: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int) -> np.ndarray:
