@@ -8,6 +8,7 @@ import numpy as np
 
 from passdeploy.groups import Operator, macs
 from passdeploy.reporting import schema as s
+from passdeploy.shares import latency_shares, mac_shares
 from passdeploy.stages.common import kept_widths
 from passdeploy.stages.profile import stage_model
 from passdeploy.structure import Structure
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 def group_sections(run: Run, structure: Structure) -> list[s.GroupInfo]:
     """One entry per group: its members, what is kept of it, and its shares of the dense network."""
-    by_macs, by_latency = _shares(run)
+    groups = run.subject.groups
+    by_macs, by_latency = mac_shares(groups, run.subject.operators), latency_shares(groups, stage_model(run))
     return [
         s.GroupInfo(
             name=group.name,
@@ -26,29 +28,11 @@ def group_sections(run: Run, structure: Structure) -> list[s.GroupInfo]:
             units=group.units,
             kept=sum(structure.masks[group.name]),
             members=list(group.branch) if group.kind == "depth" else sorted({m.module for m in group.members}),
-            share_macs=float(by_macs[g]),
-            share_latency=float(by_latency[g]),
+            share_macs=by_macs[g],
+            share_latency=by_latency[g],
         )
-        for g, group in enumerate(run.subject.groups.groups)
+        for g, group in enumerate(groups.groups)
     ]
-
-
-def _shares(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """(groups,) shares of the dense MACs and of the predicted dense latency that hang on each group."""
-    groups, ops = run.subject.groups.groups, run.subject.operators
-    total = float(macs(ops))
-    by_macs = np.zeros(len(groups))
-    for op in ops:
-        touched = {g for g, _ in (*op.in_units, *op.out_units)} | set(op.gates)
-        for g in touched:
-            by_macs[g] += float(macs([op])) / total
-    full = np.array([group.units for group in groups], dtype=float)
-    rows = np.repeat(full[None], len(groups), 0)
-    for g, group in enumerate(groups):
-        rows[g, g] = 0 if group.kind == "depth" else 1
-    predictor = stage_model(run)
-    by_latency = 1 - predictor.predict_many(rows) / predictor.predict_many(full[None])[0]
-    return np.clip(by_macs, 0, 1), np.clip(by_latency, 0, 1)
 
 
 def why_not_faster(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -14,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
-from passdeploy.groups import ChannelGroup, macs, units_of
+from passdeploy.groups import ChannelGroup, macs
 from passdeploy.reporting.alternatives import said as alternatives_said
 from passdeploy.reporting.format import milliseconds
 from passdeploy.reporting.schema import Report
 from passdeploy.reporting.verdict import numbers, verdict
+from passdeploy.shares import latency_shares, mac_shares
 from passdeploy.subject import Subject, load_subject
 
 if TYPE_CHECKING:
@@ -70,32 +70,15 @@ def _blank(config: RunConfig) -> ImageData:
     return ImageData("blank images", names, Preprocess(size), Augmentation(), image, image, image)
 
 
-def _shares(subject: Subject) -> list[float]:
-    total = float(macs(subject.operators))
-    shares = []
-    for index in range(len(subject.groups.groups)):
-        touching = [
-            op
-            for op in subject.operators
-            if index in op.gates or any(g == index for g, _ in (*op.in_units, *op.out_units))
-        ]
-        shares.append(float(macs(touching)) / total if touching else 0.0)
-    return shares
-
-
 def _latency_shares(subject: Subject) -> list[float] | None:
-    """Of the dense latency, what goes when a group is at its smallest; None without a profile."""
+    """By the profile; None without one."""
     file = subject.config.profile_file
     if file is None:
         return None
     from passdeploy.latency.model import LatencyModel
 
-    full = units_of(subject.groups)
-    model = LatencyModel.load(Path(file), subject.operators, [int(units) for units in full])
-    rows = np.repeat(full[None], len(full), axis=0)
-    for index, group in enumerate(subject.groups.groups):
-        rows[index, index] = 0 if group.kind == "depth" else group.least
-    return [float(share) for share in 1 - model.predict_many(rows) / model.dense_ms]
+    model = LatencyModel.load(Path(file), subject.operators, list(subject.groups.units.values()))
+    return latency_shares(subject.groups, model)
 
 
 def _bounds(group: ChannelGroup) -> str:
@@ -106,9 +89,9 @@ def _bounds(group: ChannelGroup) -> str:
 
 def groups_to_json(subject: Subject) -> dict[str, Any]:
     """Groups, what can't be pruned and why."""
-    latency = _latency_shares(subject)
+    latency, shares = _latency_shares(subject), mac_shares(subject.groups, subject.operators)
     entries = []
-    for index, (group, share) in enumerate(zip(subject.groups.groups, _shares(subject), strict=True)):
+    for index, (group, share) in enumerate(zip(subject.groups.groups, shares, strict=True)):
         members = [{"module": m.module, "side": m.side, "channels": m.size} for m in group.members]
         entry = {
             "name": group.name,
@@ -132,13 +115,13 @@ def groups_to_json(subject: Subject) -> dict[str, Any]:
 def groups_table(subject: Subject) -> RenderableType:
     """One row per group."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    latency = _latency_shares(subject)
+    latency, shares = _latency_shares(subject), mac_shares(subject.groups, subject.operators)
     headings = [("group", "left"), ("units", "right"), ("MACs touched", "right"), ("members", "left")]
     if latency is not None:
         headings.insert(3, ("latency saved at most", "right"))
     for heading, justify in headings:
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for index, (group, share) in enumerate(zip(subject.groups.groups, _shares(subject), strict=True)):
+    for index, (group, share) in enumerate(zip(subject.groups.groups, shares, strict=True)):
         names = list(group.branch) if group.kind == "depth" else sorted({member.module for member in group.members})
         units = "block" if group.kind == "depth" else str(group.units)
         bounds = _bounds(group)
