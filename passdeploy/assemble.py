@@ -116,11 +116,15 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         optional("compile", "proof.json"),
         optional("bench", "bench.json"),
     )
+    judged = finetune["accuracy"]["validation"] if finetune is not None else None
     if lower is not None and finetune is not None:
         # What ships is the engine: in a lower precision its accuracy is not the network's.
         dense["accuracy"]["test"], finetune["accuracy"]["test"] = lower["dense"], lower["model"]
+        judged = lower.get("validation")
         where = "on the engines" if lower["of"] == "engine" else "on the graphs that the engines are built from"
         notes.append(f"Accuracies are those in {run.target.precision}, measured {where}.")
+    elif run.target.precision != "fp32" and proof is not None:
+        notes.append(f"Accuracies are the network's in fp32: nothing in {run.target.precision} can be run here.")
     reached = fit["status"] != "infeasible" and finetune is not None
     measured = bench is not None and bench["measured"]
     equivalent = exact(fit["masked_vs_thin"]) and (proof is None or proof_holds(proof))
@@ -143,8 +147,8 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         assert bench is not None
         status = judge(budget.budget, bench)
     floor = run.config.min_accuracy
-    passed = status in ("within_budget", "unverified") and finetune is not None
-    if passed and floor is not None and finetune["accuracy"]["validation"] < floor:  # type: ignore[index]
+    passed = status in ("within_budget", "unverified")
+    if passed and floor is not None and judged is not None and judged < floor:
         status = "accuracy_below_floor"
     pruned = None
     macs_speedup = None
@@ -179,6 +183,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
             percentile=budget.budget.percentile,
             scope=budget.budget.scope,  # type: ignore[arg-type]
             min_accuracy=floor,
+            judged_accuracy=judged if floor is not None else None,
         ),
         method=run.config.method,
         seed=run.config.seed,

@@ -267,10 +267,11 @@ class Run:
             where = {"target": self.target_facts(), "measured": self.measured, "scope": config["scope"]}
             return common | asked | where | {"search": shared("search"), "profile": shared("profile")}
         if stage == "finetune":
-            keys = ("finetune", "epochs", "train_batch", "seed", "min_accuracy")
+            keys = ("finetune", "epochs", "train_batch", "seed")
             return common | {"fit": digest("fit"), **{k: config[k] for k in keys}}
         if stage == "compile":
-            return common | {"finetune": digest("finetune"), "target": self.target_facts()}
+            floor = {"min_accuracy": config["min_accuracy"]}
+            return common | floor | {"finetune": digest("finetune"), "target": self.target_facts()}
         if stage == "bench":
             return common | asked | beside | {"compile": digest("compile"), "scope": config["scope"]}
         before, skipped = BUDGET_STAGES[: BUDGET_STAGES.index(stage)], self._skipped(run)

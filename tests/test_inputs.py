@@ -35,3 +35,12 @@ def test_a_fit_depends_on_where_it_was_measured(
     else:
         monkeypatch.setattr(scripted.Scripted, "runnable", lambda *_: "the driver is missing")
     assert not budget.space.current("fit", running.inputs("fit", budget))
+
+
+def test_a_floor_is_an_input_of_what_it_is_measured_in(copied: Callable[[], Path]) -> None:
+    """Below fp32 the engine is judged as well, when it is compiled; training does not know of it."""
+    running = opened(copied())
+    (budget,) = running.runs
+    running.config = running.config.model_copy(update={"min_accuracy": 0.5})
+    assert budget.space.current("finetune", running.inputs("finetune", budget))
+    assert not budget.space.current("compile", running.inputs("compile", budget))

@@ -218,8 +218,12 @@ def test_over_budget(copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 
 
 def test_accuracy_below_the_floor(copied: Callable[[], Path]) -> None:
-    (got,) = again(copied(), min_accuracy=0.999)
+    folder = copied()
+    (got,) = again(folder, min_accuracy=0.999)
     assert got.status == "accuracy_below_floor"
+    tuned = json.loads((folder / "finetune" / "finetune.json").read_text())["accuracy"]
+    assert got.budget.judged_accuracy == tuned["validation"] != tuned["test"]
+    assert f"on validation images is {100 * tuned['validation']:.2f} %" in verdict(got).detail
     assert exit_code([got], require_measured=False) == 1
     assert got.speedup.latency is not None
     assert got.speedup.latency >= 2

@@ -38,13 +38,16 @@ class TargetInfo(Section):
 
 
 class BudgetInfo(Section):
-    """What was asked. `latency_ms` is the asked speed-up turned into time when `asked` is one."""
+    """What was asked. `latency_ms` is the asked speed-up turned into time when `asked` is one, at `percentile`."""
 
     asked: str
     latency_ms: Number
     percentile: str = "p50"
     scope: Literal["engine", "end_to_end"] = "engine"
     min_accuracy: Share = None
+    judged_accuracy: Share = Field(
+        default=None, description="Of what ships, on validation images: what `min_accuracy` was held against."
+    )
 
 
 class NetworkInfo(Section):

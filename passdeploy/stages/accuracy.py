@@ -28,18 +28,22 @@ IMAGES = 256
 
 @dataclass(frozen=True)
 class EngineAccuracy:
-    """The task's metric on the test set.
+    """The task's metric, in [0, 1].
 
     Attributes:
-        value: In [0, 1].
+        value: On the test set.
         of: ``engine``, or, where that can't run, ``graph``: what it is built from.
+        validation: On the validation split; None where that was not asked for.
     """
 
     value: float
     of: Literal["engine", "graph"]
+    validation: float | None = None
 
 
-def accuracy_in_precision(run: Run, engine: Engine, source: CompileInput, target: Target) -> EngineAccuracy | None:
+def accuracy_in_precision(
+    run: Run, engine: Engine, source: CompileInput, target: Target, validation: bool = False
+) -> EngineAccuracy | None:
     """Accuracy of an engine in its target's precision; None where neither it nor its graph can be executed.
 
     Args:
@@ -47,18 +51,22 @@ def accuracy_in_precision(run: Run, engine: Engine, source: CompileInput, target
         engine: Compiled for `target`.
         source: What it was compiled from; the samples calibrate the graph that stands in for it.
         target: The run's, possibly in another precision.
+        validation: Also on the validation split: where something is decided by it.
     """
+
+    def judged(call: Callable[[np.ndarray], np.ndarray], of: Literal["engine", "graph"]) -> EngineAccuracy:
+        on_validation = accuracy_of(call, data.val, batch, task) if validation else None
+        return EngineAccuracy(accuracy_of(call, data.test, batch, task), of, on_validation)
+
     backend, data, task, batch = get_backend(engine.backend), run.subject.data, run.subject.task, target.batch
     if target.attached and backend.runnable(target) is None:
         with open_runner(engine, target, run.validation_images[:batch]) as runner:
-            call = lambda images: runner.run({INPUT: images})[OUTPUT]  # noqa: E731
-            return EngineAccuracy(accuracy_of(call, data.test, batch, task), "engine")
+            return judged(lambda images: runner.run({INPUT: images})[OUTPUT], "engine")
     graph = backend.graph_for(source, target)
     if graph is None:
         return None
     function = onnx_function(graph)
-    value = accuracy_of(lambda images: in_batches(function, images, batch), data.test, batch, task)
-    return EngineAccuracy(value, "graph")
+    return judged(lambda images: in_batches(function, images, batch), "graph")
 
 
 def accuracy_of(call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int, task: Task | None = None) -> float:

@@ -26,7 +26,7 @@ from tests.reporting.variants import STATUSES, data, variant
         ("infeasible", "bad", "No structure of this network reaches 12×", "91.0 µs (6.40×), measured"),
         ("unverified", "warn", "Predicted 2.07× by an analytic roofline, not measured", "Nothing was measured"),
         ("not_equivalent", "bad", "The proof failed (thin = ONNX, top-1 agreement)", "Nothing was shipped"),
-        ("accuracy_below_floor", "bad", "not accurate enough", "92.72 %; at least 93.00 %"),
+        ("accuracy_below_floor", "bad", "not accurate enough", "validation images is 92.81 %, below the 93.00 %"),
     ],
 )
 def test_each_status_has_its_own_headline(status: str, tone: str, headline: str, detail: str) -> None:
