@@ -34,14 +34,22 @@ DISTURBED = 0.08
 """On a quiet machine fresh processes lie at most half as far apart."""
 
 
-def judge(budget: Budget, bench: dict[str, Any]) -> str:
-    """The verdict on a measured engine (design, section 5, CLI)."""
+def judge(budget: Budget, bench: dict[str, Any], unchanged: bool = False) -> str:
+    """The verdict on a measured engine (design, section 5, CLI).
+
+    Args:
+        budget: What was asked.
+        bench: What was measured.
+        unchanged: The engine is that of the dense network itself: on which side of 1 its ratio falls is chance, so that
+            for 1x the interval alone decides.
+    """
     if budget.latency_ms is not None:
         value = bench["thin"][budget.percentile]
         return "within_budget" if value is not None and value <= budget.latency_ms else "over_budget"
     assert budget.speedup is not None
     ratio, low = bench["ratio"]["value"], bench["ratio"]["low"] or 0.0
-    return "within_budget" if ratio >= budget.speedup and low >= INTERVAL_SLACK * budget.speedup else "over_budget"
+    fast_enough = ratio >= budget.speedup or (unchanged and budget.speedup == 1)
+    return "within_budget" if fast_enough and low >= INTERVAL_SLACK * budget.speedup else "over_budget"
 
 
 def _ratio(bench: dict[str, Any]) -> tuple[float, tuple[float, float] | None]:
@@ -145,7 +153,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         )
     else:
         assert bench is not None
-        status = judge(budget.budget, bench)
+        status = judge(budget.budget, bench, unchanged=fit["status"] == "dense_inside")
     floor = run.config.min_accuracy
     passed = status in ("within_budget", "unverified")
     if passed and floor is not None and judged is not None and judged < floor:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 MARGIN = 1.02
 """The loop accepts what is this much inside the budget, so that the engine that ships is inside it too."""
+DENSE_TIMINGS = 3
+"""How often the dense engine is measured against a budget in time: it is shipped as it is only by the one in the
+middle, and with the margin that any other structure has to keep."""
 MOST_FITS = 12
 """Structures that the closed loop measures at most."""
 PAIRS = 20
@@ -93,9 +96,10 @@ def _fit_measured(
         model_ms = dense_ms  # of the dense engine, by the model; a time budget is asked of the model in its own unit
         if asked.latency_ms is not None:
             # In time, only a measurement tells whether there is anything to do, and how far away the budget is.
-            dense = measure(groups.dense())
+            timings = [measure(groups.dense()) for _ in range(DENSE_TIMINGS)]
+            dense = sorted(timings, key=lambda timing: timing.thin_ms or 0.0)[DENSE_TIMINGS // 2]
             dense_ms = dense.dense_ms or dense_ms
-            if meets(asked, dense):
+            if meets(asked, dense, MARGIN):
                 return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
         scale = model_ms / dense_ms
         found = close_loop(allocate, fastest, measure, asked, model_ms, MOST_FITS, MARGIN, scale)

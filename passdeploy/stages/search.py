@@ -8,11 +8,25 @@ from typing import TYPE_CHECKING
 import torch
 
 from passdeploy.search.method import SearchContext, SearchResult, get_method
-from passdeploy.stages.profile import stage_model
+from passdeploy.stages.profile import Predictor, stage_model
 from passdeploy.training import Checkpoint
 
 if TYPE_CHECKING:
     from passdeploy.pipeline import Run
+
+
+NEARLY_DENSE = 0.95
+"""Share of the dense latency that is searched for where a model of measurements says that the dense engine is inside
+already: the measurement that decides may say otherwise, and then the scores are needed."""
+
+
+def asked_ratios(run: Run, predictor: Predictor) -> tuple[float, ...]:
+    """The share of the dense latency to search for, per budget; 1 only where no measurement can contradict."""
+    ratios = []
+    for budget in run.budgets:
+        decided = budget.speedup == 1 or predictor.summary()["kind"] == "analytic"
+        ratios.append(min(1.0 if decided else NEARLY_DENSE, budget.target_ratio(predictor.dense_ms)))
+    return tuple(ratios)
 
 
 def search_context(run: Run, checkpoint: Checkpoint | None = None) -> SearchContext:
@@ -25,7 +39,7 @@ def search_context(run: Run, checkpoint: Checkpoint | None = None) -> SearchCont
         operators=run.subject.operators,
         predictor=predictor,
         step=predictor.step,
-        ratios=tuple(min(1.0, budget.target_ratio(predictor.dense_ms)) for budget in run.budgets),
+        ratios=asked_ratios(run, predictor),
         config=run.config,
         checkpoint=checkpoint or Checkpoint(None),
         progress=run.ui.step,
@@ -36,8 +50,7 @@ def run_search(run: Run, folder: Path) -> None:
     """Scores every unit: PASS or a baseline."""
     context = search_context(run, Checkpoint(folder / "search.ckpt"))
     if all(ratio >= 1 for ratio in context.ratios):
-        dense_ms = stage_model(run).dense_ms
-        run.ui.say(f"The dense engine is already inside the budget ({dense_ms:.4g} ms): nothing is pruned.")
+        run.ui.say("The dense engine is already inside the budget: nothing is pruned.")
         uniform = {name: torch.ones(units, dtype=torch.float64) for name, units in run.subject.groups.units.items()}
         result = SearchResult([uniform] * len(context.ratios), "uniform", run.dense_state())
     else:
