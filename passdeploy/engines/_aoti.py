@@ -88,13 +88,14 @@ def prepare(source: CompileInput, precision: str, device: str) -> torch.export.E
     if program is None:
         raise BadInput("this backend compiles from torch.export, and the model was not exported that way; see --debug")
     program = copy.deepcopy(program)  # what follows changes devices and types in place
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    _forget_recorded_types(program, dtype)
     if device != "cpu":
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
     if precision == "fp32":
         return program
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     arguments = program.example_inputs[0] if program.example_inputs else None
     if arguments is None:
         raise BadInput("the exported program carries no example inputs; export the model again")
@@ -114,6 +115,36 @@ def prepare(source: CompileInput, precision: str, device: str) -> torch.export.E
     module = program.module().to(dtype)
     with torch.no_grad():
         return torch.export.export(Half(module), tuple(a.to(device) for a in arguments))
+
+
+def _forget_recorded_types(program: torch.export.ExportedProgram, dtype: torch.dtype) -> None:
+    """Takes back what the export wrote down about types and devices, in place, since `prepare` changes both.
+
+    `torch.export` asserts before every ``.to`` what type and device its input had. And a cast is written down with the
+    type that it led to: where the network is computed in half precision, float32 there means half, as `to_half` has it
+    for ONNX. Only passdeploy's own operators want their float32 arguments at any precision.
+
+    Args:
+        program: Changed.
+        dtype: What takes the place of float32.
+    """
+    import torch
+
+    def taken(value: Any) -> Any:
+        return dtype if value is torch.float32 else value
+
+    for module in program.graph_module.modules():
+        if not isinstance(module, torch.fx.GraphModule):
+            continue
+        asserts = torch.ops.aten._assert_tensor_metadata.default
+        for node in module.graph.find_nodes(op="call_function", target=asserts):
+            module.graph.erase_node(node)
+        for node in module.graph.nodes:
+            users = [str(user.target) for user in node.users]
+            if node.op == "call_function" and not any(name.startswith("passdeploy.") for name in users):
+                node.args = torch.fx.node.map_aggregate(node.args, taken)  # type: ignore[assignment]
+                node.kwargs = torch.fx.node.map_aggregate(node.kwargs, taken)  # type: ignore[assignment]
+        module.recompile()
 
 
 class AotiRunner(Runner):

@@ -85,6 +85,66 @@ def test_half_precision_programs_keep_float32_at_the_border(case: Case, source: 
         assert 0 < difference(case.logits[:1], logits.numpy()) < bound
 
 
+class Casting(torch.nn.Module):
+    """A user's network that casts: its convolution, a mask that it makes itself, and back to its input's type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 5)
+        self.register_buffer("kept", torch.tensor([1, 1, 0, 1, 1, 0, 1, 1]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x).float() * self.kept.to(torch.float32)[:, None, None]
+        pooled = torch.relu(y).to(x.dtype).mean((2, 3))
+        return self.head(torch.softmax(pooled, 1, dtype=torch.float32))
+
+
+def masked(network: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
+    """Under half of its masks, with the kernel's operator, as `compile --masked` has it."""
+    from passdeploy.groups import find_groups
+    from passdeploy.groups.check import random_structure
+    from passdeploy.kernels.masked_forward import masked_network
+
+    groups = find_groups(network, images[:1])
+    return masked_network(network, groups, random_structure(groups, 2))
+
+
+@pytest.mark.parametrize("kind", ["casting", "masked"])
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 5e-3), ("bf16", 5e-2)])
+def test_a_network_that_casts_is_prepared_in_half_precision(kind: str, precision: str, bound: float) -> None:
+    """The export asserts the type before every `.to`, and writes float32 down where it means the network's type."""
+    from tests.scripted import tiny_resnet
+
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 16, 12)
+    network = Casting().eval() if kind == "casting" else masked(tiny_resnet().eval(), images)
+    with torch.no_grad():
+        exported = torch.export.export(network, (images,))
+        expected = network(images).numpy()
+        asserted = [node for node in exported.graph.nodes if "_assert_tensor_metadata" in str(node.target)]
+        assert asserted, "nothing is tested where the export asserts nothing"
+        program = prepare(CompileInput(Path("none"), exported), precision, "cpu")
+        logits = program.module()(images)
+    assert logits.dtype == torch.float32
+    assert 0 < difference(expected, logits.numpy()) < bound
+    assert asserted[0] in exported.graph.nodes, "the program is left as it is"
+
+
+@pytest.mark.parametrize("kind", ["casting", "masked"])
+def test_no_assertion_is_left_that_names_a_device(kind: str) -> None:
+    """On a GPU they would compare "cuda" with "cuda:0", and fail; `meta` stands in for one, and would let them pass."""
+    from tests.scripted import tiny_resnet
+
+    images = torch.rand(2, 3, 16, 12)
+    network = Casting().eval() if kind == "casting" else masked(tiny_resnet().eval(), images)
+    with torch.no_grad():
+        exported = torch.export.export(network, (images,))
+        program = prepare(CompileInput(Path("none"), exported), "fp32", "meta")
+        logits = program.module()(images.to("meta"))
+    assert not [node for node in program.graph.nodes if "_assert_tensor_metadata" in str(node.target)]
+    assert logits.device.type == "meta"
+
+
 def test_a_gpus_package_may_do_without_frozen_weights(source: CompileInput, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU's compiler is asked for; a stand-in for it fails as told."""
     from passdeploy.engines import _aoti
