@@ -235,7 +235,9 @@ def load_file(path: Path) -> dict[str, Any]:
         BadInput: Missing, unreadable, not YAML or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise BadInput(f"--config {path}: is not text in UTF-8; save it as that") from None
     except OSError as error:
         raise BadInput(f"--config {path}: cannot be read ({error.strerror}); check the path") from None
     except yaml.YAMLError as error:

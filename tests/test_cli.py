@@ -497,10 +497,28 @@ def test_out_of_memory_is_said_in_a_line(passdeploy: Call, monkeypatch: pytest.M
     assert "out of memory: lower train_batch or --batch" in said.line()
 
 
-def test_other_failures_keep_their_traceback(passdeploy: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_of_ours_is_a_line_and_no_missed_goal(passdeploy: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def app(**_: object) -> int:
-        raise RuntimeError("shapes do not fit")
+        raise RuntimeError("shapes do not\nfit")
 
     monkeypatch.setattr(cli, "app", app)
-    with pytest.raises(RuntimeError, match="shapes do not fit"):
-        passdeploy("targets")
+    said = passdeploy("targets")
+    assert said.code == 70, "1 says that a goal was not met"
+    assert said.line() == "error: internal error: RuntimeError: shapes do not fit; --debug shows where"
+    assert json.loads(passdeploy("targets", "--json").out)["kind"] == "InternalError"
+    with pytest.raises(RuntimeError, match="shapes do not"):
+        passdeploy("targets", "--debug")
+
+
+def test_a_configuration_that_is_not_text(passdeploy: Call) -> None:
+    Path("other.yaml").write_bytes("model: größe".encode("latin-1"))
+    said = passdeploy("run", "--config", "other.yaml")
+    assert said.code == 2
+    assert "--config other.yaml: is not text in UTF-8" in said.line()
+
+
+def test_a_profile_is_of_latencies(passdeploy: Call) -> None:
+    Path("passdeploy.yaml").write_text("model: tiny-resnet\ndata: stripes\naxis: macs\n")
+    said = passdeploy("profile", "--save", "p.json", "--backend", "scripted")
+    assert said.code == 2
+    assert "axis macs: passdeploy profile measures latencies" in said.err

@@ -27,6 +27,12 @@ from passdeploy.errors import BadInput, PassdeployError
 INTERRUPTED, TERMINATED = 130, 143
 
 
+class InternalError(PassdeployError):
+    """A mistake of ours: never the status that says that a goal was not met."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
+
+
 def _terminate(*_: object) -> NoReturn:
     """On SIGTERM: leaves by the way out, on which child processes are ended, instead of at once."""
     raise SystemExit(TERMINATED)
@@ -77,10 +83,13 @@ def main() -> None:
         if debug:
             raise
         fail(error, as_json)
-    except (MemoryError, RuntimeError) as error:
-        if debug or not out_of_memory(error):
+    except Exception as error:
+        if debug:
             raise
-        fail(PassdeployError("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
+        if out_of_memory(error):
+            fail(PassdeployError("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        fail(InternalError(f"internal error: {said}; --debug shows where"), as_json)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this status, silently
         Console(stderr=True, emoji=False).print("interrupted: the same command continues where it stopped")
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -26,6 +26,7 @@ from passdeploy.cli.options import (
     print_json,
     values,
 )
+from passdeploy.errors import BadInput
 
 
 @app.command()
@@ -62,7 +63,10 @@ def profile(
         batch=batch,
         threads=threads,
     )
-    facts = save_profile(configuration(config, flags, console=not json_), out, save, fresh=fresh, quiet=json_)
+    made = configuration(config, flags, console=not json_)
+    if made.axis == "macs":
+        raise BadInput("axis macs: passdeploy profile measures latencies; leave axis out")
+    facts = save_profile(made, out, save, fresh=fresh, quiet=json_)
     if json_:
         print_json(facts)
     else:

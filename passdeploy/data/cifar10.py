@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import lzma
 import pickle
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -63,15 +64,33 @@ def _from_batches(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(np.concatenate(pixels)), torch.from_numpy(np.concatenate(labels)).long(), train
 
 
+def _read(read: Callable[[Path], tuple[Tensor, Tensor, Tensor]], path: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels (60000, 3, 32, 32), labels, and which are for training.
+
+    Raises:
+        BadInput: A file is missing or damaged.
+    """
+    try:
+        pixels, labels, train = read(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle or archive fails in any way whatever
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"{path}: cannot be read as CIFAR-10 ({reason}); get it again") from error
+    if not pixels.shape == (60000, 3, 32, 32) or not len(pixels) == len(labels) == len(train):
+        raise BadInput(f"{path}: holds images {tuple(pixels.shape)}, not CIFAR-10's (60000, 3, 32, 32); get it again")
+    return pixels, labels, train
+
+
 @register("cifar10")
 def cifar10() -> ImageData:
     """CIFAR-10 with 5,000 of its training images held out for validation."""
     for root in search_path():
         if (root / JPEG_FILE).is_file():
-            name, (pixels, labels, is_train) = "cifar10-jpeg", _from_jpeg(root / JPEG_FILE)
+            name, (pixels, labels, is_train) = "cifar10-jpeg", _read(_from_jpeg, root / JPEG_FILE)
             break
         if (root / "cifar-10-batches-py" / "data_batch_1").is_file():
-            name, (pixels, labels, is_train) = "cifar10", _from_batches(root / "cifar-10-batches-py")
+            name, (pixels, labels, is_train) = "cifar10", _read(_from_batches, root / "cifar-10-batches-py")
             break
     else:
         raise BadInput(
