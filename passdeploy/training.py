@@ -232,13 +232,14 @@ def train(
         parameter_groups(model, settings.weight_decay), lr=0.0, momentum=settings.momentum, nesterov=True
     )
     curve, start = Curve(), 0
+    loss_sum, right, seen = 0.0, 0.0, 0  # since the curve's last point
     state = checkpoint.load()
     if state is not None:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         curve, start = Curve(**state["curve"]), state["step"]
-    dtype = autocast_dtype(device)
-    loss_sum, right, seen, task = 0.0, 0.0, 0, task_of(data)
+        loss_sum, right, seen = state["sums"]
+    dtype, task = autocast_dtype(device), task_of(data)
     for step, images, labels in training_batches(data, settings.batch, settings.seed, total, start):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, total, settings.lr, settings.warmup)
@@ -261,15 +262,16 @@ def train(
         if (step + 1) % curve_every == 0 or step + 1 == total:
             curve.add(step + 1, loss_sum / seen, right / seen)
             loss_sum, right, seen = 0.0, 0.0, 0
-            if checkpoint.due():
-                checkpoint.save(
-                    {
-                        "model": model.state_dict(),
-                        "optimiser": optimiser.state_dict(),
-                        "curve": vars(curve),
-                        "step": step + 1,
-                    }
-                )
+        if checkpoint.due():
+            checkpoint.save(
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "curve": vars(curve),
+                    "step": step + 1,
+                    "sums": (loss_sum, right, seen),
+                }
+            )
         if progress is not None:
             progress(step + 1, total, f"loss {curve.loss[-1]:.3f}" if curve.loss else "")
     model.eval()

@@ -13,7 +13,7 @@ from passdeploy.latency.macs import MacsModel
 from passdeploy.latency.model import LatencyModel
 from passdeploy.latency.profile import profile
 from passdeploy.latency.roofline import Roofline
-from passdeploy.latency.steps import steps_of
+from passdeploy.latency.steps import Steps, steps_of
 from passdeploy.stages.common import meter
 from passdeploy.workspace import read_json, write_json
 
@@ -74,8 +74,12 @@ def _measured_profile(run: Run, folder: Path) -> LatencyModel:
     with meter(run) as timed:
         if timed.slicer.reason:
             run.ui.say(f"Structures are exported one by one ({timed.slicer.reason}).")
-        steps = steps_of(run.target, config.profile.cache)
-        write_json(folder / "steps.json", steps.to_json())
+        kept = folder / "steps.json"  # of an interrupted call, whose measurements are continued as well
+        if kept.exists():
+            steps = Steps.from_json(read_json(kept))
+        else:
+            steps = steps_of(run.target, config.profile.cache)
+            write_json(kept, steps.to_json())
         today = time.strftime("%Y-%m-%d", time.gmtime())
         return profile(
             timed.sample,
