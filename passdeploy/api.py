@@ -142,9 +142,11 @@ def run_stage(
     if name in SHARED_STAGES:
         return [running.space.folder(name)]
     if masked:
+        from passdeploy.locking import exclusive
         from passdeploy.masked import compile_masked
 
-        return [compile_masked(running, budget) for budget in budgets]
+        with exclusive(out):
+            return [compile_masked(running, budget) for budget in budgets]
     return [budget.space.folder(name) for budget in budgets]
 
 
