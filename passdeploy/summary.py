@@ -39,7 +39,8 @@ def render(report: Report, folder: Path) -> RenderableType:
     messages = [Text(message) for message in report.messages or []]
     if report.alternatives is not None:
         messages.append(Text(alternatives_said(report)))
-    files = Text(f"{folder / 'report.html'}\n{folder / 'bundle'}", style="dim")
+    offered = [path for path in (folder / "report.html", folder / "bundle") if path.exists()]
+    files = Text("\n".join(map(str, offered)), style="dim")
     good = report.goal_met
     return Panel(
         Group(Text(said.headline, style="bold"), Text(""), table, *messages, Text(""), files),

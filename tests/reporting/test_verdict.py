@@ -10,6 +10,7 @@ from passdeploy.reporting.files import parse_report
 from passdeploy.reporting.html import render_html
 from passdeploy.reporting.markdown import render_markdown
 from passdeploy.reporting.verdict import checks, numbers, proofs, removed_with_block, verdict
+from passdeploy.stages.proof import proof_holds
 from tests.reporting.variants import STATUSES, data, variant
 
 
@@ -80,10 +81,14 @@ def test_slower_is_called_slower() -> None:
 
 
 def test_each_proof_is_held_against_the_bound_of_its_precision() -> None:
-    d = variant("unverified").to_json()  # fp16, bound 1e-2: masked and thin are compared in fp32 all the same
+    # fp16, bound 1e-2: masked, thin and ONNX are compared in fp32 all the same, as in what decides.
+    d = variant("unverified").to_json()
     assert [check.ok for check in proofs(parse_report(d))] == [True, True, None, True]
+    d["equivalence"].update(thin_vs_onnx=1e-3, onnx_vs_engine=1e-3)
+    assert [check.ok for check in proofs(parse_report(d))] == [True, False, True, True]
     d["equivalence"]["masked_vs_thin"] = 1e-3
-    assert [check.ok for check in proofs(parse_report(d))] == [False, True, None, True]
+    assert [check.ok for check in proofs(parse_report(d))] == [False, False, True, True]
+    assert not proof_holds({**d["equivalence"], "masked_vs_thin": 0.0})
     d["equivalence"]["top1_agreement"] = 0.98
     assert proofs(parse_report(d))[3].ok is False
 
