@@ -52,6 +52,11 @@ def judge(budget: Budget, bench: dict[str, Any], unchanged: bool = False) -> str
     return "within_budget" if fast_enough and low >= INTERVAL_SLACK * budget.speedup else "over_budget"
 
 
+def asked_ms(budget: Budget, dense_ms: float | None) -> float | None:
+    """The budget in milliseconds at its percentile; None of a speed-up where that of the dense engine is not known."""
+    return budget.latency_ms if dense_ms is None else budget.target_ms(dense_ms)
+
+
 def _ratio(bench: dict[str, Any]) -> tuple[float, tuple[float, float] | None]:
     """A ratio with its interval; None where an end of it is not known."""
     value, low, high = (bench["ratio"][key] for key in ("value", "low", "high"))
@@ -173,8 +178,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     interval: tuple[float, float] | None = None
     if measured and bench and reached:
         ratio, interval = _ratio(bench)
-    dense_ms = predictor.dense_ms
-    target_ms = budget.budget.target_ms(bench["dense"]["p50"] if measured and bench else dense_ms)
+    dense_ms = bench["dense"][budget.budget.percentile] if measured and bench else predictor.dense_ms
     timing = {name: shared.seconds(name) for name in ("dense", "profile", "search")}
     timing |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench") if space.record(name)}
     alternatives = _alternatives(run, budget, bench)
@@ -187,7 +191,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         target=s.TargetInfo(**vars(run.target)),
         budget=s.BudgetInfo(
             asked=budget.budget.asked,
-            latency_ms=target_ms,
+            latency_ms=asked_ms(budget.budget, dense_ms),
             percentile=budget.budget.percentile,
             scope=budget.budget.scope,  # type: ignore[arg-type]
             min_accuracy=floor,

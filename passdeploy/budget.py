@@ -29,10 +29,10 @@ class Budget:
     """A latency that the engine must meet.
 
     Attributes:
-        asked: As typed: ``5ms``, ``800us``, ``2x``.
+        asked: As typed, the unit in lower case: ``5ms``, ``800us``, ``2x``.
         latency_ms: For a budget in time.
         speedup: For a budget over the dense engine.
-        percentile: p50, p90 or p99.
+        percentile: p50, p90 or p99: what a budget in time is judged at.
         scope: ``engine`` (inputs already on the device) or ``end_to_end``.
     """
 
@@ -80,6 +80,7 @@ def parse_budget(text: str, percentile: str = "p50", scope: str = "engine") -> B
         raise BadInput(f"--latency {asked!r}: unknown unit {match[2]!r} (known: x, {', '.join(UNITS_MS)}); {hint}")
     if not math.isfinite(value) or value <= 0:
         raise BadInput(f"--latency {asked!r}: must be a finite number above zero; {hint}")
+    asked = asked[: match.start(2)] + unit  # one spelling: it names folders and rows, and pages look at its end
     if unit == "x":
         if value < 1:
             raise BadInput(f"--latency {asked!r}: a speed-up below 1x would be slower than the dense engine; {hint}")

@@ -222,10 +222,14 @@ def make_config(values: dict[str, Any], origin: str = "configuration") -> RunCon
             hint = nearest(str(first["loc"][-1]), _known_keys(first["loc"]))
             raise BadInput(f"{origin}: unknown key {key!r}{hint}") from None
         raise BadInput(f"{origin}: {key}: {first['msg'].lower()} (given: {first['input']!r})") from None
-    parse_budgets(list(config.latency), config.percentile, config.scope)
-    if config.latency == (FASTEST,) and config.min_accuracy is None:
-        raise BadInput(f"{origin}: latency {FASTEST} needs min_accuracy (0.93: at least 93 % on the validation split)")
-    return config
+    budgets = parse_budgets(list(config.latency), config.percentile, config.scope)
+    if config.latency == (FASTEST,):
+        if config.min_accuracy is None:
+            raise BadInput(
+                f"{origin}: latency {FASTEST} needs min_accuracy (0.93: at least 93 % on the validation split)"
+            )
+        return config
+    return config.model_copy(update={"latency": tuple(budget.asked for budget in budgets)})
 
 
 def load_file(path: Path) -> dict[str, Any]:

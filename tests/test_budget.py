@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passdeploy.budget import UNITS_MS, parse_budget, parse_budgets
+from passdeploy.config import make_config
 from passdeploy.errors import BadInput
 
 positive = st.floats(1e-3, 1e6, allow_nan=False)
@@ -36,8 +37,11 @@ def test_the_same_time_in_all_units() -> None:
     assert all(parse_budget(text).latency_ms == pytest.approx(5) for text in same)
 
 
-def test_it_is_kept_as_typed() -> None:
-    assert [budget.asked for budget in parse_budgets(" 2x, 5ms ,3X")] == ["2x", "5ms", "3X"]
+def test_it_is_kept_as_typed_but_for_the_case_of_its_unit() -> None:
+    assert [budget.asked for budget in parse_budgets(" 2x, 5MS ,3X")] == ["2x", "5ms", "3x"]
+    assert make_config({"latency": "1e1X, 5 Ms"}).latency == ("1e1x", "5 ms")
+    with pytest.raises(BadInput, match="given twice"):
+        parse_budgets("2x,2X")
     assert [budget.asked for budget in parse_budgets(["2x", "800us"])] == ["2x", "800us"]
     assert parse_budget("2x", "p99", "end_to_end").percentile == "p99"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from passdeploy.assemble import judge
+from passdeploy.assemble import asked_ms, judge
 from passdeploy.budget import parse_budget
 from passdeploy.stages.fit import DENSE_TIMINGS
 from passdeploy.stages.search import NEARLY_DENSE, search_context
@@ -26,6 +26,13 @@ def test_for_the_dense_network_itself_1x_is_no_toss_of_a_coin() -> None:
     assert judge(once, bench(0.997, 0.97), unchanged=True) == "over_budget"
     assert judge(once, bench(0.997, 0.985)) == "over_budget"
     assert judge(twice, bench(1.997, 1.985), unchanged=True) == "over_budget"
+
+
+def test_what_a_speed_up_comes_to_in_time() -> None:
+    """`dense_ms` is at the percentile, of which there may be too few samples."""
+    assert asked_ms(parse_budget("2x", "p99"), 0.6) == 0.3
+    assert asked_ms(parse_budget("2x", "p99"), None) is None
+    assert asked_ms(parse_budget("5ms", "p99"), None) == asked_ms(parse_budget("5ms", "p99"), 0.6) == 5
 
 
 @pytest.fixture(scope="module")

@@ -136,6 +136,7 @@ def test_within_budget(single: Path) -> None:
     for step in ("masked_vs_thin", "thin_vs_onnx", "onnx_vs_engine"):
         assert got["equivalence"][step] <= 1e-4
     assert got["equivalence"]["top1_agreement"] == 1.0
+    assert got["budget"]["latency_ms"] == got["dense"]["latency_ms"]["p50"] / 2
     assert got["predictor"]["kind"] == "measured"
     assert got["predictor"]["mape"] < 0.05
 

@@ -81,14 +81,21 @@ def metric(report: Report) -> str:
 
 
 def asked(report: Report) -> str:
-    """The budget in words: ``2x at p50 (291 µs)``."""
+    """The budget in words: ``2x (291 µs)``, ``250 µs at p99``.
+
+    A speed-up is judged by the medians of blocks, whatever the percentile: it has none, nor a time at another than p50.
+    """
     budget = report.budget
     as_time = "" if budget.latency_ms is None else f.milliseconds(budget.latency_ms)
-    ratio = budget.asked.endswith("x")
-    typed = budget.asked[:-1] + f.TIMES if ratio else as_time or budget.asked
-    extra = f" ({as_time})" if as_time and ratio else ""
     scope = "" if budget.scope == "engine" else ", end to end"
-    return f"{typed} at {budget.percentile}{scope}{extra}"
+    if not _is_speedup(report):
+        return f"{as_time or budget.asked} at {budget.percentile}{scope}"
+    extra = f" ({as_time})" if as_time and budget.percentile == "p50" else ""
+    return f"{budget.asked[:-1]}{f.TIMES}{scope}{extra}"
+
+
+def _is_speedup(report: Report) -> bool:
+    return report.budget.asked.lower().endswith("x")
 
 
 def accuracy_change(report: Report) -> float | None:
@@ -158,7 +165,7 @@ def _below_floor(report: Report) -> str:
 
 def _reached(report: Report) -> str:
     """What was measured against what was asked, in the unit in which it was asked and judged."""
-    if not report.budget.asked.endswith("x"):
+    if not _is_speedup(report):
         return f"{f.milliseconds(percentile_ms(report, 'pruned'))} against a budget of {asked(report)}"
     interval = report.speedup.latency_ci95
     ratio = f.times(report.speedup.latency) + (f" (95 %: {f.interval(interval)})" if interval else "")

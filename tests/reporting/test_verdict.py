@@ -6,6 +6,7 @@ import re
 import pytest
 
 from passdeploy.reporting import format as f
+from passdeploy.reporting import verdict as verdict_module
 from passdeploy.reporting.files import parse_report
 from passdeploy.reporting.html import render_html
 from passdeploy.reporting.markdown import render_markdown
@@ -21,7 +22,7 @@ from tests.reporting.variants import STATUSES, data, variant
             "within_budget",
             "good",
             "2.07× faster at −0.59 points of top-1 accuracy",
-            "2.07× (95 %: 2.05 to 2.08) against 2× at p50 (291 µs), measured",
+            "2.07× (95 %: 2.05 to 2.08) against 2× (291 µs), measured",
         ),
         ("over_budget", "bad", "still over the budget", "281 µs against a budget of 250 µs at p50, measured"),
         ("infeasible", "bad", "No structure of this network reaches 12×", "91.0 µs (6.40×), measured"),
@@ -72,6 +73,22 @@ def test_groups_inside_a_removed_block_are_gone_whatever_their_masks_say() -> No
     assert removed_with_block(report.groups) == inner
     assert render_markdown(report).count("with its block") == 3
     assert len(re.findall("with its block</td>", render_html(report))) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "percentile", "words"),
+    [
+        ("2x", "p50", "2× (291 µs)"),
+        ("2x", "p99", "2×"),
+        ("291us", "p50", "291 µs at p50"),
+        ("291us", "p99", "291 µs at p99"),
+    ],
+)
+def test_a_speed_up_has_no_percentile(asked: str, percentile: str, words: str) -> None:
+    """It is judged by the medians of blocks; what half of the dense engine's p99 would be decides nothing."""
+    d = data()
+    d["budget"].update(asked=asked, percentile=percentile)
+    assert verdict_module.asked(parse_report(d)) == words
 
 
 def test_slower_is_called_slower() -> None:
