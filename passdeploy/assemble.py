@@ -243,6 +243,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
             commit=current_commit(),
             model=run.subject.name,
             data=data.name,
+            metric=run.subject.task.metric_name,
             config_sha256=json_digest(config_json),
             splits={
                 "train": s.Split(images=len(data.train), used_for="search and fine-tuning"),

@@ -193,3 +193,8 @@ def test_a_segmentation_network_through_the_whole_run(one_thread: None, tmp_path
     assert report["equivalence"]["top1_agreement"] >= 0.99
     assert max(report["equivalence"][k] for k in ("masked_vs_thin", "thin_vs_onnx", "onnx_vs_engine")) <= 1e-4
     assert any("mean intersection over union" in message for message in report["messages"])
+    assert report["provenance"]["metric"] == "mean intersection over union"
+    for page in ("report.html", "report.md"):
+        said = (tmp_path / "run" / page).read_text()
+        assert "top-1 accuracy" not in said
+        assert "ean intersection over union" in said
