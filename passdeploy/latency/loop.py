@@ -17,11 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from passdeploy.budget import OVERSHOOT, Budget
+from passdeploy.budget import INTERVAL_SLACK, OVERSHOOT, Budget
 from passdeploy.structure import Structure
 
-INTERVAL_SLACK = 0.98
-"""A speed-up budget holds when the lower end of the ratio's interval is at least this share of it."""
 AIM = 1.035
 """Where in the accepted window of 1.00 to 1.06 times the asked speed-up the loop aims."""
 AGREE = 0.02
