@@ -287,7 +287,7 @@ def fitting_batch(split: Split, batch: int, least: int = 1) -> int:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None = None) -> float:
+def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None = None) -> float | None:
     """The task's metric of `model` (images in [0, 1] -> logits) in float32, on the device that trains.
 
     Args:
@@ -295,6 +295,9 @@ def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None
         split: What it is judged on.
         batch: Images at a time; fewer of large ones.
         task: None: classification for a label per image, segmentation for one per pixel.
+
+    Returns:
+        In [0, 1]; None where nothing in the split has a label that counts, since then nothing was measured.
     """
     home, device = next((p.device for p in model.parameters()), torch.device("cpu")), training_device()
     model.to(device).eval()
@@ -307,15 +310,16 @@ def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None
         model.to(home)
 
 
-def judge(call: Callable[[Tensor], Tensor], split: Split, batch: int, task: Task | None = None) -> float:
-    """The task's metric of a function of images (N, 3, H, W); arguments as for `evaluate`."""
+def judge(call: Callable[[Tensor], Tensor], split: Split, batch: int, task: Task | None = None) -> float | None:
+    """The task's metric of a function of images (N, 3, H, W); arguments and result as for `evaluate`."""
     task = task or get_task("classification" if split.labels.ndim == 1 else "segmentation")
-    metric = None
+    metric, counted = None, False
     for images, labels in batches(split, batch):
         outputs = call(images)
         metric = metric or task.metric(outputs.shape[1])
         metric.add(outputs, labels)
-    return metric.value() if metric is not None else 0.0
+        counted = counted or bool((labels != task.ignore).any())
+    return metric.value() if metric is not None and counted else None
 
 
 def use_batch_statistics(model: nn.Module) -> None:

@@ -202,3 +202,11 @@ def test_large_images_are_evaluated_few_at_a_time() -> None:
     sizes.clear()
     evaluate(network, SubSplit(split(960), torch.arange(12)))
     assert sizes == [5, 5, 2]
+
+
+def test_what_has_no_labels_that_count_was_not_judged() -> None:
+    """0 % would be a measurement."""
+    none = SubSplit(DATA.test, torch.arange(0))
+    assert evaluate(model("none"), none) is None
+    ignored = ArraySplit(DATA.test.pixels[:4], torch.full((4,), -100))  # type: ignore[union-attr]
+    assert evaluate(model("none"), ignored) is None

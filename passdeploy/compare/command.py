@@ -75,7 +75,7 @@ def compare(
     if config.axis == "macs" and not all(budget.strip().endswith("x") for budget in config.latency):
         raise BadInput(f"--axis macs with --latency {','.join(config.latency)}: give budgets as factors (2x,3x)")
     arms = arms_of(parse_methods(methods))
-    plan = Plan(config, arms, parse_seeds(seeds), out, RowFile(rows or out / ROWS), model, data)
+    plan = Plan(config, arms, parse_seeds(seeds), out, RowFile(rows or out / ROWS), model, data, split)
     outcome = run_plan(plan, ui)
     write_pages(outcome.rows, split, out)
     return outcome

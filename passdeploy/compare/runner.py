@@ -61,6 +61,7 @@ class Plan:
         rows: Where results are appended; a run whose rows are all there is not run again.
         model: A factory or a network instead of the configuration's.
         data: A data set instead of the configuration's.
+        split: Whose accuracies are wanted: data that has none there are refused at once. None: what there is.
     """
 
     config: RunConfig
@@ -70,6 +71,7 @@ class Plan:
     rows: RowFile
     model: Model | None = None
     data: ImageData | None = None
+    split: str | None = None
 
     def settings(self) -> str:
         """Digest of what all arms share."""
@@ -143,7 +145,7 @@ def _status(run: Run, budget: BudgetRun, fit: dict[str, Any], bench: dict[str, A
 
 
 def rows_of(run: Run, budget: BudgetRun, arm: str, settings: str) -> list[Row]:
-    """Rows of a finished budget, one per split."""
+    """Rows of a finished budget, one per split that has images."""
     shared, space = run.space, budget.space
     dense = read_json(shared.folder("dense") / "dense.json")
     fit = read_json(space.folder("fit") / "fit.json")
@@ -183,6 +185,7 @@ def rows_of(run: Run, budget: BudgetRun, arm: str, settings: str) -> list[Row]:
             extra={"judged": judge(budget.budget, measured)} if measured and run.config.axis == "macs" else {},
         )
         for split in SPLITS
+        if dense["accuracy"][split] is not None
     ]
 
 
@@ -223,6 +226,8 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
         ui.say(f"[{number}/{len(wanted)}] {label}")
         run = Run(config, plan.out / arm.folder / str(seed), ui, model=plan.model, data=data)
         data = data or run.subject.data  # loaded once
+        if plan.split == "test" and not len(data.test):
+            raise BadInput(f"--split test: {data.name} has no test images; give --split validation")
         try:
             share(run, plan.out / "shared")
             run.shared()

@@ -31,12 +31,12 @@ class EngineAccuracy:
     """The task's metric, in [0, 1].
 
     Attributes:
-        value: On the test set.
+        value: On the test set; None where that is empty.
         of: ``engine``, or, where that can't run, ``graph``: what it is built from.
         validation: On the validation split; None where that was not asked for.
     """
 
-    value: float
+    value: float | None
     of: Literal["engine", "graph"]
     validation: float | None = None
 
@@ -69,8 +69,10 @@ def accuracy_in_precision(
     return judged(lambda images: in_batches(function, images, batch), "graph")
 
 
-def accuracy_of(call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int, task: Task | None = None) -> float:
-    """The task's metric of a function as in `filled`."""
+def accuracy_of(
+    call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int, task: Task | None = None
+) -> float | None:
+    """The task's metric of a function as in `filled`; None on an empty split."""
     return judge(filled(call, batch), split, batch * max(1, IMAGES // batch), task)
 
 

@@ -32,8 +32,8 @@ def input_stage(run: Run, state: dict[str, Tensor]) -> InputStage:
     return stage
 
 
-def accuracies(model: nn.Module, subject: Subject) -> dict[str, float]:
-    """The task's metric on the validation split and on the test set."""
+def accuracies(model: nn.Module, subject: Subject) -> dict[str, float | None]:
+    """The task's metric on the validation split and on the test set; None where that is empty."""
     data, task = subject.data, subject.task
     return {"validation": evaluate(model, data.val, task=task), "test": evaluate(model, data.test, task=task)}
 
