@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
+from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.groups import ChannelGroup, macs
+from passdeploy.groups.check import first_line
 from passdeploy.reporting.alternatives import said as alternatives_said
 from passdeploy.reporting.format import milliseconds
 from passdeploy.reporting.schema import Report
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from passdeploy.latency.measure import Comparison
     from passdeploy.layers import LayerTimes
     from passdeploy.shipping.verify import Verification
+
+SIZES = ((224, 224), (32, 32))
+"""Of the blank images that are tried where none is configured."""
+IMAGENET_CLASSES = 1000
 
 
 def render(report: Report, folder: Path) -> RenderableType:
@@ -56,18 +63,32 @@ def network_groups(config: RunConfig) -> Subject:
 
 
 def _blank(config: RunConfig) -> ImageData:
-    """As many classes as the model has by itself, images as large as was configured."""
+    """As many classes as the model has by itself, images as large as was configured or as it takes."""
     from passdeploy import models
 
     model = str(config.model)
-    network = models.factory(model)().eval()
-    # Our own networks are for small images; others are built for ImageNet's size, and some take no other.
-    size = config.input_size or ((32, 32) if model in models._REGISTRY else (224, 224))
-    with torch.no_grad():
-        outputs = network(torch.zeros(1, 3, *size))
-    classes = outputs.shape[-1] if isinstance(outputs, torch.Tensor) else 1
-    image = ArraySplit(torch.zeros(1, 3, *size, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
-    names = tuple(str(i) for i in range(classes))
+    takes = inspect.signature(models.factory(model)).parameters.get("num_classes")
+    classes = takes.default if takes is not None and isinstance(takes.default, int) else IMAGENET_CLASSES
+    # Our own networks are for small images; others are built for ImageNet's size or for small ones, and some take no
+    # other.
+    sizes = SIZES[::-1] if model in models._REGISTRY else SIZES
+    for size in [config.input_size] if config.input_size else sizes:
+        try:
+            with torch.no_grad():
+                outputs = models.build(model, classes, size).eval()(torch.zeros(1, 3, *size))
+            break
+        except PassdeployError:
+            raise
+        except Exception as error:
+            why = f"{size[0]}x{size[1]}: {first_line(error)}"
+    else:
+        raise BadInput(
+            f"--model {model}: takes no blank images ({why}); give --data, or input_size in the configuration"
+        )
+    dense = isinstance(outputs, torch.Tensor) and outputs.ndim == 4
+    labels = torch.zeros(1, *(size if dense else ()), dtype=torch.long)
+    image = ArraySplit(torch.zeros(1, 3, *size, dtype=torch.uint8), labels)
+    names = tuple(str(i) for i in range(outputs.shape[1] if isinstance(outputs, torch.Tensor) else classes))
     return ImageData("blank images", names, Preprocess(size), Augmentation(), image, image, image)
 
 
