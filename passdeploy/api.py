@@ -38,9 +38,10 @@ def configure(file: Path | None, flags: dict[str, Any], needs_data: bool = True)
     merged = merge(values, flags)
     if not merged.get("model") and not merged.get("data"):
         merged = merge(merged, DEMO)
-        note = (
-            f"No model, data or configuration file given: the embedded demo is used ({DEMO['model']}, {DEMO['data']})."
-        )
+        missing = "No model, data or configuration file given"
+        if file is not None:
+            missing = f"{origin} names neither model nor data"
+        note = f"{missing}: the embedded demo is used ({DEMO['model']}, {DEMO['data']})."
     for key in ("model", "data"):
         if not merged.get(key) and (key == "model" or needs_data):
             other = "data" if key == "model" else "model"
@@ -196,11 +197,15 @@ def save_profile(
     from passdeploy.stages.profile import stage_model
     from passdeploy.workspace import copy_file
 
+    # A file that a run reads its latency model from may well be the one that is to be written.
+    config = config.model_copy(update={"profile_file": None, "axis": "latency"})
     if config.profile.cache == "use":
         config = config.model_copy(update={"profile": config.profile.model_copy(update={"cache": "refresh"})})
     running = Run(config, out, Ui(quiet), fresh=fresh, latency_only=True)
     if not running.measured:
-        raise BadInput(f"--target {config.target}: is not attached, so nothing can be measured; run this where it is")
+        raise BadInput(
+            f"--target {config.target}: nothing can be measured here ({running.unmeasurable}); run this where it can"
+        )
     running.shared("profile")
     copy_file(running.space.folder("profile") / "profile.json", save)
     return stage_model(running).summary()

@@ -153,9 +153,8 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         status = "infeasible"
     elif not measured:
         status = "unverified"
-        messages.append(
-            f"{run.target.device} is not attached to this machine: nothing was measured, the engine was compiled only."
-        )
+        why = run.unmeasurable or f"Engines for {run.target.device} could not be run"
+        messages.append(f"{why}: nothing was measured, the engine was compiled only.")
     else:
         assert bench is not None
         status = judge(budget.budget, bench, unchanged=fit["status"] == "dense_inside")

@@ -134,7 +134,8 @@ class Run:
             raise BadInput(f"--profile {config.profile_file}: no such file; passdeploy profile --save FILE writes one")
         if config.require_measured and not self.measured and config.profile_file is None:
             self.ui.say(
-                f"--require-measured: target {self.target.name} is not attached, so this run will end with exit 1."
+                f"--require-measured: this run will end with exit 1, since nothing can be measured on target "
+                f"{self.target.name}: {self.unmeasurable}."
             )
         self.space = Workspace(out)
         with exclusive(out):
@@ -156,7 +157,14 @@ class Run:
     @property
     def measured(self) -> bool:
         """Whether engines for the target can be timed on this machine."""
-        return self.target.attached and get_backend(self.target.backend).runnable(self.target) is None
+        return self.unmeasurable is None
+
+    @property
+    def unmeasurable(self) -> str | None:
+        """Why engines for the target can't be timed on this machine; None where they can."""
+        if not self.target.attached:
+            return f"{self.target.device} is not attached to this machine"
+        return get_backend(self.target.backend).runnable(self.target)
 
     @property
     def wants_alternatives(self) -> bool:

@@ -90,3 +90,12 @@ def test_differing_keys_are_dotted() -> None:
     a = {"x": 1, "s": {"p": 1, "q": 2}, "only_a": None}
     b = {"x": 1, "s": {"p": 1, "q": 3}, "only_b": 2}
     assert differing_keys(a, b) == ["only_b", "s.q"]
+
+
+def test_the_demo_says_which_file_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(configure(None, {})[1]).startswith("No model, data or configuration file given")
+    (tmp_path / "passdeploy.yaml").write_text("latency: 3x\n")
+    config, note = configure(None, {})
+    assert config.latency == ("3x",)
+    assert str(note).startswith("passdeploy.yaml names neither model nor data: the embedded demo is used")

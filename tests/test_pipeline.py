@@ -290,6 +290,16 @@ def test_out_of_reach_by_prediction(unattached: Path) -> None:
     assert not (unattached / "1ns" / "bundle").exists()
 
 
+def test_a_backend_that_cannot_run_engines_says_why(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hardware is there: to say that it is not attached would send the user to the wrong place."""
+    monkeypatch.setattr(scripted.Scripted, "runnable", lambda *_: "the driver is missing")
+    (got,) = again(copied())
+    assert (got.status, got.target.attached) == ("unverified", True)
+    assert "the driver is missing: nothing was measured, the engine was compiled only." in (got.messages or [])
+
+
 def broken(network: nn.Module) -> nn.Module:
     """A network that computes something else."""
     with torch.no_grad():

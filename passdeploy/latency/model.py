@@ -98,7 +98,10 @@ class LatencyModel:
         """
         widths, ratios = np.asarray(widths, dtype=float), np.asarray(ratios, dtype=float)
         if len(ratios) < 10:
-            raise BadInput(f"latency model: {len(ratios)} measured structures are too few; at least 10 are needed")
+            raise BadInput(
+                f"latency model: {len(ratios)} measured structures are too few, at least 10 are needed; raise "
+                "profile.seconds (and profile.structures) in the configuration"
+            )
         trust = np.ones(len(ratios)) if weights is None else np.asarray(weights, dtype=float)
         chosen = cross_validate(operators, units, widths, ratios, trust, steps, bytes_per_weight)
         features = Features(operators, units, chosen.step, bytes_per_weight)

@@ -1,0 +1,36 @@
+"""A latency model that is saved as a file: measured anew, whatever the configuration reads one from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from passdeploy.api import save_profile
+from passdeploy.config import make_config, merge
+from passdeploy.errors import BadInput
+from passdeploy.latency.model import LatencyModel
+from tests import scripted
+
+VALUES = {**scripted.SETTINGS, "model": "tiny-resnet", "data": "stripes"}
+
+
+def test_a_backend_that_cannot_run_engines_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripted.Scripted, "runnable", lambda *_: "the driver is missing")
+    with pytest.raises(BadInput, match=r"nothing can be measured here \(the driver is missing\)") as refused:
+        save_profile(make_config(VALUES), tmp_path / "run", tmp_path / "p.json", quiet=True)
+    assert "attached" not in str(refused.value)
+
+
+def test_the_file_may_be_the_one_that_runs_read(tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    config = make_config(merge(VALUES, {"profile_file": str(file), "profile": {"structures": 9}}))
+    assert save_profile(config, tmp_path / "run", file, quiet=True)["kind"] == "measured"
+    assert save_profile(config, tmp_path / "again", file, quiet=True)["kind"] == "measured"
+    assert (tmp_path / "again" / "profile" / "measurements.jsonl").exists(), "measured anew, not copied"
+
+
+def test_too_few_structures_say_what_to_raise() -> None:
+    with pytest.raises(BadInput, match=r"8 measured structures are too few, .*; raise profile\.seconds"):
+        LatencyModel.fit((), [4], np.ones((8, 1)), np.ones(8), 1.0)
