@@ -34,6 +34,18 @@ def compiler() -> str | None:
     return next((path for name in (named, "g++", "c++", "clang++") if name and (path := shutil.which(name))), None)
 
 
+def name_toolkit() -> None:
+    """Sets ``CUDA_HOME`` for this process where PyTorch finds the toolkit without it, and it is not set.
+
+    The compiled code is linked with ``-lcuda``. The driver installs no ``libcuda.so`` of that name, only the toolkit
+    does, as a stub; and inductor looks for stubs only below ``CUDA_HOME`` as the environment has it.
+    """
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if CUDA_HOME is not None:
+        os.environ.setdefault("CUDA_HOME", CUDA_HOME)
+
+
 @register
 class Inductor(Backend):
     """AOTInductor on a CPU, or on the attached NVIDIA GPU with CUDA graphs."""
@@ -76,6 +88,7 @@ class Inductor(Backend):
         on_gpu = target.compute_capability is not None
         settings: dict[str, Any] = {"freezing": True}
         if on_gpu:
+            name_toolkit()
             settings |= {"max_autotune": os.environ.get(AUTOTUNE) == "1", "layout_optimization": True}
         else:
             settings |= {"cpp.threads": target.threads}
@@ -119,5 +132,7 @@ class Inductor(Backend):
 
         check_fits(engine, target, self.name, settings=("threads", "compute_capability"))
         check_machine(engine, self.name)
+        import passdeploy.kernels.masked_op  # noqa: F401  (registers the operator that a masked network's package calls)
+
         kind = AotiRunner if target.compute_capability is None else CudaAotiRunner
         return kind(engine.data, engine.meta, target.threads)

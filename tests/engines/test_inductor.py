@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,3 +236,51 @@ def test_the_kernels_operator_goes_through_the_compiler(tmp_path: Path) -> None:
     with INDUCTOR.runner(engine, AOTI) as runner:
         logits = runner.run({"images": images.numpy()})["logits"]
     assert difference(expected, logits) <= 1e-4
+    saved = INDUCTOR.save(engine, tmp_path / "masked")
+    np.save(tmp_path / "images.npy", images.numpy())
+    command = [sys.executable, "-c", FRESH, str(saved), str(tmp_path / "images.npy"), str(tmp_path / "logits.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), logits)
+
+
+FRESH = """
+import sys
+import numpy as np
+from pathlib import Path
+from passdeploy.engines.base import get_backend
+from passdeploy.engines.files import load_engine
+from passdeploy.targets import Target
+target = Target("cpu", "test", None, "inductor", "fp32", 1, 1, True)
+assert "passdeploy.kernels.masked_op" not in sys.modules, "nothing is tested where the operator is there already"
+with get_backend("inductor").runner(load_engine(Path(sys.argv[1])), target) as runner:
+    np.save(sys.argv[3], runner.run({"images": np.load(sys.argv[2])})["logits"])
+"""
+"""Runs an engine where nothing else has registered operators: what `bench` and a bundle do."""
+
+
+@pytest.mark.parametrize(("found", "given", "then"), [
+    ("/opt/toolkit", None, "/opt/toolkit"), ("/opt/toolkit", "/mine", "/mine"), (None, None, None),
+])  # fmt: skip
+def test_a_gpus_compiler_is_told_where_the_toolkit_is(
+    source: CompileInput, monkeypatch: pytest.MonkeyPatch, found: str | None, given: str | None, then: str | None
+) -> None:
+    """Else it looks for the stub of libcuda nowhere, and what it links with -lcuda has none."""
+    from torch.utils import cpp_extension
+
+    from passdeploy.engines import _aoti
+
+    told: list[str | None] = []
+
+    def compiler(program: object, package_path: str, inductor_configs: dict[str, object]) -> None:
+        told.append(os.environ.get("CUDA_HOME"))
+        Path(package_path).write_bytes(b"package")
+
+    monkeypatch.setenv("CUDA_HOME", given or "set and unset again, so that it is put back")
+    if given is None:
+        monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", found)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compiler)
+    monkeypatch.setattr(_aoti, "prepare", lambda *_: None)
+    INDUCTOR.compile(source, replace(AOTI, compute_capability="9.0", precision="fp16"))
+    assert told == [then]
