@@ -87,7 +87,8 @@ class FeatureMatch:
         self._mine, self._dense = _Recorder(masker.model, names), _Recorder(teacher.module, names)
         modules = dict(masker.model.named_modules())
         self._reads_last = {name for name in names if isinstance(modules[name], nn.Linear)}
-        self._channels = {prefix + p.member.module: torch.tensor(p.member.channels) for p in self.points}
+        # By module and group: what reads a concatenation reads several.
+        self._channels = {(p.member.module, p.group.name): torch.tensor(p.member.channels) for p in self.points}
         # Where the kernel masks activations, what a module reads is masked already.
         self._masked = frozenset(getattr(masker, "fused", ()))
 
@@ -100,20 +101,24 @@ class FeatureMatch:
         parts = []
         for point in self.points:
             name = self.prefix + point.member.module
-            mine, dense = self._mine.inputs.pop(name, None), self._dense.inputs.pop(name, None)
+            mine, dense = self._mine.inputs.get(name), self._dense.inputs.get(name)
             if mine is None or dense is None or mine.shape != dense.shape:
                 continue  # a module that the dense network is run without
-            mask = self._over_channels(name, point.member.size, masks[point.group.name], mine.ndim)
+            mask = self._over_channels(point, masks[point.group.name], mine.ndim)
             mine, dense = mine.float(), dense.float() * mask.detach()
             if name not in self._masked:
                 mine = mine * mask
             parts.append((mine - dense).square().sum() / (dense.square().sum() + EPS))
+        self._mine.inputs.clear()  # the graph of this step must not live into the next one
+        self._dense.inputs.clear()
         return torch.stack(parts).mean() if parts else torch.zeros(())
 
-    def _over_channels(self, name: str, size: int, mask: Tensor, dimensions: int) -> Tensor:
+    def _over_channels(self, point: Point, mask: Tensor, dimensions: int) -> Tensor:
         """A group's mask (units,), spread over the channels of what a module reads; those of other groups are 0."""
-        channels = self._channels[name] = self._channels[name].to(mask.device)
-        spread = mask.new_zeros(size)
+        key = point.member.module, point.group.name
+        channels = self._channels[key] = self._channels[key].to(mask.device)
+        spread = mask.new_zeros(point.member.size)
         spread = spread.index_put((channels.flatten(),), mask[:, None].expand_as(channels).flatten())
         # Linear layers read channels last, convolutions second.
-        return spread if name in self._reads_last else spread.view(-1, *(1,) * (dimensions - 2))
+        last = self.prefix + point.member.module in self._reads_last
+        return spread if last else spread.view(-1, *(1,) * (dimensions - 2))

@@ -105,3 +105,28 @@ def test_a_network_whose_activations_are_masked_gives_the_same_distance_and_grad
     (a, ga), (b, gb) = found
     assert a > 1e-4 and a == pytest.approx(b, rel=1e-4)
     assert torch.allclose(ga, gb, atol=1e-4 * float(ga.abs().max()))
+
+
+class _Concatenating(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 16, 3, padding=1)
+        self.last = nn.Conv2d(24, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.cat([self.one(x).relu(), self.two(x).relu()], 1)).mean((2, 3))
+
+
+def test_what_reads_two_groups_is_matched_on_both(context: SearchContext) -> None:
+    torch.manual_seed(0)
+    network = _Concatenating().eval()
+    groups = find_groups(network, torch.zeros(2, 3, 8, 8))
+    dense = Prompted(InputStage(context.data.preprocess), network)
+    masker = Masker(copy.deepcopy(dense), groups, "network.")
+    teacher = Teacher(dense, torch.device("cpu"), context.data.input_shape)
+    match = FeatureMatch(masker, teacher, groups, "network.")
+    assert [point.member.module for point in match.points] == ["last", "last"]
+    masker.model.get_submodule("network.two").bias.data += 1.0
+    masks = {group.name: torch.ones(group.units) for group in groups.groups}
+    teacher(images(context)), masker(masks, images(context))
+    assert match(masks).item() > 1e-3
