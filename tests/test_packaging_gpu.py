@@ -1,13 +1,16 @@
-"""What carries the kernels: the wheel, and Dockerfile.gpu (read, since building it needs Docker and many gigabytes)."""
+"""What carries the code to a GPU: the wheel, Dockerfile.gpu (read, since building it needs Docker), the wheels."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 BUILD = """
@@ -93,3 +96,21 @@ def test_dockerfile_installs_extras_that_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for name in re.findall(r"/src\[([\w,-]+)\]", (ROOT / "Dockerfile.gpu").read_text()):
         assert set(name.split(",")) <= set(extras)
+
+
+def test_the_wheels_for_a_machine_without_a_network_want_nothing_more() -> None:
+    """They are installed with --no-deps: what is not named is missing there."""
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    (command,) = re.findall(r"pip download (.*?)\n```", page.replace("\\\n", " "))
+    named = {canonicalize_name(name): version for name, version in re.findall(r"([\w-]+)==(\S+)", command)}
+    in_the_image = {"torch", "numpy"}
+    for name in named:
+        here = importlib.metadata.version(name) == named[name]
+        for text in importlib.metadata.requires(name) or ():
+            wanted = Requirement(text)
+            if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+                continue
+            other = canonicalize_name(wanted.name)
+            assert other in {*named, *in_the_image}, f"{name} wants {other}"
+            if here and other in named:
+                assert wanted.specifier.contains(named[other]), f"{name} wants {text}"
