@@ -1,4 +1,4 @@
-"""What carries the code to a GPU: the wheel, Dockerfile.gpu (read, since building it needs Docker), the wheels."""
+"""What carries the code to a GPU: the wheel, Dockerfile.gpu (read, for want of Docker), and a list of wheels."""
 
 from __future__ import annotations
 
