@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-JOBS: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+JOBS: dict[str, Any] = WORKFLOW["jobs"]
 HARNESS = """
 const calls = [];
 const github = {
@@ -52,6 +53,12 @@ def test_the_gpu_job_runs_what_exists_and_keeps_it() -> None:
     (kept,) = [step for step in steps if "upload-artifact" in step.get("uses", "")]
     assert "bundle/" in kept["with"]["path"] and "report." in kept["with"]["path"]
     assert "cancelled" in kept["if"], "what a failed job found is what is needed most"
+
+
+def test_the_gpu_job_installs_a_torch_that_finds_the_gpu() -> None:
+    """What the whole workflow hands to pip names an index with CPU builds."""
+    assert "PIP_ARGS" in WORKFLOW["env"]
+    assert JOBS["gpu"]["env"]["PIP_ARGS"] == ""
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed; it runs the comment's script")
