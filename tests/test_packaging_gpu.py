@@ -90,6 +90,14 @@ def test_dockerfile_pins_what_it_installs() -> None:
                     assert word in pinned, word
 
 
+def test_dockerfile_ends_with_what_inductor_compiles_and_links_against() -> None:
+    (command,) = [rest for keyword, rest in stages()["final"] if keyword == "RUN" and "apt-get install" in rest]
+    # cuda_runtime.h, the crt/host_defines.h and <nv/target> that CUDA 13's headers include, and libcuda's stub.
+    wanted = {"cuda-cudart-dev", "cuda-crt", "cuda-cccl", "cuda-driver-dev"}
+    major, minor, *_ = dict(rest.split("=") for keyword, rest in stages()[""] if keyword == "ARG")["CUDA"].split(".")
+    assert {f"{name}-{major}-{minor}" for name in wanted} | {"g++", "python3-dev"} <= set(command.split())
+
+
 def test_dockerfile_installs_extras_that_exist() -> None:
     import tomllib
 
