@@ -49,6 +49,10 @@ def session(
     """An `onnxruntime.InferenceSession` that runs one inference at a time on `threads` threads.
 
     With `profile` it notes how long each layer takes, in a file whose name begins like that.
+
+    Raises:
+        BadInput: The graph can't be loaded, or the first of the providers can't be used: ONNX Runtime would go on
+            without it, on the CPU.
     """
     import onnxruntime as ort
 
@@ -64,9 +68,13 @@ def session(
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
     try:
-        return ort.InferenceSession(data, options, providers=providers)
+        loaded = ort.InferenceSession(data, options, providers=providers)
     except Exception as error:
         raise BadInput(f"onnxruntime: the graph cannot be loaded: {one_line(error)}") from None
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if loaded.get_providers()[0] != first:
+        raise BadInput(f"onnxruntime: {first} could not start on this machine; see passdeploy doctor")
+    return loaded
 
 
 class OrtRunner(Runner):
@@ -222,8 +230,6 @@ class OnnxRuntime(Backend):
         on_gpu = target.compute_capability is not None
         settings = engine.data, target.threads, self.providers(target), engine.meta["session"]
         loaded = session(*settings)
-        if on_gpu and loaded.get_providers()[0] != self.provider:
-            raise BadInput(f"onnxruntime: {self.provider} could not start on this machine; see passdeploy doctor")
         return OrtRunner(
             loaded,
             engine.meta["inputs"],

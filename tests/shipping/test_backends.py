@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,43 @@ def test_a_missing_backend_says_what_to_install(sealed_bundle: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(Refused, match=r"backend onnxruntime is not installed .*install onnxruntime 1\."):
         load(sealed_bundle)
+
+
+def test_onnxruntime_on_a_gpu_is_the_session_that_was_measured_or_none(
+    sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider with its options; and where it can't start, no session on the CPU in its place."""
+    import onnxruntime as ort
+
+    from passdeploy.shipping.executors import onnxruntime as executor
+
+    asked: list[object] = []
+    starts = True
+
+    class Session(ort.InferenceSession):  # type: ignore[misc]
+        """Runs on the CPU, and says of itself what a machine with a GPU, or with a broken one, would."""
+
+        def __init__(self, data: bytes, options: object, providers: list[object]) -> None:
+            asked.append(providers)
+            super().__init__(data, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return [*["CUDAExecutionProvider"][:starts], "CPUExecutionProvider"]
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    contents = open_bundle(sealed_bundle)
+    (made,) = contents.engines
+    engine = replace(
+        made, requires={"compute_capabilities": ["9.0"]}, meta={**made.meta, "providers": ["CUDAExecutionProvider"]}
+    )
+    given = engine, contents.sealed.read(engine.file), contents.manifest
+    executor.create(*given).close()
+    assert asked == [get_backend("onnxruntime").providers(cpu_target().with_(compute_capability="9.0"))]  # type: ignore[attr-defined]
+    starts = False
+    with pytest.raises(Refused, match="CUDAExecutionProvider could not start on this machine") as error:
+        executor.create(*given)
+    assert engine.id in str(error.value) and "\n" not in str(error.value)
 
 
 def test_another_backend_goes_through_its_own_runner(tmp_path: Path) -> None:

@@ -50,15 +50,16 @@ def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], threads
     """Args: threads: Of one inference; None: as the engine was measured."""
     import onnxruntime as ort
 
-    from passdeploy.engines.onnxruntime import session
+    from passdeploy.engines.onnxruntime import CUDA, session
 
     on_gpu = bool(engine.requires.get("compute_capabilities"))
-    providers = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
     if on_gpu:
-        providers = [name for name in engine.meta.get("providers", ()) if name in _GPU_PROVIDERS]
-        missing = [name for name in providers if name not in ort.get_available_providers()]
-        if missing or not providers:
+        names = [name for name in engine.meta.get("providers", ()) if name in _GPU_PROVIDERS]
+        missing = [name for name in names if name not in ort.get_available_providers()]
+        if missing or not names:
             raise Refused(f"engine {engine.id}: this onnxruntime has no {missing or _GPU_PROVIDERS[0]}")
+        providers = [CUDA if name == CUDA[0] else name for name in names]  # with the options that were measured
     settings = {str(key): str(value) for key, value in engine.meta.get("session", {}).items()}
     try:
         loaded = session(data, threads or engine.threads, providers, settings)
