@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from passdeploy.engines._child import answer_job, serve
+from passdeploy.engines._trt_context import context_of
 from passdeploy.errors import BadInput
 
 RTX = os.environ.get("POLYGRAPHY_USE_TENSORRT_RTX") == "1"
@@ -106,7 +107,7 @@ class _Loaded:
             raise BadInput(
                 f"the engine does not fit this GPU or this {NAME} {trt.__version__}; compile it again on this machine"
             )
-        self.context = self.engine.create_execution_context()
+        self.context = context_of(trt, self.engine)
         self.stream = Stream()
         self.inputs: dict[str, Buffer] = {}
         self.outputs: dict[str, Buffer] = {}
@@ -197,7 +198,7 @@ class _Loaded:
                 self.total[name] = self.total.get(name, 0.0) + milliseconds
 
         times = Times()
-        context = self.engine.create_execution_context()
+        context = context_of(trt, self.engine)
         for name, buffer in {**self.inputs, **self.outputs}.items():
             if name in self.inputs:
                 context.set_input_shape(name, buffer.shape)

@@ -176,10 +176,16 @@ class HostEngine:
 
     def __init__(self, cuda: HostCuda, shape: tuple[int, ...], classes: int, batch: int, capturable: bool) -> None:
         self.cuda, self.shape, self.batch, self.capturable = cuda, shape, batch, capturable
+        self.strategies: list[str | None] = []
+        """Of each context; None: it was made without a configuration."""
         rng = np.random.default_rng(3)
         self.weights = rng.normal(size=(int(np.prod(shape)), classes)).astype(np.float32)
 
-    def create_execution_context(self) -> Context:
+    def create_runtime_config(self) -> SimpleNamespace:
+        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="lazy")
+
+    def create_execution_context(self, config: SimpleNamespace | None = None) -> Context:
+        self.strategies.append(None if config is None else config.dynamic_shapes_kernel_specialization_strategy)
         return Context(self)
 
     def get_tensor_name(self, index: int) -> str:
@@ -195,12 +201,16 @@ class HostEngine:
         return np.float32
 
 
-def tensorrt(cuda: HostCuda, engine: HostEngine | None, version: str = "11.0.0") -> ModuleType:
-    """A `tensorrt` module whose run time gives out `engine`."""
+def tensorrt(cuda: HostCuda, engine: HostEngine | None, version: str = "11.0.0", rtx: bool = False) -> ModuleType:
+    """A `tensorrt` module (`tensorrt_rtx`: it has kernels for shapes) whose run time gives out `engine`."""
     module: Any = ModuleType("tensorrt")
     module.__version__ = version
     module.TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
     module.nptype = lambda kind: kind
+
+    if rtx:
+        module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy", EAGER="eager")
+    module.IProfiler = object
 
     class Logger:
         ERROR = 0

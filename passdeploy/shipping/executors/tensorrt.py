@@ -61,12 +61,13 @@ class _Slot:
 
     def _prepare(self, trt: Any, engine: Any, batch: int, parts: ExitStack) -> None:
         from passdeploy.engines._cuda import Buffer, Stream
+        from passdeploy.engines._trt_context import context_of
 
         def held(part: Any) -> Any:
             parts.callback(part.free)
             return part
 
-        self.context = engine.create_execution_context()
+        self.context = context_of(trt, engine)
         self.stream: Stream = held(Stream())
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]

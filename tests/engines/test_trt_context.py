@@ -1,0 +1,67 @@
+"""The contexts in which TensorRT-RTX's engines run, over an emulated CUDA run time, and what its real module offers."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from passdeploy.engines import _trt_child
+from passdeploy.shipping.contents import open_bundle
+from passdeploy.shipping.executors import tensorrt as executor
+from tests.shipping.conftest import CLASSES, SHAPE, make_source
+from tests.shipping.host_cuda import HostCuda, HostEngine, tensorrt
+
+pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed: pip install 'passdeploy[cuda]'")
+BATCH = 4
+
+
+@pytest.fixture(params=[True, False], ids=["rtx", "full"])
+def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, HostEngine]:
+    """Whether TensorRT-RTX is emulated, and the engine that its module or TensorRT's gives out."""
+    import cuda.bindings
+
+    runtime = HostCuda()
+    engine = HostEngine(runtime, SHAPE, len(CLASSES), BATCH, capturable=True)
+    module = tensorrt(runtime, engine, rtx=request.param)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
+    monkeypatch.setattr(cuda.bindings, "runtime", runtime, raising=False)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx" if request.param else "tensorrt", module)
+    monkeypatch.setattr(_trt_child, "_library", lambda: module)
+    return request.param, engine
+
+
+def test_what_is_measured_runs_no_fallback_kernels(emulated: tuple[bool, HostEngine]) -> None:
+    """Neither the context that is captured nor the one whose layers are timed."""
+    rtx, engine = emulated
+    loaded = _trt_child._Loaded(b"plan", BATCH)
+    images = np.random.default_rng(0).random((BATCH, *SHAPE), dtype=np.float32)
+    assert loaded.bind({"images": images})
+    expected = images.reshape(BATCH, -1) @ engine.weights
+    np.testing.assert_allclose(loaded.run({"images": images})["logits"], expected, rtol=1e-5, atol=1e-5)
+    loaded.layer_times(2)
+    loaded.close()
+    assert engine.strategies == (["eager", "eager"] if rtx else [None, None])
+
+
+def test_nor_does_what_is_served(emulated: tuple[bool, HostEngine], tmp_path: Path) -> None:
+    from passdeploy.shipping.bundle import write_bundle
+
+    rtx, engine = emulated
+    (made,) = open_bundle(write_bundle(tmp_path / "bundle", make_source(tmp_path / "run"))).engines
+    requires = {"compute_capabilities": ["8.0"], "exact_version": True}
+    name = "tensorrt_rtx" if rtx else "tensorrt"
+    info = replace(made, backend=name, backend_version="11.0.0", batch=BATCH, requires=requires)
+    executor.create(info, b"plan", {}, streams=2).close()
+    assert engine.strategies == (["eager", "eager"] if rtx else [None, None])
+
+
+def test_the_real_module_offers_what_is_set() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'passdeploy[rtx]'")
+    assert "EAGER" in trt.DynamicShapesKernelSpecializationStrategy.__members__
+    assert isinstance(trt.IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy, property)
+    assert "IRuntimeConfig" in trt.ICudaEngine.create_runtime_config.__doc__
+    assert "runtime_config" in trt.ICudaEngine.create_execution_context.__doc__
