@@ -175,6 +175,19 @@ def test_a_gpus_package_may_do_without_frozen_weights(source: CompileInput, monk
     assert asked == [True, False, True, False, True], "a CPU's compiler is asked once"
 
 
+def test_what_the_cpp_compiler_said_is_what_is_told(source: CompileInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor's own message begins with the whole command line."""
+    from torch._inductor.exc import CppCompileError
+
+    def compiler(*_: object, **__: object) -> None:
+        raise CppCompileError(["g++", *["-I/a/long/path"] * 99], "/usr/bin/ld: cannot find -lcuda\ncollect2: error\n")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compiler)
+    with pytest.raises(BadInput) as error:
+        INDUCTOR.compile(source, AOTI)
+    assert str(error.value) == "inductor: the model does not compile: /usr/bin/ld: cannot find -lcuda collect2: error"
+
+
 def test_preparing_leaves_the_program_as_it_was(source: CompileInput) -> None:
     """It is prepared again when an engine is built again, or for another precision."""
     program = source.exported_program
