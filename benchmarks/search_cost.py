@@ -42,6 +42,8 @@ class Turns:
         self.names, self.steps, self.turns = names, steps, warm + pairs
         self.condition, self.running = threading.Condition(), 0
         self.seconds: dict[str, list[float]] = {name: [] for name in names}
+        self.ended = False
+        """Whether a loop is over, by an error too: the other one must not wait for it."""
         self._start = 0.0
 
     def progress(self, which: int) -> Callable[[int, int, str], None]:
@@ -67,13 +69,19 @@ class Turns:
             self.running = 1 - which
             self.condition.notify_all()
             if len(self.seconds[self.names[which]]) < self.turns:
-                self.condition.wait_for(lambda: self.running == which)
+                self.condition.wait_for(lambda: self.running == which or self.ended)
         self._start = time.perf_counter()
 
     def enter(self, which: int) -> None:
         """Waits for this loop's first turn."""
         with self.condition:
-            self.condition.wait_for(lambda: self.running == which)
+            self.condition.wait_for(lambda: self.running == which or self.ended)
+
+    def end(self) -> None:
+        """Called when a loop is over."""
+        with self.condition:
+            self.ended = True
+            self.condition.notify_all()
 
 
 def main() -> None:
@@ -115,17 +123,26 @@ def main() -> None:
         epochs=1e-6, batch=args.batch, lr=0.05, distill=config.search.distill, seed=1, min_steps=total
     )
 
+    failed: list[BaseException] = []
+
     def plain() -> None:
-        turns.enter(1)
-        model = Prompted(InputStage(subject.data.preprocess), subject.build())
-        teacher = Prompted(InputStage(subject.data.preprocess), subject.build())
-        train(model, subject.data, settings, teacher=teacher, progress=turns.progress(1))
+        try:
+            turns.enter(1)
+            model = Prompted(InputStage(subject.data.preprocess), subject.build())
+            teacher = Prompted(InputStage(subject.data.preprocess), subject.build())
+            train(model, subject.data, settings, teacher=teacher, progress=turns.progress(1))
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            turns.end()
 
     other = threading.Thread(target=plain, daemon=True)
     other.start()
     started = time.perf_counter()
     search_pass(context)
     other.join(timeout=600)
+    if failed:
+        raise failed[0]
     pairs = list(zip(turns.seconds["search"], turns.seconds["plain"], strict=False))[args.warm :]
     ratio = median_ratio([a / b for a, b in pairs])
     default = make_config({"model": args.model, "data": args.data})

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,25 @@ def test_a_search_that_did_without_the_kernel_is_no_row_of_it(monkeypatch: pytes
     assert search.cost("resnet18", 64, 6, kernels=False)["kernels"] is False
     with pytest.raises(RuntimeError, match=line):
         search.cost("resnet18", 64, 6, kernels=True)
+
+
+def test_a_loop_that_fails_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory in the plain step would otherwise last until the lent machine goes back."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    turns = importlib.import_module("search_cost").Turns(("search", "plain"), steps=2, pairs=3, warm=1)
+
+    def search() -> None:
+        step = turns.progress(0)
+        for done in range(20):
+            step(done, 20, "searching")
+
+    searching = threading.Thread(target=search, daemon=True)
+    searching.start()
+    turns.enter(1)  # and goes no further
+    assert searching.is_alive()
+    turns.end()
+    searching.join(timeout=20)
+    assert not searching.is_alive()
 
 
 def test_the_run_is_spelt_as_the_command_line_takes_it(bench: Bench, tmp_path: Path) -> None:
