@@ -60,7 +60,7 @@ class SearchConfig(Section):
         resolve_every: Steps between two solutions of the allocation.
         hyper_every: Steps between two updates of the hypernetwork.
         temperature: Of the soft masks behind the straight-through estimator.
-        distill: Weight of matching the dense network's outputs; above 0, its features are matched too.
+        distill: Weight of matching the dense network's outputs.
         keep_at_least: No group falls below this share of its units.
     """
 

@@ -25,19 +25,16 @@ class Teacher:
         model: Images in [0, 1] -> logits. It is left alone.
         device: Where it runs.
         input_shape: (C, H, W) of one image.
-
-    Attributes:
-        module: What is run: the model's modules under the model's names, those excepted that are folded into others.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, input_shape: tuple[int, ...]) -> None:
         model = copy.deepcopy(model).eval().requires_grad_(False).cpu()
-        self.module = self._folded(model, input_shape).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._run = self._folded(model, input_shape).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, classes)."""
-        logits: Tensor = self.module(images)
+        logits: Tensor = self._run(images)
         return logits
 
     @torch.no_grad()

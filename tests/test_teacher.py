@@ -62,7 +62,7 @@ def test_folds_every_batch_norm_and_computes_the_same() -> None:
     model = randomised(build("resnet20", 10)).train()
     before = copy.deepcopy(model.state_dict())
     teacher = Teacher(model, CPU, SHAPE)
-    assert norms(teacher.module) == 0
+    assert norms(teacher._run) == 0
     assert relative_difference(copy.deepcopy(model).eval()(IMAGES), teacher(IMAGES)) < 1e-5
     assert model.training and all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters()) and not teacher(IMAGES).requires_grad
@@ -72,5 +72,5 @@ def test_what_cannot_be_traced_runs_as_it_is() -> None:
     for network in (ByValue(), WithHook()):
         model = randomised(network).eval()
         teacher = Teacher(model, CPU, SHAPE)
-        assert norms(teacher.module) == 1
+        assert norms(teacher._run) == 1
         assert relative_difference(model(IMAGES), teacher(IMAGES)) < 1e-6

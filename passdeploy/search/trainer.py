@@ -19,7 +19,6 @@ from passdeploy.config import SearchConfig
 from passdeploy.groups import Groups
 from passdeploy.kernels.masked_forward import search_masker
 from passdeploy.search.allocator import Allocation, Allocator, Importance
-from passdeploy.search.features import FeatureMatch
 from passdeploy.search.hypernetwork import Cuts, HyperNetwork
 from passdeploy.search.method import SearchContext, SearchResult, register_method, search_steps
 from passdeploy.search.prompt import InputStage, Prompted
@@ -230,7 +229,6 @@ def search_pass(context: SearchContext) -> SearchResult:
         slow.append({"params": [model.stage.prompt], "lr": config.prompt.lr})
     adam = torch.optim.Adam(slow)
     masker = search_masker(model, context.groups, "network.")
-    match = FeatureMatch(masker, teacher, context.groups, "network.") if teacher else None
     cuts = [search.open() for _ in context.ratios]
     solved = [1.0 for _ in context.ratios]  # the share that each budget's allocation was asked for
     curves: dict[str, list[float]] = {
@@ -274,7 +272,7 @@ def search_pass(context: SearchContext) -> SearchResult:
             target = None if teacher is None else teacher(images)
             logits = masker(masks, images)
         loss = task_loss(task, logits, labels, target, train)
-        objective = loss if match is None else loss + match(masks)
+        objective = loss
         if learn and settings.latency_weight and hasattr(context.predictor, "predict_soft"):
             expected = context.predictor.predict_soft(torch.stack([value.sum() for value in values]))
             objective = objective + settings.latency_weight * expected / search.allocator.dense_ms
