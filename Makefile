@@ -2,11 +2,13 @@
 # PYTHON     the interpreter for .venv, 3.11 or newer
 # PIP_ARGS   more arguments for pip: an index with CPU builds of torch, a proxy, ...
 # TESTS      what `make test` runs: make test TESTS=tests/latency
+# WORKERS    in how many processes; 0: in one, where a debugger can look
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_ARGS ?=
 TESTS ?= tests
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 BIN := .venv/bin
 APT = $(shell if [ "$$(id -u)" = 0 ]; then echo "apt-get"; \
 	elif sudo -n true 2>/dev/null; then echo "sudo -n apt-get"; fi)
@@ -69,7 +71,7 @@ format: env ## Formats the code
 	$(BIN)/ruff format .
 
 test: env data lint ## What has to pass before a change goes in: no GPU, under 20 minutes on 2 cores
-	$(BIN)/python -m pytest $(TESTS) -m "not soak and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not soak and not gpu" -n $(WORKERS) --dist worksteal
 
 soak: env data ## The tests that run for hours
 	$(BIN)/python -m pytest tests -m soak
