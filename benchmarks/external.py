@@ -38,7 +38,8 @@ from passdeploy.export import export_onnx
 from passdeploy.groups import operators
 from passdeploy.groups.operators import macs
 from passdeploy.groups.types import Groups
-from passdeploy.latency.measure import BENCH, Comparison
+from passdeploy.latency.measure import BENCH
+from passdeploy.latency.measurement import Comparison
 from passdeploy.pipeline import Run
 from passdeploy.search.prompt import Prompted
 from passdeploy.stages.common import plain

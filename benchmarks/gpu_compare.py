@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 Verdict = Literal["regressed", "improved", "same", "can't tell", "failed", "budget missed"]
 FAILURES: tuple[Verdict, ...] = ("regressed", "failed", "budget missed")
 MARGIN = 0.02
-"""Two loads of one engine file differ by up to this much (`passdeploy.latency.measure.RESOLUTION`)."""
+"""Two loads of one engine file differ by up to this much (`passdeploy.latency.measurement.RESOLUTION`)."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 
 from passdeploy import data as datasets
 from passdeploy import models
+from passdeploy.checkpoint import Checkpoint
 from passdeploy.search.prompt import InputStage, Prompted
-from passdeploy.training import Checkpoint, TrainSettings, evaluate, train
+from passdeploy.training import TrainSettings, evaluate, train
 
 WEIGHTS = Path(__file__).parents[1] / "passdeploy" / "models" / "weights"
 

@@ -124,7 +124,8 @@ def run_stage(
         PassdeployError: What earlier stages found leaves nothing to do for this one.
     """
     from passdeploy.console import Ui
-    from passdeploy.pipeline import SHARED_STAGES, Run
+    from passdeploy.dependencies import SHARED_STAGES
+    from passdeploy.pipeline import Run
 
     path = out / "config.yaml"
     if not path.is_file():

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from passdeploy.budget import INTERVAL_SLACK, Budget
+from passdeploy.compared import accuracy_points, alternative_points, alternatives_beside, latency_of
 from passdeploy.environment import environment
 from passdeploy.explain import group_sections, why_not_faster
+from passdeploy.judging import asked_ms, judge, ratio_of
 from passdeploy.layers import by_block
+from passdeploy.remarks import build_spread, disturbance, host_bound
 from passdeploy.reporting import schema as s
 from passdeploy.reporting.commit import current_commit
-from passdeploy.reporting.engines import Alternative, Alternatives, Latency, LayerLatency
-from passdeploy.reporting.format import milliseconds
+from passdeploy.reporting.engines import LayerLatency
 from passdeploy.reporting.picture import prompt_picture, rgb_picture
-from passdeploy.stages.alternatives import FACTS as ALTERNATIVES
 from passdeploy.stages.common import kept_widths
 from passdeploy.stages.finetune import thin_model
 from passdeploy.stages.profile import stage_model
@@ -27,48 +26,6 @@ from passdeploy.workspace import json_digest, read_json
 
 if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
-
-HOST_BOUND = 0.9
-"""Share of the latency from which on enqueueing is as long as what is enqueued."""
-DISTURBED = 0.08
-"""On a quiet machine fresh processes lie at most half as far apart."""
-
-
-def judge(budget: Budget, bench: dict[str, Any], unchanged: bool = False) -> str:
-    """The verdict on a measured engine (design, section 5, CLI).
-
-    Args:
-        budget: What was asked.
-        bench: What was measured.
-        unchanged: The engine is that of the dense network itself: on which side of 1 its ratio falls is chance, so that
-            for 1x the interval alone decides.
-    """
-    if budget.latency_ms is not None:
-        value = bench["thin"][budget.percentile]
-        return "within_budget" if value is not None and value <= budget.latency_ms else "over_budget"
-    assert budget.speedup is not None
-    ratio, low = bench["ratio"]["value"], bench["ratio"]["low"] or 0.0
-    fast_enough = ratio >= budget.speedup or (unchanged and budget.speedup == 1)
-    return "within_budget" if fast_enough and low >= INTERVAL_SLACK * budget.speedup else "over_budget"
-
-
-def asked_ms(budget: Budget, dense_ms: float | None) -> float | None:
-    """The budget in milliseconds at its percentile; None of a speed-up where that of the dense engine is not known."""
-    return budget.latency_ms if dense_ms is None else budget.target_ms(dense_ms)
-
-
-def _ratio(bench: dict[str, Any]) -> tuple[float, tuple[float, float] | None]:
-    """A ratio with its interval; None where an end of it is not known."""
-    value, low, high = (bench["ratio"][key] for key in ("value", "low", "high"))
-    return value, None if low is None or high is None else (low, high)
-
-
-def _latency(measurement: dict[str, Any]) -> Latency:
-    return Latency(
-        **{key: measurement[key] for key in ("p50", "p90", "p99", "mean", "n", "spread")},
-        disturbed_blocks=measurement["disturbed"],
-        enqueue_ms=measurement.get("enqueue"),
-    )
 
 
 def _curves(search: dict[str, Any], finetune: dict[str, Any] | None) -> s.Curves:
@@ -171,16 +128,16 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
             accuracy=finetune["accuracy"]["test"],
             macs=finetune["macs"],
             params=finetune["params"],
-            latency_ms=_latency(bench["thin"]) if measured and bench else None,
+            latency_ms=latency_of(bench["thin"]) if measured and bench else None,
         )
     ratio: float | None = None
     interval: tuple[float, float] | None = None
     if measured and bench and reached:
-        ratio, interval = _ratio(bench)
+        ratio, interval = ratio_of(bench)
     dense_ms = bench["dense"][budget.budget.percentile] if measured and bench else predictor.dense_ms
     timing = {name: shared.seconds(name) for name in ("dense", "profile", "search")}
     timing |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench") if space.record(name)}
-    alternatives = _alternatives(run, budget, bench)
+    alternatives = alternatives_beside(run, budget, bench)
     if alternatives is not None:
         timing["alternatives"] = shared.seconds("alternatives")
     data = run.subject.data
@@ -202,7 +159,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
             accuracy=dense["accuracy"]["test"],
             macs=dense["macs"],
             params=dense["params"],
-            latency_ms=_latency(bench["dense"]) if measured and bench else None,
+            latency_ms=latency_of(bench["dense"]) if measured and bench else None,
         ),
         pruned=pruned,
         speedup=s.Speedup(
@@ -235,7 +192,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         candidates=[s.Candidate(**candidate) for candidate in fit["candidates"]] or None,
         why_not_faster=why_not_faster(run, structure, ratio, macs_speedup) if macs_speedup else None,
         messages=messages or None,
-        accuracy_points=_points(dense, finetune, bench) + _other_points(alternatives) if reached else None,
+        accuracy_points=accuracy_points(dense, finetune, bench) + alternative_points(alternatives) if reached else None,
         provenance=s.Provenance(
             command=run.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -266,16 +223,6 @@ def _rebuilds(engine: dict[str, Any] | None) -> s.RebuildsInfo | None:
     return None if found is None else s.RebuildsInfo(**found)
 
 
-def build_spread(rebuilds: s.RebuildsInfo | None) -> list[str]:
-    """What a reader should know where another build would have been another engine."""
-    if rebuilds is None or rebuilds.of != "builds" or rebuilds.spread is None:
-        return []
-    return [
-        f"{rebuilds.n} builds of the same graph lie {rebuilds.spread:.1%} apart in latency; "
-        "the one that was measured is the one that ships."
-    ]
-
-
 def _layers(bench: dict[str, Any] | None) -> list[LayerLatency] | None:
     """By block; None where nothing was measured, or the runtime does not tell."""
     times = (bench or {}).get("layers")
@@ -283,72 +230,6 @@ def _layers(bench: dict[str, Any] | None) -> list[LayerLatency] | None:
         return None
     rows = by_block([times["dense"], times["thin"]])
     return [LayerLatency(name=row.name, dense_ms=row.ms[0], pruned_ms=row.ms[1]) for row in rows]
-
-
-def host_bound(bench: dict[str, Any] | None) -> list[str]:
-    """What a reader should know where the host, not the GPU, sets the pace of the engine that ships."""
-    thin = (bench or {}).get("thin", {})
-    host, device = thin.get("enqueue"), thin.get("p50")
-    if host is None or device is None or host < HOST_BOUND * device:
-        return []
-    return [
-        f"The host takes {milliseconds(host)} to enqueue an inference that takes the GPU {milliseconds(device)}: a "
-        "server that asks for one after the other waits for the host; thinner layers will not help, larger batches may."
-    ]
-
-
-def disturbance(bench: dict[str, Any] | None) -> list[str]:
-    """What a reader should know where fresh processes did not agree."""
-    processes = (bench or {}).get("processes") or [1.0]
-    apart = max(processes) / min(processes) - 1
-    if apart <= DISTURBED:
-        return []
-    return [
-        f"{len(processes)} processes found ratios that lie {apart:.0%} apart: the machine has something else to do, or "
-        "others share its caches. What is quoted is their median, with its interval."
-    ]
-
-
-def _alternatives(run: Run, budget: BudgetRun, bench: dict[str, Any] | None) -> Alternatives | None:
-    """The dense network in lower precisions: timed beside the engine that ships, or, without one, beside the dense."""
-    if not run.wants_alternatives:
-        return None
-    facts = read_json(run.space.folder("alternatives") / ALTERNATIVES)
-    timed = (bench or {}).get("alternatives") or facts["timed"] or {}
-    found = []
-    for precision, row in facts["precisions"].items():
-        option = Alternative(precision=precision, **row)
-        times = timed.get(precision)
-        if times is not None:
-            ratio = times["ratio"]
-            option = option.model_copy(
-                update={
-                    "latency_ms": _latency(times["latency_ms"]),
-                    "speedup": ratio["value"],
-                    "speedup_ci95": (ratio["low"], ratio["high"]) if ratio["low"] and ratio["high"] else None,
-                    "meets_budget": _meets(budget.budget, times),
-                }
-            )
-        found.append(option)
-    compiled = budget.space.folder("compile")
-    shipped = budget.space.record("compile") is not None and bench is not None
-    return Alternatives(
-        dense_latency_ms=_latency(timed["dense"]["latency_ms"]) if timed else None,
-        dense_bytes=_engine_bytes(compiled / "dense-engine") if shipped else facts["dense_bytes"],
-        pruned_bytes=_engine_bytes(compiled / "engine") if shipped else None,
-        precisions=found,
-    )
-
-
-def _meets(budget: Budget, times: dict[str, Any]) -> bool | None:
-    """`judge` on another engine; None where its percentile could not be told."""
-    if budget.latency_ms is not None and times["latency_ms"][budget.percentile] is None:
-        return None
-    return judge(budget, {"thin": times["latency_ms"], "ratio": times["ratio"]}) == "within_budget"
-
-
-def _engine_bytes(folder: Path) -> int:
-    return (folder / read_json(folder / "engine.json")["file"]).stat().st_size
 
 
 def _predicted(run: Run, structure: Structure, reached: bool) -> s.Predicted:
@@ -359,48 +240,3 @@ def _predicted(run: Run, structure: Structure, reached: bool) -> s.Predicted:
         pruned_ms=pruned if reached else None,
         speedup=predictor.dense_ms / pruned if reached else None,
     )
-
-
-def _other_points(alternatives: Alternatives | None) -> list[s.AccuracyPoint]:
-    return [
-        s.AccuracyPoint(
-            label=f"dense {option.precision}",
-            kind="alternative",
-            accuracy=option.accuracy,
-            latency_ms=option.latency_ms.p50 if option.latency_ms else None,
-        )
-        for option in (alternatives.precisions if alternatives else [])
-        if option.reason is None
-    ]
-
-
-def _points(
-    dense: dict[str, Any], finetune: dict[str, Any] | None, bench: dict[str, Any] | None
-) -> list[s.AccuracyPoint]:
-    assert finetune is not None
-    timed = bench is not None and bench["measured"]
-    dense_ms, thin_ms = (bench[name]["p50"] if timed and bench else None for name in ("dense", "thin"))
-    points = [
-        s.AccuracyPoint(
-            label="dense", kind="dense", accuracy=dense["accuracy"]["test"], latency_ms=dense_ms, macs=dense["macs"]
-        ),
-        s.AccuracyPoint(
-            label="pruned",
-            kind="pruned",
-            accuracy=finetune["accuracy"]["test"],
-            latency_ms=thin_ms,
-            macs=finetune["macs"],
-        ),
-    ]
-    if finetune["accuracy_before"] is not None:
-        points.insert(
-            1,
-            s.AccuracyPoint(
-                label="before fine-tuning (validation)",
-                kind="before_finetune",
-                accuracy=finetune["accuracy_before"],
-                latency_ms=thin_ms,
-                macs=finetune["macs"],
-            ),
-        )
-    return points

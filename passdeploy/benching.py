@@ -17,7 +17,8 @@ from passdeploy.engines._common import one_line
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput, Unavailable
-from passdeploy.latency.measure import Clock, Comparison, Timed
+from passdeploy.latency.measure import Clock, Timed
+from passdeploy.latency.measurement import Comparison
 from passdeploy.layers import LayerTimes, by_block
 from passdeploy.targets import Target, resolve
 from passdeploy.timing import open_runner

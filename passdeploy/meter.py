@@ -16,7 +16,8 @@ import numpy as np
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.export import OnnxSlicer, export_program
 from passdeploy.groups import Groups
-from passdeploy.latency.measure import Comparison, Settings
+from passdeploy.latency.measure import Settings
+from passdeploy.latency.measurement import Comparison
 from passdeploy.latency.sampler import Sampler
 from passdeploy.structure import Structure
 from passdeploy.targets import Target

@@ -6,7 +6,6 @@ dense -> profile -> search -> alternatives -> per budget: fit -> finetune -> com
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,28 +22,24 @@ from passdeploy.config import RunConfig, differing_keys
 from passdeploy.config import load_file as load_config
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData, evenly
+from passdeploy.dependencies import BUDGET_STAGES, SHARED_STAGES, inputs_of, skipped, stopped_by
 from passdeploy.engines._quantize import CALIBRATION_IMAGES
 from passdeploy.engines.base import get_backend
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.export import OnnxSlicer
+from passdeploy.final_copies import copy_final
 from passdeploy.locking import exclusive
-from passdeploy.publishing import offer_folder, withdraw_folder
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
 from passdeploy.search.method import get_method
 from passdeploy.stages import PER_BUDGET, SHARED
 from passdeploy.stages.common import slicer
-from passdeploy.stages.proof import exact
 from passdeploy.subject import Model, Subject, load_subject
 from passdeploy.targets import Target, resolve
 from passdeploy.workspace import (
     CONFIG,
     Workspace,
-    copy_file,
     is_run_directory,
-    json_digest,
-    read_json,
-    sha256,
     write_atomic,
 )
 
@@ -52,15 +47,6 @@ from passdeploy.workspace import (
 NOT_INPUTS = ("require_measured", "alternatives")
 P = ParamSpec("P")
 T = TypeVar("T")
-SHARED_STAGES, BUDGET_STAGES = tuple(SHARED), tuple(PER_BUDGET)
-
-
-def version() -> str:
-    """Of this package."""
-    try:
-        return importlib.metadata.version("passdeploy")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+unknown"
 
 
 def _alone(method: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
@@ -224,8 +210,6 @@ class Run:
         if any(not child.name.startswith(".") for child in self.space.root.iterdir()):
             raise BadInput(f"--out {self.space.root}: not empty and not a run directory; give another folder")
 
-    # --- inputs of the stages -----------------------------------------------------------------------------------
-
     def target_facts(self) -> dict[str, Any]:
         """The target and the version of its backend."""
         backend = get_backend(self.target.backend)
@@ -233,62 +217,7 @@ class Run:
 
     def inputs(self, stage: str, run: BudgetRun | None = None) -> dict[str, Any]:
         """All that the result of a stage depends on, upstream stages by their digests."""
-        config, shared = self.config.to_json(), self.space.digest
-        common: dict[str, Any] = {"passdeploy": version()}
-        if stage == "dense":
-            known = common | {"network": self.subject.digest, "data": self.subject.data.digest()}
-            if self.latency_only:
-                return known | {"latency_only": True}
-            if self.subject.weights is None:
-                known |= {k: config[k] for k in ("dense", "epochs", "train_batch", "seed")}
-            return known
-        if stage == "profile":
-            profile = None if config["profile_file"] is None else sha256(Path(config["profile_file"]))
-            return common | {
-                "dense": shared("dense"),
-                "target": self.target_facts(),
-                "profile": config["profile"],
-                "scope": config["scope"],
-                "axis": config["axis"],
-                "seed": config["seed"],
-                "file": profile,
-            }
-        if stage == "search":
-            keys: tuple[str, ...] = (
-                "search", "prompt", "groups", "train_batch", "seed", "method", "latency", "percentile"
-            )  # fmt: skip
-            return common | {"profile": shared("profile"), "dense": shared("dense"), **{k: config[k] for k in keys}}
-        if stage == "alternatives":
-            return common | {
-                "dense": shared("dense"),
-                "data": self.subject.data.digest(),
-                "target": self.target_facts(),
-                "scope": config["scope"],
-                "percentile": config["percentile"],
-            }
-        assert run is not None
-        digest = run.space.digest
-        beside = {"alternatives": shared("alternatives")} if self.wants_alternatives else {}
-        asked = {"budget": vars(run.budget)}
-        if stage == "fit":
-            # A latency model from a file is the same wherever the run is continued; what the loop can measure is not.
-            where = {"target": self.target_facts(), "measured": self.measured, "scope": config["scope"]}
-            return common | asked | where | {"search": shared("search"), "profile": shared("profile")}
-        if stage == "finetune":
-            keys = ("finetune", "epochs", "train_batch", "seed")
-            return common | {"fit": digest("fit"), **{k: config[k] for k in keys}}
-        if stage == "compile":
-            floor = {"min_accuracy": config["min_accuracy"]}
-            return common | floor | {"finetune": digest("finetune"), "target": self.target_facts()}
-        if stage == "bench":
-            # Not the alternatives: who asks for them later keeps what the budget was judged on, and gets the times
-            # that they were given beside the dense engine alone.
-            return common | asked | {"compile": digest("compile"), "scope": config["scope"]}
-        before, skipped = BUDGET_STAGES[: BUDGET_STAGES.index(stage)], self._skipped(run)
-        upstream = {name: digest(name) for name in before if name not in skipped}
-        return common | asked | upstream | beside | {"search": shared("search"), "config": json_digest(config)}
-
-    # --- running ------------------------------------------------------------------------------------------------
+        return inputs_of(self, stage, run)
 
     @_alone
     def stage(self, name: str, run: BudgetRun | None = None) -> None:
@@ -318,7 +247,7 @@ class Run:
     def budget_stages(self, run: BudgetRun, until: str = "ship") -> None:
         """The stages of one budget; what comes after a failed one is left out, but for the report."""
         for name in BUDGET_STAGES[: BUDGET_STAGES.index(until) + 1]:
-            if name in self._skipped(run):
+            if name in skipped(run):
                 continue
             self.stage(name, run)
 
@@ -348,35 +277,14 @@ class Run:
             self.publish(run, until=name)
             if run.budget.asked == best:
                 self.publish(run, self.space.root, until=name)
-            if name in self._skipped(run):
-                stopped[run.budget.asked] = self._stopped_by(run)
+            if name in skipped(run):
+                stopped[run.budget.asked] = stopped_by(run)
         if len(stopped) == len(asked):
             reasons = "; ".join(f"{budget}: {reason}" for budget, reason in stopped.items())
             raise PassdeployError(f"{name}: not run, since {reasons}")
         for budget, reason in stopped.items():
             self.ui.say(f"{budget}: {name} not run, since {reason}.")
         return [run for run in asked if run.budget.asked not in stopped]
-
-    def _stopped_by(self, run: BudgetRun) -> str:
-        """Why stages of this budget are left out."""
-        fit = read_json(run.space.folder("fit") / "fit.json")
-        if fit["status"] == "infeasible":
-            return "no structure reaches the budget"
-        if not exact(fit["masked_vs_thin"]):
-            return "the thin network does not compute what the masked one does"
-        return "the compiled engine does not compute what the network does"
-
-    def _skipped(self, run: BudgetRun) -> tuple[str, ...]:
-        """Stages that make no sense after what the finished ones found."""
-        if run.space.record("fit") is None:
-            return ()
-        fit = read_json(run.space.folder("fit") / "fit.json")
-        if fit["status"] == "infeasible" or not exact(fit["masked_vs_thin"]):
-            return ("finetune", "compile", "bench", "ship")
-        proof = run.space.folder("compile") / "proof.json"
-        if run.space.record("compile") is not None and not read_json(proof)["ok"]:
-            return ("bench", "ship")
-        return ()
 
     def finish(self, run: BudgetRun) -> Report:
         """The stages of one budget, and the final copies."""
@@ -408,19 +316,6 @@ class Run:
         self.publish(self.runs[best], self.space.root)
         return reports[best]
 
-    def _current(self, run: BudgetRun, until: str) -> set[str]:
-        """Stages of a budget, finished up to `until`, whose results are good: later ones only if nothing changed."""
-        skipped = self._skipped(run)
-        last = BUDGET_STAGES.index(until)
-        good = {name for name in BUDGET_STAGES[: last + 1] if name not in skipped}
-        for name in BUDGET_STAGES[last + 1 :]:
-            if name in skipped:
-                continue
-            if not run.space.current(name, self.inputs(name, run)):
-                break
-            good.add(name)
-        return good
-
     @_alone
     def publish(self, run: BudgetRun, root: Path | None = None, until: str = BUDGET_STAGES[-1]) -> None:
         """Puts the final copies where the design promises them: into the budget's folder, or into `root`.
@@ -430,38 +325,7 @@ class Run:
             root: Instead of the budget's own folder.
             until: What later stages left is offered if it is still what they would make.
         """
-        folder, root = run.space.folder, root or run.space.root
-        files = {
-            "structure.json": folder("fit") / "structure.json",
-            "model.safetensors": folder("finetune") / "model.safetensors",
-            "architecture.json": folder("finetune") / "architecture.json",
-            "model.onnx": folder("compile") / "model.onnx",
-            "measurements.csv": folder("bench") / "measurements.csv",
-            "prompt.safetensors": folder("finetune") / "prompt.safetensors",
-            "report.json": folder("report") / "report.json",
-            "report.md": folder("report") / "report.md",
-            "report.html": folder("report") / "report.html",
-        }
-        for space in {self.space.root: self.space, run.space.root: run.space}.values():
-            space.update_manifest()
-        good = self._current(run, until)
-        for name, source in files.items():
-            if source.parent.name in good and source.exists():
-                copy_file(source, root / name)
-            else:
-                (root / name).unlink(missing_ok=True)  # of an earlier state: what is not good any more is not offered
-        dense = folder("compile") / "dense.onnx"
-        if dense.exists():
-            copy_file(dense, self.space.root / "dense.onnx")
-        for name, source in (("engine", folder("compile") / "engine"), ("bundle", folder("ship") / "bundle")):
-            if source.parent.name not in good or not source.exists():
-                withdraw_folder(root / name)
-            elif said := offer_folder(source, root / name):
-                self.ui.say(said)
-        if (root / "masked").is_dir():
-            from passdeploy.masked import attach
-
-            attach(root)
+        copy_final(self, run, root or run.space.root, until)
 
     def dense_state(self) -> dict[str, torch.Tensor]:
         """Weights of the dense network that the run starts from."""

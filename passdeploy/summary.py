@@ -26,7 +26,7 @@ from passdeploy.subject import Subject, load_subject
 
 if TYPE_CHECKING:
     from passdeploy.config import RunConfig
-    from passdeploy.latency.measure import Comparison
+    from passdeploy.latency.measurement import Comparison
     from passdeploy.layers import LayerTimes
     from passdeploy.shipping.verify import Verification
 

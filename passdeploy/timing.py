@@ -21,7 +21,8 @@ from passdeploy.engines._child import answer_job, run_job
 from passdeploy.engines._end_to_end import EndToEnd
 from passdeploy.engines.base import Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
-from passdeploy.latency.measure import Comparison, Settings, interleave
+from passdeploy.latency.measure import Settings, interleave
+from passdeploy.latency.measurement import Comparison
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target

@@ -6,23 +6,20 @@ never interrupted, bit for bit on one machine.
 
 from __future__ import annotations
 
-import io
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from passdeploy.checkpoint import Checkpoint
 from passdeploy.data.base import Augmentation, ImageData, Split, batches
 from passdeploy.errors import BadInput
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.teacher import Teacher
-from passdeploy.workspace import write_atomic
 
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, one line about the state)."""
@@ -159,39 +156,6 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor, teacher: Tensor | None
         return loss
     softened = task.divergence(logits, teacher, settings.temperature) * settings.temperature**2
     return (1 - settings.distill) * loss + settings.distill * softened
-
-
-class Checkpoint:
-    """A file with the state of a long loop, replaced atomically, at most every `every_s` seconds.
-
-    Args:
-        path: Where it lies; None: nothing is kept.
-        every_s: Shortest time between two saves.
-    """
-
-    def __init__(self, path: Path | None, every_s: float = 15.0) -> None:
-        self.path = path
-        self.every_s = every_s
-        self._last = time.monotonic()
-
-    def load(self) -> dict[str, Any] | None:
-        """The last saved state; None when there is none. Tensors and plain containers only."""
-        if self.path is None or not self.path.exists():
-            return None
-        state: dict[str, Any] = torch.load(self.path, weights_only=True)
-        return state
-
-    def due(self) -> bool:
-        """Whether it is time to save again."""
-        return self.path is not None and time.monotonic() - self._last >= self.every_s
-
-    def save(self, state: dict[str, Any]) -> None:
-        if self.path is None:
-            return
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomic(self.path, buffer.getvalue())
-        self._last = time.monotonic()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from passdeploy.assemble import _ratio, disturbance, host_bound, judge
 from passdeploy.budget import parse_budget
+from passdeploy.judging import judge, ratio_of
 from passdeploy.latency.stats import median_ratio
+from passdeploy.remarks import disturbance, host_bound
 from passdeploy.stages.bench import MOST_PROCESSES, PRECISE, PROCESSES
 
 
@@ -48,7 +49,7 @@ def test_an_interval_without_an_end_is_none_and_meets_no_speed_up() -> None:
     known = {"ratio": {"value": 2.1, "low": 2.0, "high": 2.2}}
     endless = {"ratio": {"value": 2.1, "low": 2.0, "high": None}}
     unknown = {"ratio": {"value": 2.1, "low": None, "high": None}}
-    assert [_ratio(found) for found in (known, endless, unknown)] == [(2.1, (2.0, 2.2)), (2.1, None), (2.1, None)]
+    assert [ratio_of(found) for found in (known, endless, unknown)] == [(2.1, (2.0, 2.2)), (2.1, None), (2.1, None)]
     assert [judge(parse_budget("2x"), found) for found in (known, endless, unknown)] == [
         "within_budget",
         "within_budget",

@@ -18,7 +18,8 @@ from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.engines.onnxruntime import OrtRunner
 from passdeploy.errors import BadInput
 from passdeploy.export import export_onnx
-from passdeploy.latency.measure import BENCH, Comparison, Settings, interleave
+from passdeploy.latency.measure import BENCH, Settings, interleave
+from passdeploy.latency.measurement import Comparison
 from passdeploy.layers import OTHER
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.targets import resolve

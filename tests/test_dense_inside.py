@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from passdeploy.assemble import asked_ms, judge
 from passdeploy.budget import parse_budget
+from passdeploy.judging import asked_ms, judge
 from passdeploy.stages.fit import DENSE_TIMINGS
 from passdeploy.stages.search import NEARLY_DENSE, search_context
 from passdeploy.structure import Structure

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from passdeploy.assemble import build_spread
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput
 from passdeploy.rebuilds import MOST_BUILD_S, TIMES, rebuilds, with_rebuilds
+from passdeploy.remarks import build_spread
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import RebuildsInfo
 from passdeploy.targets import Target, resolve

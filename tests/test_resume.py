@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from passdeploy.pipeline import BUDGET_STAGES, SHARED_STAGES
+from passdeploy.dependencies import BUDGET_STAGES, SHARED_STAGES
 from tests import resuming, scripted
 
 
@@ -98,8 +98,9 @@ def test_stopped_in_the_middle_of_training(
 def test_a_layer_that_draws_at_random_is_resumed_exactly(one_thread: None, tmp_path: Path) -> None:
     from torch import nn
 
+    from passdeploy.checkpoint import Checkpoint
     from passdeploy.search.prompt import InputStage, Prompted
-    from passdeploy.training import Checkpoint, TrainSettings, train
+    from passdeploy.training import TrainSettings, train
 
     data = scripted.data()
 

@@ -10,7 +10,8 @@ import pytest
 from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.errors import BadInput
 from passdeploy.export import export_onnx
-from passdeploy.latency.measure import Comparison, Measurement, Settings, pooled
+from passdeploy.latency.measure import Settings
+from passdeploy.latency.measurement import Comparison, Measurement, pooled
 from passdeploy.targets import resolve
 from passdeploy.timing import compare_files
 from tests.scripted import tiny_resnet

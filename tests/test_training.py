@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from passdeploy.checkpoint import Checkpoint
 from passdeploy.data.base import ArraySplit, Augmentation, SubSplit
 from passdeploy.errors import BadInput
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.training import (
     LARGEST_GRADIENT,
-    Checkpoint,
     TrainSettings,
     augment,
     evaluate,

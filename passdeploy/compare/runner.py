@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.assemble import judge
 from passdeploy.compare.rows import SPLITS, Row, RowFile
 from passdeploy.config import RunConfig, make_config, merge
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData
 from passdeploy.errors import BadInput, NotWritten, PassdeployError
+from passdeploy.judging import judge
 from passdeploy.pipeline import BudgetRun, Run
 from passdeploy.search.method import get_method
 from passdeploy.workspace import RECORD, json_digest, read_json

@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from passdeploy.checkpoint import Checkpoint
 from passdeploy.config import RunConfig
 from passdeploy.data.base import ImageData
 from passdeploy.errors import BadInput, nearest
 from passdeploy.groups import Groups, Operator
 from passdeploy.search import latency_allocator  # noqa: F401 (registers the allocators that are files of their own)
 from passdeploy.search.allocator import ALLOCATORS, Allocator, Importance, Predictor, width_grids
-from passdeploy.training import Checkpoint, steps_per_epoch
+from passdeploy.training import steps_per_epoch
 from passdeploy.workspace import read_json, write_json
 
 

@@ -18,7 +18,7 @@ from passdeploy.shipping.sums import Refused
 
 if TYPE_CHECKING:
     from passdeploy.engines.base import Backend, Engine
-    from passdeploy.latency.measure import Comparison
+    from passdeploy.latency.measurement import Comparison
     from passdeploy.targets import Target
 
 _MEASURED = ("unverified", "within_budget", "over_budget")

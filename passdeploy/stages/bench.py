@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from passdeploy.engines.files import load_engine
 from passdeploy.latency.log import MeasurementLog
-from passdeploy.latency.measure import Comparison, pooled
+from passdeploy.latency.measurement import Comparison, pooled
 from passdeploy.stages.alternatives import compiled_alternatives, time_together
 from passdeploy.stages.common import fitted_structure
 from passdeploy.stages.fit import bench_settings

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passdeploy.checkpoint import Checkpoint
 from passdeploy.groups import macs
 from passdeploy.stages.common import accuracies, plain
-from passdeploy.training import Checkpoint, TrainSettings, train
+from passdeploy.training import TrainSettings, train
 from passdeploy.weights import save_weights
 from passdeploy.workspace import write_json
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
+from passdeploy.checkpoint import Checkpoint
 from passdeploy.config import RunConfig
 from passdeploy.groups import macs
 from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import Prompted
 from passdeploy.stages.common import accuracies, fitted_structure, input_stage, kept_widths, plain
 from passdeploy.surgery import apply_architecture, architecture
-from passdeploy.training import Checkpoint, TrainSettings, evaluate, reestimate_batch_norm, train, training_device
+from passdeploy.training import TrainSettings, evaluate, reestimate_batch_norm, train, training_device
 from passdeploy.weights import save_weights
 from passdeploy.workspace import read_json, write_json
 

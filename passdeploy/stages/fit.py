@@ -13,8 +13,9 @@ import torch
 from passdeploy.budget import Budget
 from passdeploy.errors import BadInput
 from passdeploy.groups import Masker, as_masks
+from passdeploy.latency.candidates import meets
 from passdeploy.latency.log import MeasurementLog
-from passdeploy.latency.loop import close_gap, close_loop, meets
+from passdeploy.latency.loop import close_gap, close_loop
 from passdeploy.latency.measure import BENCH, Settings
 from passdeploy.latency.stats import min_samples
 from passdeploy.search.allocator import ALLOCATORS, width_grids

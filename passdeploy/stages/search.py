@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from passdeploy.checkpoint import Checkpoint
 from passdeploy.search.method import SearchContext, SearchResult, get_method
 from passdeploy.stages.profile import Predictor, stage_model
-from passdeploy.training import Checkpoint
 
 if TYPE_CHECKING:
     from passdeploy.pipeline import Run

@@ -17,7 +17,7 @@ from passdeploy.reporting.picture import prompt_picture
 from passdeploy.search.baselines.gradients import taylor
 from passdeploy.search.baselines.l1 import filter_norms
 from passdeploy.search.method import SearchResult
-from passdeploy.search.trainer import prepare
+from passdeploy.search.state import prepare
 from passdeploy.stages.search import search_context
 from passdeploy.study.base import Findings, Lab, register_study
 from passdeploy.workspace import write_atomic

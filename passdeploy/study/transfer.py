@@ -9,7 +9,7 @@ import torch
 from passdeploy import data as datasets
 from passdeploy.compare.runner import Arm
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
-from passdeploy.search.trainer import prepare
+from passdeploy.search.state import prepare
 from passdeploy.study.base import Findings, Lab, differences, register_study
 from passdeploy.study.halves import halves
 from passdeploy.subject import load_subject

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from passdeploy.latency.measure import Measurement, Settings, interleave, measure, pooled, warm_up
+from passdeploy.latency.measure import Settings, interleave, measure, warm_up
+from passdeploy.latency.measurement import Measurement, pooled
 from tests.latency.scripted import FakeClock, ScriptedRunner
 
 

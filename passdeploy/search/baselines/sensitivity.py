@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
-from passdeploy.search.trainer import prepare
+from passdeploy.search.state import prepare
 
 
 @register_method("sensitivity")

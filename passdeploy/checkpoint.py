@@ -1,0 +1,45 @@
+"""State of a training that is under way, so that a run that was killed goes on from it."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from passdeploy.workspace import write_atomic
+
+
+class Checkpoint:
+    """A file with the state of a long loop, replaced atomically, at most every `every_s` seconds.
+
+    Args:
+        path: Where it lies; None: nothing is kept.
+        every_s: Shortest time between two saves.
+    """
+
+    def __init__(self, path: Path | None, every_s: float = 15.0) -> None:
+        self.path = path
+        self.every_s = every_s
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The last saved state; None when there is none. Tensors and plain containers only."""
+        if self.path is None or not self.path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        return state
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return self.path is not None and time.monotonic() - self._last >= self.every_s
+
+    def save(self, state: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.path, buffer.getvalue())
+        self._last = time.monotonic()

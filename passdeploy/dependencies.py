@@ -1,0 +1,111 @@
+"""What the result of a stage depends on, and which stages make no sense after what others found."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passdeploy.stages import PER_BUDGET, SHARED
+from passdeploy.stages.proof import exact
+from passdeploy.workspace import json_digest, read_json, sha256
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import BudgetRun, Run
+
+SHARED_STAGES, BUDGET_STAGES = tuple(SHARED), tuple(PER_BUDGET)
+
+
+def version() -> str:
+    """Of this package."""
+    try:
+        return importlib.metadata.version("passdeploy")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str, Any]:
+    """All that the result of a stage depends on, upstream stages by their digests.
+
+    Args:
+        run: The run.
+        stage: Its name.
+        budget: For the stages of a budget.
+    """
+    config, shared = run.config.to_json(), run.space.digest
+    common: dict[str, Any] = {"passdeploy": version()}
+    if stage == "dense":
+        known = common | {"network": run.subject.digest, "data": run.subject.data.digest()}
+        if run.latency_only:
+            return known | {"latency_only": True}
+        if run.subject.weights is None:
+            known |= {k: config[k] for k in ("dense", "epochs", "train_batch", "seed")}
+        return known
+    if stage == "profile":
+        profile = None if config["profile_file"] is None else sha256(Path(config["profile_file"]))
+        return common | {
+            "dense": shared("dense"),
+            "target": run.target_facts(),
+            "profile": config["profile"],
+            "scope": config["scope"],
+            "axis": config["axis"],
+            "seed": config["seed"],
+            "file": profile,
+        }
+    if stage == "search":
+        keys: tuple[str, ...] = (
+            "search", "prompt", "groups", "train_batch", "seed", "method", "latency", "percentile"
+        )  # fmt: skip
+        return common | {"profile": shared("profile"), "dense": shared("dense"), **{k: config[k] for k in keys}}
+    if stage == "alternatives":
+        return common | {
+            "dense": shared("dense"),
+            "data": run.subject.data.digest(),
+            "target": run.target_facts(),
+            "scope": config["scope"],
+            "percentile": config["percentile"],
+        }
+    assert budget is not None
+    digest = budget.space.digest
+    beside = {"alternatives": shared("alternatives")} if run.wants_alternatives else {}
+    asked = {"budget": vars(budget.budget)}
+    if stage == "fit":
+        # A latency model from a file is the same wherever the run is continued; what the loop can measure is not.
+        where = {"target": run.target_facts(), "measured": run.measured, "scope": config["scope"]}
+        return common | asked | where | {"search": shared("search"), "profile": shared("profile")}
+    if stage == "finetune":
+        keys = ("finetune", "epochs", "train_batch", "seed")
+        return common | {"fit": digest("fit"), **{k: config[k] for k in keys}}
+    if stage == "compile":
+        floor = {"min_accuracy": config["min_accuracy"]}
+        return common | floor | {"finetune": digest("finetune"), "target": run.target_facts()}
+    if stage == "bench":
+        # Not the alternatives: who asks for them later keeps what the budget was judged on, and gets the times
+        # that they were given beside the dense engine alone.
+        return common | asked | {"compile": digest("compile"), "scope": config["scope"]}
+    before, left_out = BUDGET_STAGES[: BUDGET_STAGES.index(stage)], skipped(budget)
+    upstream = {name: digest(name) for name in before if name not in left_out}
+    return common | asked | upstream | beside | {"search": shared("search"), "config": json_digest(config)}
+
+
+def skipped(budget: BudgetRun) -> tuple[str, ...]:
+    """Stages that make no sense after what the finished ones found."""
+    if budget.space.record("fit") is None:
+        return ()
+    fit = read_json(budget.space.folder("fit") / "fit.json")
+    if fit["status"] == "infeasible" or not exact(fit["masked_vs_thin"]):
+        return ("finetune", "compile", "bench", "ship")
+    proof = budget.space.folder("compile") / "proof.json"
+    if budget.space.record("compile") is not None and not read_json(proof)["ok"]:
+        return ("bench", "ship")
+    return ()
+
+
+def stopped_by(budget: BudgetRun) -> str:
+    """Why stages of this budget are left out."""
+    fit = read_json(budget.space.folder("fit") / "fit.json")
+    if fit["status"] == "infeasible":
+        return "no structure reaches the budget"
+    if not exact(fit["masked_vs_thin"]):
+        return "the thin network does not compute what the masked one does"
+    return "the compiled engine does not compute what the network does"

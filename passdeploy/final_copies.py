@@ -1,0 +1,70 @@
+"""The final copies of what the stages made, where users look for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from passdeploy.dependencies import BUDGET_STAGES, inputs_of, skipped
+from passdeploy.publishing import offer_folder, withdraw_folder
+from passdeploy.workspace import copy_file
+
+if TYPE_CHECKING:
+    from passdeploy.pipeline import BudgetRun, Run
+
+
+def copy_final(run: Run, budget: BudgetRun, root: Path, until: str) -> None:
+    """Puts the final copies where the design promises them: into `root`.
+
+    Args:
+        run: The run.
+        budget: One of its budgets, whose stages up to `until` have just been run.
+        root: Where to.
+        until: What later stages left is offered if it is still what they would make.
+    """
+    folder = budget.space.folder
+    files = {
+        "structure.json": folder("fit") / "structure.json",
+        "model.safetensors": folder("finetune") / "model.safetensors",
+        "architecture.json": folder("finetune") / "architecture.json",
+        "model.onnx": folder("compile") / "model.onnx",
+        "measurements.csv": folder("bench") / "measurements.csv",
+        "prompt.safetensors": folder("finetune") / "prompt.safetensors",
+        "report.json": folder("report") / "report.json",
+        "report.md": folder("report") / "report.md",
+        "report.html": folder("report") / "report.html",
+    }
+    for space in {run.space.root: run.space, budget.space.root: budget.space}.values():
+        space.update_manifest()
+    good = _good(run, budget, until)
+    for name, source in files.items():
+        if source.parent.name in good and source.exists():
+            copy_file(source, root / name)
+        else:
+            (root / name).unlink(missing_ok=True)  # of an earlier state: what is not good any more is not offered
+    dense = folder("compile") / "dense.onnx"
+    if dense.exists():
+        copy_file(dense, run.space.root / "dense.onnx")
+    for name, source in (("engine", folder("compile") / "engine"), ("bundle", folder("ship") / "bundle")):
+        if source.parent.name not in good or not source.exists():
+            withdraw_folder(root / name)
+        elif said := offer_folder(source, root / name):
+            run.ui.say(said)
+    if (root / "masked").is_dir():
+        from passdeploy.masked import attach
+
+        attach(root)
+
+
+def _good(run: Run, budget: BudgetRun, until: str) -> set[str]:
+    """Stages of a budget, finished up to `until`, whose results are good: later ones only if nothing changed."""
+    left_out = skipped(budget)
+    last = BUDGET_STAGES.index(until)
+    good = {name for name in BUDGET_STAGES[: last + 1] if name not in left_out}
+    for name in BUDGET_STAGES[last + 1 :]:
+        if name in left_out:
+            continue
+        if not budget.space.current(name, inputs_of(run, name, budget)):
+            break
+        good.add(name)
+    return good
