@@ -32,6 +32,7 @@ from passdeploy.locking import exclusive
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
 from passdeploy.search.method import get_method
+from passdeploy.siblings import link_siblings
 from passdeploy.stages import PER_BUDGET, SHARED
 from passdeploy.stages.common import slicer
 from passdeploy.subject import Model, Subject, load_subject
@@ -279,6 +280,7 @@ class Run:
                 self.publish(run, self.space.root, until=name)
             if name in skipped(run):
                 stopped[run.budget.asked] = stopped_by(run)
+        link_siblings(asked, self.space.root if fastest else None)
         if len(stopped) == len(asked):
             reasons = "; ".join(f"{budget}: {reason}" for budget, reason in stopped.items())
             raise PassdeployError(f"{name}: not run, since {reasons}")
@@ -298,7 +300,9 @@ class Run:
         self.shared()
         if self.config.latency == (FASTEST,):
             return [self._fastest()]
-        return [self.finish(run) for run in self.runs]
+        reports = [self.finish(run) for run in self.runs]
+        link_siblings(self.runs)
+        return reports
 
     def _fastest(self) -> Report:
         """Bisects for the fastest budget whose network keeps the accuracy; it is published at the top as well."""
@@ -314,6 +318,7 @@ class Run:
         best = max(kept, 0)  # when none keeps it, the slowest one says by how much
         self.answers = [self.runs[best]]
         self.publish(self.runs[best], self.space.root)
+        link_siblings(self.runs, self.space.root)
         return reports[best]
 
     @_alone

@@ -43,6 +43,8 @@ def test_the_fastest_that_keeps_the_accuracy_is_published(finished: Path, tmp_pa
     assert 1 < len(tried) < len(LADDER)  # a bisection, not a sweep
     best = load_report(tmp_path / "run" / "report.json")
     assert best.budget.asked == answer.budget.asked and best.goal_met
+    assert best.budgets is not None and {budget.asked for budget in best.budgets} == set(tried)
+    assert all((tmp_path / "run" / str(budget.path)).is_file() for budget in best.budgets)
     for asked, report in tried.items():
         assert report.goal_met == (LADDER.index(asked) <= LADDER.index(answer.budget.asked))
         fine = report.status in ("within_budget", "infeasible")

@@ -1,0 +1,40 @@
+"""Reports of budgets that one search served name each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from passdeploy.reporting import load_report
+from passdeploy.workspace import read_json
+
+ASKED = ["2x", "50x", "5s"]
+
+
+def test_each_report_has_what_all_budgets_came_to(finished: Path) -> None:
+    for asked in ASKED:
+        report = load_report(finished / asked / "report.json")
+        assert report.budgets is not None
+        assert [budget.asked for budget in report.budgets] == ASKED
+        for budget in report.budgets:
+            other = load_report(finished / budget.asked / "report.json")
+            assert budget.status == other.status
+            assert budget.speedup == other.speedup.latency
+            assert budget.accuracy == (other.pruned.accuracy if other.pruned is not None else None)
+
+
+def test_links_between_them_lead_somewhere(finished: Path) -> None:
+    page = (finished / "2x" / "report.html").read_text(encoding="utf-8")
+    section = page[page.index("All budgets of this search") :]
+    links = re.findall(r'<a href="([^"#]+)"', section[: section.index("</section>")])
+    assert len(links) == len(ASKED) - 1, "to the others"
+    assert all((finished / "2x" / link).is_file() for link in links)
+    assert "All budgets of this search" in (finished / "5s" / "report.md").read_text(encoding="utf-8")
+
+
+def test_what_a_stage_wrote_and_a_bundle_sealed_is_left_alone(finished: Path) -> None:
+    assert read_json(finished / "2x" / "report" / "report.json")["budgets"] is None
+
+
+def test_one_budget_has_no_siblings(single: Path) -> None:
+    assert load_report(single / "report.json").budgets is None
