@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         for name, value in unwrap(model).state_dict().items()
         if isinstance(value, Tensor)
     }
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may be writing the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, temporary, metadata={"format": "pt"})

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from passdeploy.budget import parse_budget
 from passdeploy.judging import asked_ms, judge
+from passdeploy.latency.measurement import Comparison, Measurement
+from passdeploy.shipping.manifest import BundleManifest
+from passdeploy.shipping.measuring import arrived
 from passdeploy.stages.fit import DENSE_TIMINGS
 from passdeploy.stages.search import NEARLY_DENSE, search_context
 from passdeploy.structure import Structure
@@ -74,3 +78,18 @@ def test_what_no_measurement_can_contradict_is_not_searched(single: Path, tmp_pa
     run.slicer = scripted.slicer(run)  # type: ignore[misc]
     run.shared()
     assert json.loads((tmp_path / "run" / "search" / "search.json").read_text())["allocator"] == "uniform"
+
+
+def test_on_arrival_too_the_interval_alone_decides_on_1x() -> None:
+    slower = Measurement(p50=1.0, p90=None, p99=None, mean=1.0, n=9, spread=0.0, blocks=9, disturbed=0, samples=())
+    manifest = cast(BundleManifest, SimpleNamespace(status="within_budget"))
+
+    def status(asked: str, pair: float) -> str:
+        pairs = {"dense": (1.0,) * 9, "engine": (pair,) * 9}
+        compared = Comparison({"dense": slower, "engine": slower}, pairs, "dense")
+        return arrived(compared, parse_budget(asked), manifest).status
+
+    assert status("1x", 0.99) == "within_budget"
+    assert status("1x", 0.95) == "over_budget"
+    assert status("2x", 1.99) == "over_budget"
+    assert status("2x", 2.01) == "within_budget"

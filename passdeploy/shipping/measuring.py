@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from passdeploy.budget import INTERVAL_SLACK, Budget, parse_budget
+from passdeploy.budget import Budget, parse_budget
 from passdeploy.errors import BadInput, Unavailable
+from passdeploy.judging import judge
 from passdeploy.shipping.contents import Contents, EngineInfo
 from passdeploy.shipping.manifest import BundleManifest
 from passdeploy.shipping.sums import Refused
@@ -102,7 +103,7 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
             comparison = interleave(timed, BENCH)
     except (BadInput, Unavailable) as error:
         raise Refused(f"engine {engine.id}: cannot be measured here: {error}") from None
-    return judge(comparison, budget, manifest)
+    return arrived(comparison, budget, manifest)
 
 
 def _dense(
@@ -128,7 +129,7 @@ def _budget(manifest: BundleManifest) -> Budget | None:
     return None if asked is None else parse_budget(asked.asked, asked.percentile, asked.scope)
 
 
-def judge(comparison: Comparison, budget: Budget | None, manifest: BundleManifest) -> Arrival:
+def arrived(comparison: Comparison, budget: Budget | None, manifest: BundleManifest) -> Arrival:
     """What a measurement says about the budget.
 
     Args:
@@ -154,9 +155,9 @@ def judge(comparison: Comparison, budget: Budget | None, manifest: BundleManifes
             why = "its backend does not compile the bundle's dense graph here"
         line = f"{told} on this machine; {budget.asked} can't be judged: {why}"
         return Arrival(latency, None, manifest.status, line)
-    assert budget.speedup is not None
     ratio = comparison.ratio("engine")
-    met = ratio.value >= budget.speedup and ratio.low >= INTERVAL_SLACK * budget.speedup
+    # Who asks for 1x is given the dense network itself.
+    met = judge(budget, {"ratio": ratio.to_json()}, unchanged=budget.speedup == 1) == "within_budget"
     line = f"{told} on this machine, {ratio.value:.2f} times as fast as the dense graph, {budget.asked} asked"
     return Arrival(latency, ratio.to_json(), _status(met), f"{line}: {_status(met)}")
 
