@@ -82,7 +82,6 @@ PACKAGES = (
     ),
     Package("shipping", "tritonclient", "tritonclient.grpc", "pip install 'passdeploy[serve]'", "'found'"),
     Package("shipping", "model-signing", "model_signing", "pip install 'passdeploy[sign]'"),
-    Package("shipping", "Ray", "ray", "pip install 'passdeploy[ray]', to measure on other hosts"),
 )
 
 

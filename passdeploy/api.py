@@ -46,7 +46,7 @@ def configure(file: Path | None, flags: dict[str, Any], needs_data: bool = True)
         if not merged.get(key) and (key == "model" or needs_data):
             other = "data" if key == "model" else "model"
             raise BadInput(f"--{key} is missing: --{other} is given alone; give both, or neither for the demo")
-    return make_config(merged, origin), note
+    return make_config(merged, origin, flags), note
 
 
 def refuse_macs(config: RunConfig) -> None:
@@ -105,7 +105,13 @@ def run(
 
 
 def run_stage(
-    name: str, out: Path, *, model: str | None = None, quiet: bool = False, masked: bool = False
+    name: str,
+    out: Path,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    quiet: bool = False,
+    masked: bool = False,
 ) -> list[Path]:
     """Runs one stage over an existing run directory, and those before it that are not finished.
 
@@ -113,6 +119,7 @@ def run_stage(
         name: Of the stage.
         out: The run directory.
         model: The factory of the caller's own model, ``module:function``, when the run's is not a named one.
+        data: Likewise of the data: a name found in a run directory is never imported.
         quiet: Show no progress.
         masked: With ``compile``: the masked network too, as it is.
 
@@ -133,13 +140,18 @@ def run_stage(
             f"--out {out}: is not a run directory (no config.yaml); start one with passdeploy run --out {out}"
         )
     values = load_file(path)
+    given = {key: value for key, value in (("model", model), ("data", data)) if value is not None}
+    for key in ("model", "data"):
+        named = str(values.get(key, ""))
+        if key not in given and (named.startswith("<") or (":" in named and not Path(named).is_dir())):
+            what = "module:function" if named.startswith("<") else named
+            raise BadInput(f"--out {out}: its {key} is the caller's own; give it again with --{key} {what}")
     if str(values.get("model", "")).startswith("<"):
-        if model is None:
-            raise BadInput(f"--out {out}: its model is the caller's own; give it again with --model module:function")
-        running = _own_model_again(make_config(values, str(path)), out, model, quiet)
+        assert model is not None
+        config = make_config(values | given | {"model": values["model"]}, str(path))
+        running = _own_model_again(config, out, model, quiet)
     else:
-        changed = {} if model is None else {"model": model}
-        running = Run(make_config(values | changed, str(path)), out, Ui(quiet))
+        running = Run(make_config(values | given, str(path)), out, Ui(quiet))
     budgets = running.run_until(name)
     if name in SHARED_STAGES:
         return [running.space.folder(name)]

@@ -91,6 +91,9 @@ def open_source(given: str, target: str, backend: str | None, threads: int) -> S
         return Source(given, get_backend(made.backend).compile(CompileInput(onnx=path), made))
     if path.is_file():
         return Source(given, load_engine(path))
+    several = [str(each.parent) for each in sorted(path.glob("*/engine")) if (each / "engine.json").is_file()]
+    if several:
+        raise BadInput(f"bench {given}: has several budgets; give one of them: {', '.join(several)}")
     raise BadInput(f"bench {given}: is no engine, ONNX file, run directory or bundle; check the path")
 
 

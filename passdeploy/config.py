@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -207,8 +208,13 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def make_config(values: dict[str, Any], origin: str = "configuration") -> RunConfig:
+def make_config(values: dict[str, Any], origin: str = "configuration", flags: Container[str] = ()) -> RunConfig:
     """Validates values (nested dictionaries as in the YAML file).
+
+    Args:
+        values: The configuration.
+        origin: Where it was found, for errors.
+        flags: Keys that were given on the command line: errors name the flag instead.
 
     Raises:
         BadInput: One line naming the first offending key, with the nearest known ones.
@@ -221,7 +227,8 @@ def make_config(values: dict[str, Any], origin: str = "configuration") -> RunCon
         if first["type"] == "extra_forbidden":
             hint = nearest(str(first["loc"][-1]), _known_keys(first["loc"]))
             raise BadInput(f"{origin}: unknown key {key!r}{hint}") from None
-        raise BadInput(f"{origin}: {key}: {first['msg'].lower()} (given: {first['input']!r})") from None
+        where = f"--{key.replace('_', '-')}" if key in flags else f"{origin}: {key}"
+        raise BadInput(f"{where}: {first['msg'].lower()} (given: {first['input']!r})") from None
     budgets = parse_budgets(list(config.latency), config.percentile, config.scope)
     if config.latency == (FASTEST,):
         if config.min_accuracy is None:

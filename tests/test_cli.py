@@ -136,6 +136,14 @@ def test_bad_configuration(passdeploy: Call, tmp_path: Path, text: str, wanted: 
     assert "bad.yaml" in line
 
 
+def test_a_flag_is_not_blamed_on_the_file(passdeploy: Call, tmp_path: Path) -> None:
+    file = tmp_path / "fine.yaml"
+    file.write_text("batch: 2")
+    line = refused(passdeploy, tmp_path, "--config", file, "--batch", 0)
+    assert "--batch: input should be greater than or equal to 1 (given: 0)" in line
+    assert "fine.yaml" not in line
+
+
 def test_multiply_accumulates_are_for_comparisons(passdeploy: Call, tmp_path: Path) -> None:
     file = tmp_path / "macs.yaml"
     file.write_text("axis: macs")
@@ -275,6 +283,12 @@ def test_a_stage_needs_a_run_directory(passdeploy: Call, tmp_path: Path, verb: s
     said = passdeploy(verb, "--out", tmp_path / "none")
     assert said.code == 2
     assert "passdeploy run" in said.line()
+
+
+def test_folders_around_what_was_meant_name_it(passdeploy: Call, finished: Path, single: Path) -> None:
+    assert "2x" in passdeploy("bench", finished).line()
+    said = passdeploy("verify", single)
+    assert f"did you mean {single / 'bundle'}?" in " ".join((said.out + said.err).split())
 
 
 @pytest.mark.parametrize("arguments", [["verify"], ["search"], ["nonsense"], ["bench"], ["verify", "none"]])

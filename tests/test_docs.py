@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from passdeploy.cli import app
+from passdeploy.config import RunConfig, Section
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,6 +32,24 @@ def commands(page: Path) -> list[str]:
 
 
 CASES = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in commands(page)]
+
+
+def test_every_setting_is_described_with_its_default() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    described = {
+        key: default.strip("` ") for key, default in re.findall(r"^\| `([\w.]+)` \| (.*?) \|", page, re.MULTILINE)
+    }
+
+    def shown(value: object) -> str:
+        if isinstance(value, tuple):
+            return ", ".join(map(str, value)) or "[]"
+        return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+    expected = {}
+    for key, value in RunConfig():
+        inner = dict(value) if isinstance(value, Section) else {}
+        expected |= {f"{key}.{name}": shown(each) for name, each in inner.items()} or {key: shown(value)}
+    assert described == expected
 
 
 def test_the_pages_have_commands() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from passdeploy.cli.options import Debug, Json, Model, app, out_console, print_json
+from passdeploy.cli.options import Data, Debug, Json, Model, app, out_console, print_json
 from passdeploy.cli.running import staged
 
 
@@ -32,6 +32,7 @@ def report(
         list[Path] | None, typer.Option(help="What trtexec --exportTimes wrote, to stand beside the run's own.")
     ] = None,
     model: Model = None,
+    data: Data = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -46,11 +47,11 @@ def report(
         if out is None:
             raise typer.BadParameter("give run directories, or --out DIR")
         _only_with("run directories", {"--trtexec": trtexec, "--format": form != "markdown"})
-        staged("report", out, model, json_)
+        staged("report", out, model, data, json_)
         return
     if out is not None:
         raise typer.BadParameter("--out finishes a run, run directories are printed; give one of the two")
-    _only_with("--out", {"--model": model})
+    _only_with("--out", {"--model": model, "--data": data})
     if json_ and form not in ("json", "markdown"):
         raise typer.BadParameter(f"--json is --format json; leave it out for --format {form}")
     from passdeploy.reporting import load_report
@@ -76,6 +77,7 @@ def ship(
     key: Annotated[Path | None, typer.Option(help="Public key: the bundle must be signed with its other half.")] = None,
     storage_uri: Annotated[str | None, typer.Option(help="Where KServe will find the repository.")] = None,
     model: Model = None,
+    data: Data = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -91,13 +93,13 @@ def ship(
         )  # fmt: skip
         if (source is None) == (out is None):
             raise typer.BadParameter("give one run directory, or a bundle with --server")
-        staged("ship", source or out, model, json_)  # type: ignore[arg-type]
+        staged("ship", source or out, model, data, json_)  # type: ignore[arg-type]
         return
     from passdeploy.shipping.repository import write_repository
 
     if source is None:
         raise typer.BadParameter("give the bundle or run directory that --server serves")
-    _only_with("a run whose bundle is written, without --server", {"--model": model})
+    _only_with("a run whose bundle is written, without --server", {"--model": model, "--data": data})
     if server == "mlserver":
         _only_with("--server triton or kserve", {"--kind": kind != "auto", "--instances": instances != 1})
     if server in ("triton", "mlserver"):

@@ -44,6 +44,8 @@ def doctor(json_: Json = False, debug: Debug = False) -> None:
     """Says what this machine can do, and what is missing for the rest.
 
     Example: `passdeploy doctor`
+
+    Exit status: 0 what a run needs is here and works, 1 something of it does not.
     """
     from passdeploy.doctor import diagnose, render, to_json
 
@@ -97,7 +99,7 @@ def verify(
 
     Example: `passdeploy verify runs/demo/bundle --measure`
 
-    Exit status: 0 verified, 1 refused.
+    Exit status: 0 verified (with --measure: and not over budget), 1 refused or over budget, 2 bad input.
     """
     from passdeploy.shipping.verify import verify as check
 

@@ -93,7 +93,8 @@ def bench(
 
     Example: `passdeploy bench runs/demo/dense.onnx runs/demo --fail-if-slower 5%`
 
-    Exit status with --fail-if-slower: 0 not slower, 1 slower, 3 inconclusive.
+    Exit status with --fail-if-slower, or --against (5 % where no margin is given): 0 not slower, 1 slower, 3
+    inconclusive.
     """
     from passdeploy import benching
     from passdeploy.console import Ui

@@ -34,6 +34,7 @@ Precision = Annotated[str | None, typer.Option(help="fp32 (CPU), fp16 (GPU), bf1
 Batch = Annotated[int | None, typer.Option(help="Images per inference.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of one inference.")]
 Epochs = Annotated[float | None, typer.Option(help="Passes of fine-tuning.")]
+SearchEpochs = Annotated[float | None, typer.Option("--search-epochs", help="Passes of the search.")]
 
 Exclude = Annotated[list[str] | None, typer.Option(help="Module or pattern that stays whole; repeatable.")]
 MinWidth = Annotated[list[str] | None, typer.Option(help="Least channels, NAME=CHANNELS; repeatable.")]

@@ -121,11 +121,11 @@ def exit_code(reports: list[Any], require_measured: bool) -> int:
     return int(missed or unmeasured)
 
 
-def staged(name: str, out: Path, model: str | None, json_: bool, masked: bool = False) -> None:
+def staged(name: str, out: Path, model: str | None, data: str | None, json_: bool, masked: bool = False) -> None:
     """Runs the stages up to `name` over an existing run directory."""
     from passdeploy.api import run_stage
 
-    folders = run_stage(name, out, model=model, quiet=json_, masked=masked)
+    folders = run_stage(name, out, model=model, data=data, quiet=json_, masked=masked)
     if json_:
         print_json({"stage": name, "folders": [str(folder) for folder in folders]})
     else:
@@ -137,10 +137,11 @@ def _stage_command(name: str, what: str) -> None:
     def command(
         out: Out,
         model: Model = None,
+        data: Data = None,
         json_: Json = False,
         debug: Debug = False,
     ) -> None:
-        staged(name, out, model, json_)
+        staged(name, out, model, data, json_)
 
     command.__doc__ = (
         f"{what}\n\nExample: `passdeploy {name} --out runs/demo` (needs `config.yaml` there, as `run` writes it)"
@@ -163,6 +164,7 @@ def compile_(
         bool, typer.Option("--masked", help="The masked network too, as it is: dense, masked and thin side by side.")
     ] = False,
     model: Model = None,
+    data: Data = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -170,4 +172,4 @@ def compile_(
 
     Example: `passdeploy compile --out runs/demo` (needs `config.yaml` there, as `run` writes it)
     """
-    staged("compile", out, model, json_, masked)
+    staged("compile", out, model, data, json_, masked)

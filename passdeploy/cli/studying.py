@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from passdeploy.cli.options import (
     Json,
     Model,
     Out,
+    SearchEpochs,
     Target,
     Weights,
     app,
@@ -23,6 +24,11 @@ from passdeploy.cli.options import (
     print_json,
     values,
 )
+
+
+def searching(epochs: float | None) -> dict[str, Any]:
+    """The flag as configuration."""
+    return {} if epochs is None else {"search": {"epochs": epochs}}
 
 
 @app.command()
@@ -37,6 +43,7 @@ def compare(
     data: Data = None,
     target: Target = None,
     epochs: Epochs = None,
+    search_epochs: SearchEpochs = None,
     config: Config = None,
     out: Out = Path("runs/compare"),
     json_: Json = False,
@@ -54,6 +61,7 @@ def compare(
     from passdeploy.console import Ui
 
     flags = values(model=model, weights=weights, data=data, target=target, latency=latency, epochs=epochs, axis=axis)
+    flags |= searching(search_epochs)
     made = configuration(config, flags, console=not json_)
     outcome = run_comparison(made, methods, seeds, out, split=split, ui=Ui(quiet=json_))
     if json_:
@@ -75,6 +83,7 @@ def study(
     to: Annotated[str | None, typer.Option(help="Second data set, for transfer.")] = None,
     target: Target = None,
     epochs: Epochs = None,
+    search_epochs: SearchEpochs = None,
     config: Config = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder (default: runs/study-NAME).")] = None,
     json_: Json = False,
@@ -93,7 +102,7 @@ def study(
     from passdeploy.study.command import study as run_study
 
     get_study(name)
-    flags = values(model=model, data=data, target=target, latency=latency, epochs=epochs)
+    flags = values(model=model, data=data, target=target, latency=latency, epochs=epochs) | searching(search_epochs)
     configured = config is not None or Path(DEFAULT_FILE).is_file()
     made = configuration(config, flags if configured else merge(SMALL, flags), console=not json_)
     findings, page = run_study(name, made, seeds, out or Path("runs") / f"study-{name}", to=to, ui=Ui(quiet=json_))

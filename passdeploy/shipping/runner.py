@@ -175,7 +175,8 @@ def load(
         engine: Id of an engine, or a target's name; None: the first engine that fits this machine.
         machine: What to fit; None: this machine.
         check_samples: Whether the engine must reproduce the sample outputs before it is handed over (also a warm-up).
-        options: Of the backend: ``threads`` (ONNX Runtime), ``streams`` and ``cuda_graphs`` (TensorRT).
+        options: Of the backend: ``threads`` (ONNX Runtime, OpenVINO), ``streams`` (OpenVINO, TensorRT) and
+            ``cuda_graphs`` (TensorRT).
 
     Raises:
         BadInput: There is no such folder.

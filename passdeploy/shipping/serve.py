@@ -30,7 +30,9 @@ def models_of(repository: Path) -> dict[str, Path]:
     """
     found = {path.parent.parent.name: path for path in sorted(Path(repository).glob("*/1/bundle")) if path.is_dir()}
     if not found:
-        raise BadInput(f"{repository}: no model with a bundle in it; passdeploy ship RUN --server triton writes one")
+        raise BadInput(
+            f"{repository}: no model with a bundle in it; passdeploy ship RUN --server triton --kind python writes one"
+        )
     return found
 
 

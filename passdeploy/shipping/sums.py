@@ -170,7 +170,9 @@ def open_sealed(folder: Path, *, check_content: bool = True) -> Sealed:
             raise Refused(f"{SUMS}: not a plain file of reasonable size; get the bundle again")
         text = root.read_bytes()
     except FileNotFoundError:
-        raise Refused(f"{folder}: no {SUMS} in it, so this is no sealed bundle") from None
+        inner = folder / "bundle"
+        meant = f"; did you mean {inner}?" if (inner / SUMS).is_file() else ""
+        raise Refused(f"{folder}: no {SUMS} in it, so this is no sealed bundle{meant}") from None
     sums = parse(text)
     try:
         present = {name for name in files_of(folder) if name != SUMS}

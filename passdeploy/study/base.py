@@ -210,8 +210,8 @@ def write(name: str, findings: Findings, lab: Lab) -> Path:
     parts = [
         f"# {name}: {findings.question}",
         "\n".join(f"- {sentence}" for sentence in findings.conclusion),
-        f"Run with `passdeploy study {name} --seeds {seeds} --latency {','.join(lab.config.latency)}`, "
-        f"{search:g} epochs of search and {epochs:g} of fine-tuning.",
+        f"Run with `passdeploy study {name} --seeds {seeds} --latency {','.join(lab.config.latency)} "
+        f"--epochs {epochs:g} --search-epochs {search:g}`.",
         *(f"![{stem}]({stem}.svg)" for stem in figures),
         *(f"## {title}\n\n{text}" for title, text in findings.sections),
     ]

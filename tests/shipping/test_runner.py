@@ -124,6 +124,11 @@ def test_bind_and_call_are_for_measurements(sealed_bundle: Path, random_images: 
         model.call()
 
 
+def test_an_option_of_another_backend_is_refused_by_name(sealed_bundle: Path) -> None:
+    with pytest.raises(BadInput, match="cuda_graphs=: onnxruntime has no such option; it takes threads"):
+        load(sealed_bundle, cuda_graphs=True)
+
+
 def test_in_batches_fills_up_and_cuts_off() -> None:
     seen: list[int] = []
 

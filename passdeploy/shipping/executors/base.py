@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,10 @@ def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], **optio
         Refused: The backend is missing or does not take the engine; one line that says what to do.
     """
     module = importlib.import_module(f"passdeploy.shipping.executors.{_EXECUTORS.get(engine.backend, 'engines')}")
+    known = list(inspect.signature(module.create).parameters)[3:]
+    for option in options:
+        if option not in known:
+            raise BadInput(f"{option}=: {engine.backend} has no such option; it takes {', '.join(known) or 'none'}")
     try:
         executor: Executor = module.create(engine, data, manifest, **options)
     except ImportError as error:

@@ -19,7 +19,7 @@ from passdeploy.errors import PassdeployError, Unavailable
 
 ROOT = Path(__file__).resolve().parents[3]
 READY_S = 60
-HOW = "run scripts/serve-env.sh (make serve-env), or work inside NVIDIA's Triton container"
+HOW = "run scripts/serve-env.sh, or work inside NVIDIA's Triton container"
 
 
 def environment() -> Path:
