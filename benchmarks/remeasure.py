@@ -2,10 +2,10 @@
 
     python benchmarks/remeasure.py runs/demo
 
-One thread, spinning off, interleaved blocks of 20 ms, 40 pairs; the median ratio of five fresh processes. Once as most
-people call a session, `session.run`, which adds some microseconds of Python and copies to both networks alike, and
-once with inputs and outputs bound, which is the engine alone. Nothing of passdeploy is imported by the processes that
-measure. Appends the row to `benchmarks/results/<device>/demo.json`.
+One thread, spinning off, interleaved blocks of 20 ms (three calls at least), 40 pairs; the median ratio of five fresh
+processes. Once as most people call a session, `session.run`, which adds some microseconds of Python and copies to both
+networks alike, and once with inputs and outputs bound, which is the engine alone. Nothing of passdeploy is imported by
+the processes that measure. Appends the row to `benchmarks/results/<device>/demo.json`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def bound(session):
     return lambda: (session.run_with_iobinding(binding), image)
 def block(call, seconds):
     times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 5:
+    while time.perf_counter() < end or len(times) < 3:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
