@@ -2,7 +2,7 @@
 
     python benchmarks/compare_cifar.py screen                     every method, 2x, one seed, judged on validation
     python benchmarks/compare_cifar.py final                      the best three of the screening and pass, 2x and 3x
-    python benchmarks/compare_cifar.py page                       docs/studies/comparison-DATA.md from the rows
+    python benchmarks/compare_cifar.py page [--results FOLDER ...]   docs/studies/comparison-DATA.md from the rows
     python benchmarks/compare_cifar.py screen --data fashion-mnist
 
 Every budget has a search of its own, so that all methods take the same number of training steps at each. Rows are
@@ -73,31 +73,42 @@ def best_of(rows: list[Row]) -> list[str]:
     return [name for name in ranked if name not in OURS][:BEST]
 
 
-def page(args: argparse.Namespace, path: Path, budgets: list[str]) -> str:
-    """The page of a comparison: the final's tables on test, the screening's on validation."""
-    screening = [row for row in rows_at(path, configuration(args, SCREENED_AT)) if row.seed == 0]
+def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str:
+    """The page of a comparison: the finals' tables on test, a machine each, the first one's screening on validation."""
+    screening = [row for row in rows_at(paths[0], configuration(args, SCREENED_AT)) if row.seed == 0]
     if not screening:
-        raise SystemExit(f"compare_cifar: {path} has no rows of these settings; run `screen` first")
+        raise SystemExit(f"compare_cifar: {paths[0]} has no rows of these settings; run `screen` first")
     finalists = ["pass", *best_of(screening)]
-    final = [
-        row
-        for budget in budgets
-        for row in rows_at(path, configuration(args, budget))
-        if row.method in (*finalists, "sensitivity")
+    finals = [
+        [
+            row
+            for budget in budgets
+            for row in rows_at(path, configuration(args, budget))
+            if row.method in (*finalists, "sensitivity")
+        ]
+        for path in paths
     ]
     settings = f"--data {args.data} --epochs {args.epochs:g} --search-epochs {args.search_epochs:g}"
     parts = [
         f"# {screening[0].model} on {screening[0].data}: pass and the others at the same measured latency",
-        "\n".join(f"- {sentence}" for sentence in differences(final, "pass")),
+        "\n\n".join(
+            f"{final[0].device}:\n\n" + "\n".join(f"- {sentence}" for sentence in differences(final, "pass"))
+            for final in finals
+        ),
         f"Run with `python benchmarks/compare_cifar.py screen {settings}` and then `final`; rows, seed by seed: "
-        f"`benchmarks/results/{path.parent.name}/{path.name}`. `sensitivity` is what pass's search starts from, "
+        f"{', '.join(f'`benchmarks/results/{path.parent.name}/{path.name}`' for path in paths)}. "
+        "`sensitivity` is what pass's search starts from, "
         "without the search; [what was tried](tried.md) to make the search worth more.",
     ]
-    figure = tradeoff(final, "test", "pass")
+    figure = tradeoff(finals[0], "test", "pass")
     if figure is not None:
         write_atomic(PAGES / f"comparison-{args.data}.svg", standalone(figure))
         parts.append(f"![accuracy over measured speed-up](comparison-{args.data}.svg)")
-    parts += ["## The best three and pass, test split", markdown(final, "test", "pass").rstrip()]
+    for final in finals:
+        parts += [
+            f"## The best three and pass, test split, {final[0].device}",
+            markdown(final, "test", "pass").rstrip(),
+        ]
     parts += [f"## Screening: every method, {SCREENED_AT}, validation split, one seed"]
     parts += [markdown(screening, "validation", "pass").rstrip()]
     return "\n\n".join(parts) + "\n"
@@ -115,6 +126,7 @@ def main() -> None:
     parser.add_argument("--latency", default="2x,3x", help="budgets of `final`")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of `final`")
     parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--results", type=Path, nargs="+", help="folders of `page`; default: this machine's")
     args = parser.parse_args()
     path = device_folder(args.target) / f"compare-{args.data}.json"
     console, ui = Console(highlight=False), Ui()
@@ -138,7 +150,8 @@ def main() -> None:
     else:
         PAGES.mkdir(parents=True, exist_ok=True)
         written = PAGES / f"comparison-{args.data}.md"
-        write_atomic(written, page(args, path, budgets))
+        paths = [folder / path.name for folder in args.results] if args.results else [path]
+        write_atomic(written, page(args, paths, budgets))
         console.print(f"{written}")
 
 
