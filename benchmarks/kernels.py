@@ -33,6 +33,8 @@ ACTIVATIONS = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
 """Channels and height of ResNet-50's feature maps at 224 pixels."""
 GOALS = {"of_copy_bandwidth": 0.85, "times_eager": 3.0, "times_compile": 1.0}
 MAX_SET_BYTES = 4 * 2**30
+BUSY_CYCLES = 200_000
+"""About 0.1 ms: longer than Python takes to enqueue an event, a replay and an event."""
 
 
 class Graph:
@@ -59,6 +61,7 @@ class Graph:
         start = time.perf_counter()
         while len(times) < calls or time.perf_counter() - start < seconds:
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(BUSY_CYCLES)  # the GPU is still at it while the replay is enqueued: no gap is timed
             before.record()
             self.graph.replay()
             after.record()

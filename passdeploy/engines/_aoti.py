@@ -256,7 +256,7 @@ class CudaAotiRunner(AotiRunner):
         self._torch.cuda.synchronize()
 
     def block(self, seconds: float, calls: int) -> list[float]:
-        """Device seconds of each replay of a block, between CUDA events."""
+        """Device seconds of each replay of a block, between CUDA events; the launch's way to the idle GPU is inside."""
         cuda = self._torch.cuda
         start, stop = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
         taken: list[float] = []

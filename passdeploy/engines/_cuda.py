@@ -94,7 +94,11 @@ class Stream:
         return lambda: check(self._rt.cudaGraphLaunch(self._graph, self.handle))
 
     def timed(self, enqueue: Callable[[], None]) -> tuple[float, float]:
-        """Runs once; returns (device, host enqueue) seconds: between events, and until the call came back."""
+        """Runs once; returns (device, host enqueue) seconds: between events, and until the call came back.
+
+        The GPU is idle before, so that the few microseconds until the launch reaches it are inside: whoever asks for
+        one inference waits for them as well.
+        """
         check(self._rt.cudaEventRecord(self._start, self.handle))
         begun = time.perf_counter()
         enqueue()

@@ -69,9 +69,14 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     trt = _library()
     flags: dict[str, bool] = {}
 
-    def single_means_single(builder: Any, network: Any, config: Any) -> None:
-        """Clears TF32, which is on by default and leaves a float32 product 10 bits of mantissa."""
+    def settled(builder: Any, network: Any, config: Any) -> None:
+        """Clears TF32, which is on by default and leaves a float32 product 10 bits of mantissa.
+
+        TensorRT-RTX promises that an engine's launches can be captured in a graph only if it allocates nothing itself.
+        """
         config.clear_flag(trt.BuilderFlag.TF32)
+        if RTX and hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         flags["tf32"] = bool(config.get_flag(trt.BuilderFlag.TF32))
 
     if job.get("plugin_for") is not None and not RTX:
@@ -82,7 +87,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     typed = {"strongly_typed": True} if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") else {}
     network = NetworkFromOnnxPath(job["onnx"], **typed)
     cache = (job["options"].get("timing_cache") or None) if not RTX else None
-    config = PostprocessConfig(_config(job), single_means_single)
+    config = PostprocessConfig(_config(job), settled)
     data = EngineBytesFromNetwork(network, config=config, save_timing_cache=cache)()
     Path(job["engine"]).write_bytes(bytes(data))
     return {"library": trt.__version__, "seconds": time.perf_counter() - begun, **flags}

@@ -9,6 +9,9 @@ emulator. TensorRT-RTX takes no plugins.
 # No `from __future__ import annotations`: TensorRT reads the types of these functions' arguments.
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from passdeploy.engines._plugin_graph import NAME, NAMESPACE
 from passdeploy.kernels.geometry import ACTIVATIONS, ActivationShape
 
@@ -51,12 +54,16 @@ def register(capability: int) -> None:
     import tensorrt as trt
     import tensorrt.plugin as trtp
 
+    # Its plugin creator hands over every attribute as an array [1]; annotated as `int` it calls int() on that, which
+    # numpy 2.4 refuses.
+    number = npt.NDArray[np.int64]
+
     kinds = {trt.float32: "f32", trt.float16: "f16", trt.bfloat16: "bf16"}
     code = ptx(capability)
 
     @trtp.register(PLUGIN)  # type: ignore[untyped-decorator]
     def describe(
-        x: trtp.TensorDesc, mask: trtp.TensorDesc, scale: trtp.TensorDesc, shift: trtp.TensorDesc, activation: int
+        x: trtp.TensorDesc, mask: trtp.TensorDesc, scale: trtp.TensorDesc, shift: trtp.TensorDesc, activation: number
     ) -> trtp.TensorDesc:
         return x.like()
 
@@ -66,12 +73,12 @@ def register(capability: int) -> None:
         mask: trtp.TensorDesc,
         scale: trtp.TensorDesc,
         shift: trtp.TensorDesc,
-        activation: int,
+        activation: number,
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
         shape = tuple(int(x.shape[axis]) for axis in range(len(x.shape)))  # a `Shape` is indexed, not iterated
-        entry, blocks, threads, numbers = launch(shape, kinds[x.dtype], activation)
+        entry, blocks, threads, numbers = launch(shape, kinds[x.dtype], int(activation[0]))
         params = trtp.KernelLaunchParams()
         params.grid_x, params.block_x, params.shared_mem = blocks, threads, 0
         extra: Any = trtp.SymIntExprs(len(numbers))

@@ -137,6 +137,10 @@ class Backend:
         """None when engines for `target` can be executed and measured here, else why not."""
         return self.available(target)
 
+    def unproven(self, target: Target) -> bool:
+        """Whether its makers do not say that it supports the target: it is tried when it is asked for by name."""
+        return False
+
     def compile(self, source: CompileInput, target: Target) -> Engine:
         """Compiles for the target's device, precision, batch and threads."""
         raise NotImplementedError
@@ -208,6 +212,8 @@ def require(backend: Backend, target: Target) -> None:
 def first_available(names: Sequence[str], target: Target) -> Backend:
     """The first of `names` that can compile for the target here; where it is attached, rather one that runs, too.
 
+    One whose makers say nothing of the target comes last.
+
     Raises:
         Unavailable: None can.
     """
@@ -219,6 +225,7 @@ def first_available(names: Sequence[str], target: Target) -> Backend:
             able.append(backend)
         else:
             reasons.append(f"{name}: {reason}")
+    able.sort(key=lambda backend: backend.unproven(target))
     for backend in able if target.attached else ():
         if backend.runnable(target) is None:
             return backend

@@ -41,6 +41,9 @@ class TensorRtRtx(TrtBackend):
             f"(it knows {known}); compile on the machine that has the {target.device}, or use --backend tensorrt there"
         )
 
+    def unproven(self, target: Target) -> bool:
+        return any(capability not in KNOWN for capability in capabilities(target))
+
     def convert(self, data: bytes, source: CompileInput, target: Target) -> bytes:
         data = super().convert(data, source, target)
         if target.precision == "fp32" and (7, 5) in capabilities(target):

@@ -11,7 +11,7 @@ from typing import Any
 from passdeploy.errors import BadInput
 from passdeploy.kernels import enqueue
 from passdeploy.kernels.enqueue import Loader
-from passdeploy.kernels.interface import view
+from passdeploy.kernels.interface import LEGACY_STREAM, View, view
 
 
 def prompted_input_into(
@@ -28,6 +28,9 @@ def prompted_input_into(
     loader: Loader | None = None,
 ) -> None:
     """Writes a network's input from uint8 images: normalised, prompted, in the engine's type and layout, in one pass.
+
+    Waits for the streams on which the inputs say that they are being written, unless that is `stream`; arrays that say
+    nothing (torch's) are taken to be written on the default stream.
 
     Args:
         out: (N, 3, H, W), or (N, H, W, 3) with `channels_last`.
@@ -65,6 +68,8 @@ def prompted_input_into(
         from passdeploy.kernels.driver import default_loader
 
         loader = default_loader()
+    for other in sorted(_others([array for array, _, _ in expected.values()], stream)):
+        loader.synchronise(other)
     addresses = [array.address for array, _, _ in expected.values()]  # in the order of InputArrays
     enqueue.input_stage(
         loader,
@@ -78,6 +83,12 @@ def prompted_input_into(
         channels_last=channels_last,
         kind=to.kind,
     )
+
+
+def _others(arrays: list[View], stream: int) -> set[int]:
+    """Streams to wait for; 0 and 1 are the same one."""
+    named = {array.stream for array in arrays if array.stream is not None}
+    return {other for other in named if (other or LEGACY_STREAM) != (stream or LEGACY_STREAM)}
 
 
 def check_sizes(source: tuple[int, ...], size: tuple[int, ...], border: int) -> None:

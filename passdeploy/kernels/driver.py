@@ -133,6 +133,11 @@ class CudaBindings:
                 )
             )
 
+    def synchronise(self, stream: int) -> None:
+        """See `Loader`."""
+        with self._context():
+            self._call(self._driver.cuStreamSynchronize(self._driver.CUstream(stream)))
+
 
 class Pycuda:
     """The same through pycuda, for programs that keep their own context with it.
@@ -187,6 +192,10 @@ class Pycuda:
         function.prepared_async_call(
             launch.grid, (launch.threads, 1, 1), self._stream, bytes(launch.params), shared_size=launch.shared_bytes
         )
+
+    def synchronise(self, stream: int) -> None:
+        """See `Loader`; pycuda knows its own streams only, so this waits for all of them."""
+        self._driver.Context.synchronize()
 
 
 @cache

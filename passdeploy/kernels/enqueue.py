@@ -15,6 +15,10 @@ class Loader(Protocol):
         """Enqueues the launch on a stream (a ``CUstream`` as a number; 0 is the default stream)."""
         ...
 
+    def synchronise(self, stream: int) -> None:
+        """Waits until what was enqueued on a stream is done."""
+        ...
+
 
 @dataclass(frozen=True)
 class ActivationArrays:

@@ -12,6 +12,8 @@ from typing import Any
 from passdeploy.errors import BadInput
 
 _KINDS = {"<f4": "f32", "<f2": "f16"}
+LEGACY_STREAM = 1
+"""The default stream, as the interface numbers it."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class View:
     shape: tuple[int, ...]
     kind: str
     stream: int | None = None
-    """Where the array is still being written; None: nowhere, or its owner takes care of that."""
+    """Where the array may still be being written; None: its owner says nowhere."""
 
 
 def view(array: Any, name: str, *, bfloat16: bool = False) -> View:
@@ -50,4 +52,7 @@ def view(array: Any, name: str, *, bfloat16: bool = False) -> View:
         size *= extent
     if strides is not None and any(s != d for s, d, n in zip(strides, dense, shape, strict=True) if n > 1):
         raise BadInput(f"{name}: has gaps or another order of its dimensions; make it contiguous")
-    return View(int(interface["data"][0]), shape, kind, interface.get("stream"))
+    # Before version 3 (torch's arrays are of version 2) nothing is said of streams: the default stream, then. What is
+    # written on another one that does not wait for it, its owner has to wait for.
+    silent = LEGACY_STREAM if interface.get("version", 0) < 3 else None
+    return View(int(interface["data"][0]), shape, kind, interface.get("stream", silent))

@@ -211,6 +211,14 @@ def test_where_the_target_is_attached_a_backend_that_runs_comes_first(monkeypatc
     assert first_available(("openvino",), CPU).name == "openvino"
 
 
+def test_a_backend_whose_makers_do_not_name_the_gpu_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(get_backend("openvino"), "unproven", lambda _: True)
+    assert first_available(("openvino", "onnxruntime"), CPU).name == "onnxruntime"
+    assert first_available(("openvino",), CPU).name == "openvino"
+    h100 = resolve("a100", backend="tensorrt_rtx").with_(compute_capability="9.0", attached=True)
+    assert get_backend("tensorrt_rtx").unproven(h100) and not get_backend("tensorrt").unproven(h100)
+
+
 def test_single_means_single_wherever_onnxruntime_runs_on_a_gpu() -> None:
     """What TensorRT leaves to CUDA, too."""
     for name in ("onnxruntime", "onnxruntime_tensorrt"):

@@ -101,6 +101,7 @@ class Emulated:
     def __init__(self, order: int = 0) -> None:
         self.order = order
         self.launches: list[Launch] = []
+        self.awaited: list[int] = []
         self._tensors: dict[str, Tensor] = {}
         self._regions: dict[str, tuple[ctypes.CDLL, int, int]] = {}
 
@@ -128,6 +129,9 @@ class Emulated:
         )
         if failed:
             raise Finding(f"{launch.kernel}: {lib.last_error().decode()}")
+
+    def synchronise(self, stream: int) -> None:
+        self.awaited.append(stream)
 
     def _register(self, lib: ctypes.CDLL) -> None:
         lib.clear_regions()

@@ -77,6 +77,23 @@ def test_strides_of_a_dense_array_are_accepted() -> None:
     assert view(array, "it").shape == (2, 1, 4)
 
 
+@needs_compiler
+def test_streams_on_which_inputs_are_written_are_waited_for() -> None:
+    def awaited(stream: int, version: int = 3, **streams: int) -> list[int]:
+        arrays, loader = given(), Anywhere()
+        for name, array in arrays.items():
+            array.__cuda_array_interface__["version"] = version
+            if name in streams:
+                array.__cuda_array_interface__["stream"] = streams[name]
+        prompted_input_into(**arrays, stream=stream, loader=loader)
+        return loader.awaited
+
+    assert awaited(77) == [], "version 3 and no stream: nobody is writing"
+    assert awaited(77, images=5, prompt=77) == [5]
+    assert awaited(0, images=1) == [], "the default stream by its two names"
+    assert awaited(77, version=2) == [1], "torch's say nothing of streams"
+
+
 def test_without_a_gpu_the_message_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_driver(name: str) -> None:
         raise OSError(name)

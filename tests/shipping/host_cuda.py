@@ -45,7 +45,8 @@ class HostCuda(ModuleType):
         super().__init__("cuda.bindings.runtime")
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
-        self.streams: dict[int, Stream] = {}
+        self.legacy = Stream()
+        self.streams: dict[int, Stream] = {1: self.legacy}
         self.left = memory
         self.launches = self.graph_launches = 0
         self.lock = threading.Lock()
@@ -226,6 +227,8 @@ def tensorrt(cuda: HostCuda, engine: HostEngine | None, version: str = "11.0.0",
 class DeviceArray:
     """An array of the emulated GPU, as pycuda's `GPUArray` presents itself."""
 
+    version = 3
+
     def __init__(self, cuda: HostCuda, values: np.ndarray, stream: Stream | None = None) -> None:
         _, self.address = cuda.cudaMalloc(max(1, values.nbytes))
         self.values, self.stream = np.ascontiguousarray(values), stream
@@ -237,6 +240,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        given: dict[str, Any] = {"shape": self.values.shape, "typestr": self.values.dtype.str, "version": 3}
+        given: dict[str, Any] = {"shape": self.values.shape, "typestr": self.values.dtype.str, "version": self.version}
         given |= {"data": (self.address, False), "strides": None}
-        return given | ({"stream": int(self.stream)} if self.stream is not None else {})
+        named = self.stream is not None and self.version >= 3
+        return given | ({"stream": int(self.stream)} if named else {})

@@ -115,6 +115,18 @@ def test_images_that_lie_on_the_gpu(
     bench.cuda.cudaStreamDestroy(stream)
 
 
+def test_an_array_that_says_nothing_of_streams_is_waited_for(
+    bench: Bench, sealed_bundle: Path, random_images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's arrays are of version 2: what its kernels on the default stream have not yet written is not there yet."""
+    monkeypatch.setattr(DeviceArray, "version", 2)
+    images = random_images(3)
+    array = DeviceArray(bench.cuda, images, bench.cuda.legacy)
+    with Model(open_bundle(sealed_bundle), bench.info, bench.create()) as model:
+        np.testing.assert_allclose(model.run(array), bench.expected(images), rtol=1e-5, atol=1e-5)
+    bench.cuda.cudaFree(array.address)
+
+
 def test_wrong_arrays_of_the_gpu_are_named(bench: Bench, sealed_bundle: Path, random_images: Images) -> None:
     with Model(open_bundle(sealed_bundle), bench.info, bench.create()) as model:
         for values in (random_images(2)[:, :2], random_images(2).astype(np.float16), random_images(1)[0]):
