@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def modules_of_users() -> Iterator[None]:
+    """What a test imported as a user's own module is forgotten: the next one may mean another of the same name."""
+    yield
+    for name in ("nets", "mydata"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ MODULE = "passdeploy_test_planted"
 def test_a_planted_name_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     (tmp_path / f"{MODULE}.py").write_text("def planted(*_, **__): raise SystemExit('imported')\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
     values = {"model": "resnet20", "data": "fashion-mnist", key: f"{MODULE}:planted"}
     run = tmp_path / "run"
     run.mkdir()

@@ -46,7 +46,7 @@ class HostCuda(ModuleType):
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.legacy = Stream()
-        self.streams: dict[int, Stream] = {1: self.legacy}
+        self.streams: dict[int, Stream] = {}
         self.left = memory
         self.launches = self.graph_launches = 0
         self.lock = threading.Lock()
@@ -91,7 +91,7 @@ class HostCuda(ModuleType):
         return 0, stream
 
     def cudaStreamSynchronize(self, stream: Stream | int) -> tuple[int]:
-        found = self.streams[int(stream)]
+        found = self.legacy if stream == 1 else self.streams[int(stream)]
         while found.queued:
             found.queued.pop(0)()
         return (0,)
