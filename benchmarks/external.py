@@ -7,6 +7,10 @@ Torch-Pruning (https://github.com/VainF/Torch-Pruning) chooses and removes chann
 step of the target; its pruning ratio is bisected until the compiled engine, measured beside the dense one, is inside
 the budget. Fine-tuning, distillation, batch-norm re-estimation and evaluation are ours, with the steps of search and
 fine-tuning together. Rows go to benchmarks/results/DEVICE/compare-DATA.json, beside those of compare_cifar.py.
+
+`modelopt-fastnas` is FastNAS of NVIDIA's Model Optimizer (`pip install nvidia-modelopt huggingface_hub`): it scores
+every width of every layer by the accuracy on validation images, and prunes to a share of the multiply-adds, which is
+bisected likewise.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +38,7 @@ from passdeploy.compare.command import parse_seeds
 from passdeploy.compare.rows import SPLITS, Row, RowFile
 from passdeploy.compare.runner import Plan, share
 from passdeploy.console import Ui
+from passdeploy.data.base import SubSplit, evenly
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.export import export_onnx
 from passdeploy.groups import operators
@@ -46,7 +52,7 @@ from passdeploy.stages.common import plain
 from passdeploy.stages.finetune import finetune_settings
 from passdeploy.stages.profile import stage_model
 from passdeploy.timing import compare_engines
-from passdeploy.training import evaluate, reestimate_batch_norm, steps_per_epoch, train
+from passdeploy.training import evaluate, reestimate_batch_norm, steps_per_epoch, train, training_batches
 
 RIVALS: dict[str, Callable[[], Any]] = {
     "tp-magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=1),
@@ -55,14 +61,47 @@ RIVALS: dict[str, Callable[[], Any]] = {
     "tp-random": lambda: tp.importance.RandomImportance(),
     "tp-default": lambda: tp.importance.GroupMagnitudeImportance(p=2),
 }
+FASTNAS = "modelopt-fastnas"
+SCORED_IMAGES = 1000
+"""Validation images by which FastNAS scores a width."""
+CALIBRATING_BATCHES = 8
+"""Training batches on which it re-estimates batch norms for that."""
 AS_DOCUMENTED = "tp-default"
 """The same ratio in every group and no rounding, as Torch-Pruning's documentation begins; the others are global."""
 TURNS = 10
 
 
+def fastnas(run: Run, network: nn.Module, ratio: float, step: int) -> nn.Module:
+    """The network with a share `ratio` of its multiply-adds removed by FastNAS; it keeps its scores in the run."""
+    import modelopt.torch.prune as mtp
+
+    data, config = run.subject.data, mtp.fastnas.FastNASConfig()
+    config["nn.Conv2d"]["*"]["channel_divisor"] = step
+    config["nn.BatchNorm2d"]["*"]["feature_divisor"] = step
+    scored = SubSplit(data.val, evenly(data.val, min(SCORED_IMAGES, len(data.val))))
+    normalised = plain(run, network).stage
+    batches = training_batches(data, run.config.train_batch, run.config.seed, CALIBRATING_BATCHES)
+    small, _ = mtp.prune(
+        network,
+        mode=[("fastnas", config)],
+        constraints={"flops": f"{100 * (1 - ratio):.2f}%"},
+        dummy_input=run.subject.example[:1],
+        config={
+            "data_loader": [normalised(images) for _, images, _ in batches],
+            "collect_func": lambda images: (images,),
+            "score_func": lambda model: evaluate(plain(run, model), scored),
+            "checkpoint": str(run.space.root / "fastnas.pth"),
+            "verbose": False,
+        },
+    )
+    return small.eval()
+
+
 def pruned(run: Run, rival: str, ratio: float, step: int) -> nn.Module:
-    """The dense network with a share `ratio` of its channels removed by Torch-Pruning."""
+    """The dense network with a share `ratio` of its channels (FastNAS: multiply-adds) removed by the rival."""
     network = run.subject.with_state(run.dense_state())
+    if rival == FASTNAS:
+        return fastnas(run, network, ratio, step)
     outputs = [
         m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == run.subject.data.num_classes
     ]
@@ -120,6 +159,12 @@ def tuned(run: Run, network: nn.Module) -> tuple[Prompted, int]:
     teacher = plain(run, run.subject.with_state(run.dense_state()))
     curve = train(model, data, settings, teacher=teacher, progress=run.ui.step)
     return model, curve.step[-1]
+
+
+def used(rival: str) -> dict[str, str]:
+    """The rival's package and its version."""
+    package = "nvidia-modelopt" if rival == FASTNAS else "torch-pruning"
+    return {package: metadata.version(package)}
 
 
 def main() -> None:
@@ -186,7 +231,7 @@ def main() -> None:
                         steps=steps,
                         settings=settings,
                         device=run.target.device,
-                        extra={"torch_pruning": tp.__version__},
+                        extra=used(rival),
                     )
                     for split in SPLITS
                 )

@@ -44,6 +44,9 @@ def compare(
     target: Target = None,
     epochs: Epochs = None,
     search_epochs: SearchEpochs = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="Runs side by side, a GPU each: 0,1 or all. Else one after the other.")
+    ] = None,
     config: Config = None,
     out: Out = Path("runs/compare"),
     json_: Json = False,
@@ -63,7 +66,7 @@ def compare(
     flags = values(model=model, weights=weights, data=data, target=target, latency=latency, epochs=epochs, axis=axis)
     flags |= searching(search_epochs)
     made = configuration(config, flags, console=not json_)
-    outcome = run_comparison(made, methods, seeds, out, split=split, ui=Ui(quiet=json_))
+    outcome = run_comparison(made, methods, seeds, out, split=split, ui=Ui(quiet=json_), gpus=gpus)
     if json_:
         rows = [row.to_json() for row in outcome.rows]
         print_json({"rows": rows, **summary(outcome.rows, split), "failed": outcome.failed})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passdeploy.compare.page import write_pages
+from passdeploy.compare.parallel import chosen_gpus, run_on_gpus
 from passdeploy.compare.rows import SPLITS, RowFile
 from passdeploy.compare.runner import Outcome, Plan, arms_of, run_plan
 from passdeploy.config import RunConfig
@@ -52,6 +53,7 @@ def compare(
     split: str = "test",
     rows: Path | None = None,
     ui: Ui | None = None,
+    gpus: str | None = None,
     model: Model | None = None,
     data: ImageData | None = None,
 ) -> Outcome:
@@ -65,6 +67,8 @@ def compare(
         split: Whose accuracy the tables show.
         rows: Where results are appended; None: ``compare.jsonl`` in `out`.
         ui: Shows progress.
+        gpus: As many runs at a time as are named (``0,1``) or there are (``all``), a GPU each; None: one after the
+            other.
         model: A factory or a network instead of the configuration's.
         data: A data set instead of the configuration's.
 
@@ -76,6 +80,6 @@ def compare(
         raise BadInput(f"--axis macs with --latency {','.join(config.latency)}: give budgets as factors (2x,3x)")
     arms = arms_of(parse_methods(methods))
     plan = Plan(config, arms, parse_seeds(seeds), out, RowFile(rows or out / ROWS), model, data, split)
-    outcome = run_plan(plan, ui)
+    outcome = run_plan(plan, ui) if gpus is None else run_on_gpus(plan, chosen_gpus(gpus), ui)
     write_pages(outcome.rows, split, out)
     return outcome

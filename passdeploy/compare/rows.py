@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +120,12 @@ class RowFile:
         return list({row.key: row for row in rows}.values())
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Adds rows. Raises `NotWritten` when the disk takes them not."""
+        """Adds rows; other processes may do so meanwhile. Raises `NotWritten` when the disk takes them not."""
         new = [row.to_json() for row in rows]
+        with _alone(self.path):
+            self._append(new)
+
+    def _append(self, new: list[dict[str, Any]]) -> None:
         if self.path.suffix == ".json":
             write_json(self.path, self._entries() + new)
             return
@@ -132,6 +140,17 @@ class RowFile:
                 os.fsync(file.fileno())
         except OSError as error:
             raise NotWritten(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps other processes of this user on this machine from adding to the file; where locks can't be had, nothing."""
+    named = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            lock = Path(tempfile.gettempdir()) / f"passdeploy-rows-{os.getuid()}-{named}.lock"
+            fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def _whole_lines(text: str) -> str:

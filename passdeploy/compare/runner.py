@@ -202,6 +202,24 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+def missing(plan: Plan) -> list[tuple[Arm, int]]:
+    """Runs, an arm and a seed each, whose rows are not all there."""
+    settings = plan.settings()
+    there = {(row.method, row.seed, row.budget, row.settings) for row in plan.rows.read()}
+    return [
+        (arm, seed)
+        for seed in plan.seeds
+        for arm in plan.arms
+        if not all((arm.name, seed, asked, settings) in there for asked in plan.arm_config(arm, seed).latency)
+    ]
+
+
+def collected(plan: Plan) -> list[Row]:
+    """Rows of the plan's settings, arms and seeds."""
+    settings, names, seeds = plan.settings(), {arm.name for arm in plan.arms}, set(plan.seeds)
+    return [row for row in plan.rows.read() if row.settings == settings and row.method in names and row.seed in seeds]
+
+
 def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None] | None = None) -> Outcome:
     """Runs what is not there yet. Killed and started again it goes on where it was.
 
@@ -216,15 +234,14 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
     """
     ui, data = ui or Ui(quiet=True), plan.data
     settings, failed = plan.settings(), {}
-    wanted = [(arm, seed, plan.arm_config(arm, seed)) for seed in plan.seeds for arm in plan.arms]
-    for number, (arm, seed, config) in enumerate(wanted, 1):
+    wanted, todo = [(arm, seed) for seed in plan.seeds for arm in plan.arms], missing(plan)
+    for number, (arm, seed) in enumerate(wanted, 1):
         label = f"{arm.name}, seed {seed}"
-        there = {(row.method, row.seed, row.budget, row.settings) for row in plan.rows.read()}
-        if all((arm.name, seed, budget, settings) in there for budget in config.latency):
+        if (arm, seed) not in todo:
             ui.say(f"[{number}/{len(wanted)}] {label}: in {plan.rows.path.name} already")
             continue
         ui.say(f"[{number}/{len(wanted)}] {label}")
-        run = Run(config, plan.out / arm.folder / str(seed), ui, model=plan.model, data=data)
+        run = Run(plan.arm_config(arm, seed), plan.out / arm.folder / str(seed), ui, model=plan.model, data=data)
         data = data or run.subject.data  # loaded once
         if plan.split == "test" and not len(data.test):
             raise BadInput(f"--split test: {data.name} has no test images; give --split validation")
@@ -242,6 +259,4 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
             continue
         if after is not None:
             after(run, arm)
-    names, seeds = {arm.name for arm in plan.arms}, set(plan.seeds)
-    rows = [row for row in plan.rows.read() if row.settings == settings and row.method in names and row.seed in seeds]
-    return Outcome(rows, failed)
+    return Outcome(collected(plan), failed)

@@ -1,0 +1,96 @@
+"""Runs of a comparison side by side, in processes that see a GPU each. The GPUs are made up, the processes are not."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from passdeploy.compare import parallel
+from passdeploy.compare.command import compare
+from passdeploy.compare.parallel import chosen_gpus
+from passdeploy.compare.rows import Row, RowFile
+from passdeploy.compare.runner import Plan, arms_of, missing
+from passdeploy.config import make_config
+from passdeploy.errors import BadInput
+from tests import scripted
+from tests.test_compare import CONFIG, ROW
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "attached_gpus", lambda: ("NVIDIA A100", "NVIDIA A100"))
+    monkeypatch.setattr(parallel, "WORKER", (sys.executable, "-m", "tests.comparing"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_gpus_by_number(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert chosen_gpus("all") == ("0", "1")
+    assert chosen_gpus("1") == ("1",)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-7ab")
+    assert chosen_gpus("1,0") == ("GPU-7ab", "5")
+    for wrong in ("2", "0,0", "a", ""):
+        with pytest.raises(BadInput, match="from 0 to 1"):
+            chosen_gpus(wrong)
+    monkeypatch.setattr(parallel, "attached_gpus", lambda: ())
+    with pytest.raises(BadInput, match="no NVIDIA GPU is attached"):
+        chosen_gpus("all")
+
+
+def test_side_by_side_is_as_one_after_the_other(
+    two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = make_config(CONFIG)
+    outcome = compare(config, "l1,uniform", "0", tmp_path / "two", gpus="0,1")
+    alone = compare(config, "l1,uniform", "0", tmp_path / "one", data=scripted.data())
+    assert outcome.failed == {}
+
+    def told(rows: list[Row]) -> set[tuple[object, ...]]:
+        return {(row.method, row.split, row.accuracy, row.ratio, row.steps, row.settings) for row in rows}
+
+    assert told(outcome.rows) == told(alone.rows) and len(outcome.rows) == 4
+    plan = Plan(
+        config, arms_of(["l1", "uniform"]), (0, 1), tmp_path / "two", RowFile(tmp_path / "two" / "compare.jsonl")
+    )
+    assert [(arm.name, seed) for arm, seed in missing(plan)] == [("l1", 1), ("uniform", 1)]
+
+
+def test_a_process_that_dies_is_a_run_that_failed(
+    two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        parallel, "WORKER", (sys.executable, "-c", "import os; raise SystemExit(os.environ['CUDA_VISIBLE_DEVICES'])")
+    )
+    monkeypatch.setattr(parallel, "share", lambda *_: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    outcome = compare(make_config(CONFIG), "l1", "0", tmp_path, gpus="1")
+    assert outcome.failed == {"l1, seed 0": "its process ended with 1: 1"}, "it saw the second GPU only"
+    assert outcome.rows == []
+
+
+def test_objects_stay_in_one_process(two_gpus: None, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="give them by name"):
+        compare(make_config(CONFIG), "l1", "0", tmp_path, gpus="all", data=scripted.data())
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_rows_of_several_processes_are_all_there(tmp_path: Path, suffix: str) -> None:
+    import dataclasses
+
+    path, children = tmp_path / f"rows{suffix}", []
+    for child in range(4):
+        pid = os.fork()
+        if pid == 0:
+            for turn in range(20):
+                RowFile(path).append([dataclasses.replace(ROW, seed=100 * child + turn)])
+            os._exit(0)
+        children.append(pid)
+    assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
+    assert len(RowFile(path).read()) == 80
