@@ -97,6 +97,23 @@ def copy_file(source: Path, target: Path) -> None:
     write_atomic(target, source.read_bytes())
 
 
+def link_file(source: Path, target: Path) -> None:
+    """The same file under another name: linked where the file system can, else copied. Finished files never change."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """The same files in another folder, which is replaced."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, copy_function=lambda a, b: link_file(Path(a), Path(b)))
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
 def _is_scratch(path: Path) -> bool:
     return path.name.startswith(".") or path.suffix in SCRATCH_SUFFIXES
 

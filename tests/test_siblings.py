@@ -1,4 +1,4 @@
-"""Reports of budgets that one search served name each other."""
+"""Budgets that one search served: their reports name each other, and the dense network is compiled once."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def test_what_a_stage_wrote_and_a_bundle_sealed_is_left_alone(finished: Path) ->
 
 def test_one_budget_has_no_siblings(single: Path) -> None:
     assert load_report(single / "report.json").budgets is None
+
+
+def test_the_dense_network_is_compiled_once_for_all_budgets(finished: Path) -> None:
+    first, last = (finished / asked / "compile" for asked in ("2x", "5s"))
+    for name in ("dense.onnx", "dense-engine/engine.json"):
+        assert (first / name).samefile(last / name)
+    assert not (first / "model.onnx").samefile(last / "model.onnx")

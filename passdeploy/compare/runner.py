@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,7 @@ from passdeploy.errors import BadInput, NotWritten, PassdeployError
 from passdeploy.judging import judge
 from passdeploy.pipeline import BudgetRun, Run
 from passdeploy.search.method import get_method
-from passdeploy.workspace import RECORD, json_digest, read_json
+from passdeploy.workspace import RECORD, json_digest, link_folder, read_json
 
 if TYPE_CHECKING:
     from passdeploy.subject import Model
@@ -99,32 +97,16 @@ def arms_of(names: Sequence[str]) -> tuple[Arm, ...]:
     return tuple(Arm(name, name) for name in names)
 
 
-def _link(source: Path, target: Path) -> None:
-    """The same files in another folder: linked where the file system can, else copied."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-
-    def copy(a: str, b: str) -> None:
-        try:
-            os.link(a, b)
-        except OSError:
-            shutil.copy2(a, b)
-
-    shutil.copytree(source, temporary, copy_function=copy)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-
-
 def share(run: Run, pool: Path) -> None:
     """Takes the dense network and the latency model from the pool, or computes them and puts them there."""
     for stage in SHARED:
         kept = pool / f"{stage}-{json_digest(run.inputs(stage))[:16]}"
         if run.space.record(stage) is None and (kept / RECORD).exists():
-            _link(kept, run.space.folder(stage))
+            link_folder(kept, run.space.folder(stage))
         run.shared(stage)
         if not kept.exists():
             pool.mkdir(parents=True, exist_ok=True)
-            _link(run.space.folder(stage), kept)
+            link_folder(run.space.folder(stage), kept)
 
 
 def finish(run: Run, budget: BudgetRun) -> None:

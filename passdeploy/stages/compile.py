@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from passdeploy.data.base import evenly
 from passdeploy.engines.base import CompileInput, Engine, get_backend
@@ -19,7 +20,7 @@ from passdeploy.stages.common import plain
 from passdeploy.stages.finetune import thin_model
 from passdeploy.stages.proof import AGREEMENT_IMAGES, TOLERANCE, array_difference, in_batches, proof_holds
 from passdeploy.timing import open_runner
-from passdeploy.workspace import read_json, write_json
+from passdeploy.workspace import link_file, link_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
@@ -30,16 +31,26 @@ FETCHED = 64
 
 
 def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
-    """Exports and compiles the thin and the dense network; proves thin == ONNX == engine."""
+    """Exports and compiles the thin and the dense network; proves thin == ONNX == engine.
+
+    The dense one once for all budgets: it is the same, and a builder that times kernels may take minutes.
+    """
     target, images = run.target, run.validation_images
     images = images[: len(images) // target.batch * target.batch]
     shape = run.subject.data.input_shape
     backend, calibration = get_backend(target.backend), run.calibration_images
     model = thin_model(run, budget)
-    dense = plain(run, run.subject.with_state(run.dense_state()))
+    networks: dict[str, nn.Module] = {"model": model}
     engines: dict[str, Engine] = {}
-    for done, (name, network) in enumerate({"model": model, "dense": dense}.items()):
-        run.ui.step(done, 2, f"exporting and compiling {name}")
+    made = _with_dense(run, budget)
+    if made is None:
+        networks["dense"] = plain(run, run.subject.with_state(run.dense_state()))
+    else:
+        link_file(made / "dense.onnx", folder / "dense.onnx")
+        link_folder(made / "dense-engine", folder / "dense-engine")
+        engines["dense"] = load_engine(folder / "dense-engine")
+    for done, (name, network) in enumerate(networks.items()):
+        run.ui.step(done, len(networks), f"exporting and compiling {name}")
         path = export_onnx(network, folder / f"{name}.onnx", shape, target.batch)
         program = export_program(network, images[: target.batch]) if backend.wants_program else None
         source = CompileInput(onnx=path, exported_program=program, samples=calibration)
@@ -47,7 +58,8 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
         if name == "model":  # what another build would have given belongs to the record of the one that ships
             engines[name] = with_rebuilds(engines[name], source, target, images[: target.batch], run.config.scope)
     backend.save(engines["model"], folder / "engine")
-    backend.save(engines["dense"], folder / "dense-engine")
+    if made is None:
+        backend.save(engines["dense"], folder / "dense-engine")
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
     onnx = onnx_function((folder / "model.onnx").read_bytes())
@@ -73,6 +85,16 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
                 proof |= judged_agreement(run, call, lambda part: in_batches(onnx, part, target.batch))
     write_json(folder / "accuracy.json", shipped_accuracy(run, folder, engines, calibration))
     write_json(folder / "proof.json", proof | {"ok": proof_holds(proof)})
+
+
+def _with_dense(run: Run, budget: BudgetRun) -> Path | None:
+    """Where this stage has left the same dense network's graph and engine, for another budget of the run."""
+    for other in run.runs:
+        # In this order: what a stage depends on can only be told when the one before it is there.
+        stages = () if other is budget else ("fit", "finetune", "compile")
+        if stages and all(other.space.current(stage, run.inputs(stage, other)) for stage in stages):
+            return other.space.folder("compile")
+    return None
 
 
 def judged_agreement(run: Run, engine: Call, graph: Call) -> dict[str, Any]:
