@@ -21,9 +21,13 @@ import os, sys, time
 from pathlib import Path
 from passdeploy.locking import exclusive
 with exclusive(Path(sys.argv[1])):
+    there, here = os.pipe()
     fork = os.fork() if sys.argv[2:] else None
     if fork == 0:
+        os.write(here, b"x")  # its copy of the lock is closed before fork() returns
         time.sleep(600)
+    if fork:
+        os.read(there, 1)
     print(fork or 0, flush=True)
     sys.stdin.read()
 """
