@@ -8,9 +8,9 @@ step of the target; its pruning ratio is bisected until the compiled engine, mea
 the budget. Fine-tuning, distillation, batch-norm re-estimation and evaluation are ours, with the steps of search and
 fine-tuning together. Rows go to benchmarks/results/DEVICE/compare-DATA.json, beside those of compare_cifar.py.
 
-`modelopt-fastnas` is FastNAS of NVIDIA's Model Optimizer (`pip install nvidia-modelopt huggingface_hub`): it scores
-every width of every layer by the accuracy on validation images, and prunes to a share of the multiply-adds, which is
-bisected likewise.
+`modelopt-fastnas` is FastNAS of NVIDIA's Model Optimizer (`pip install nvidia-modelopt huggingface_hub
+"torchprofile<0.1"`): it scores every width of every layer, in steps of eight channels, by the accuracy on validation
+images, and prunes to a share of the multiply-adds, which is bisected likewise.
 """
 
 from __future__ import annotations
@@ -66,42 +66,55 @@ SCORED_IMAGES = 1000
 """Validation images by which FastNAS scores a width."""
 CALIBRATING_BATCHES = 8
 """Training batches on which it re-estimates batch norms for that."""
+FASTNAS_STEP = 8
+"""Channels; with the 16 that some CPUs like, hardly any width of ResNet-20 is left to choose."""
 AS_DOCUMENTED = "tp-default"
 """The same ratio in every group and no rounding, as Torch-Pruning's documentation begins; the others are global."""
 TURNS = 10
 
 
-def fastnas(run: Run, network: nn.Module, ratio: float, step: int) -> nn.Module:
-    """The network with a share `ratio` of its multiply-adds removed by FastNAS; it keeps its scores in the run."""
+def fastnas(run: Run, network: nn.Module, ratio: float) -> nn.Module | None:
+    """The network with a share `ratio` of its multiply-adds removed by FastNAS; None where it finds no such network.
+
+    It keeps its scores in the run.
+    """
     import modelopt.torch.prune as mtp
 
     data, config = run.subject.data, mtp.fastnas.FastNASConfig()
-    config["nn.Conv2d"]["*"]["channel_divisor"] = step
-    config["nn.BatchNorm2d"]["*"]["feature_divisor"] = step
+    config["nn.Conv2d"]["*"]["channel_divisor"] = FASTNAS_STEP
+    config["nn.BatchNorm2d"]["*"]["feature_divisor"] = FASTNAS_STEP
     scored = SubSplit(data.val, evenly(data.val, min(SCORED_IMAGES, len(data.val))))
     normalised = plain(run, network).stage
     batches = training_batches(data, run.config.train_batch, run.config.seed, CALIBRATING_BATCHES)
-    small, _ = mtp.prune(
-        network,
-        mode=[("fastnas", config)],
-        constraints={"flops": f"{100 * (1 - ratio):.2f}%"},
-        dummy_input=run.subject.example[:1],
-        config={
-            "data_loader": [normalised(images) for _, images, _ in batches],
-            "collect_func": lambda images: (images,),
-            "score_func": lambda model: evaluate(plain(run, model), scored),
-            "checkpoint": str(run.space.root / "fastnas.pth"),
-            "verbose": False,
-        },
-    )
+    try:
+        small, _ = mtp.prune(
+            network,
+            mode=[("fastnas", config)],
+            constraints={"flops": f"{100 * (1 - ratio):.2f}%"},
+            dummy_input=run.subject.example[:1],
+            config={
+                "data_loader": [normalised(images) for _, images, _ in batches],
+                "collect_func": lambda images: (images,),
+                "score_func": lambda model: evaluate(plain(run, model), scored),
+                "checkpoint": str(run.space.root / "fastnas.pth"),
+                "verbose": False,
+            },
+        )
+    except ValueError as error:
+        if "constraints can be satisfied" not in str(error):
+            raise
+        return None
     return small.eval()
 
 
-def pruned(run: Run, rival: str, ratio: float, step: int) -> nn.Module:
-    """The dense network with a share `ratio` of its channels (FastNAS: multiply-adds) removed by the rival."""
+def pruned(run: Run, rival: str, ratio: float, step: int) -> nn.Module | None:
+    """The dense network with a share `ratio` of its channels (FastNAS: multiply-adds) removed by the rival.
+
+    None where the rival has no such network.
+    """
     network = run.subject.with_state(run.dense_state())
     if rival == FASTNAS:
-        return fastnas(run, network, ratio, step)
+        return fastnas(run, network, ratio)
     outputs = [
         m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == run.subject.data.num_classes
     ]
@@ -136,6 +149,9 @@ def close(run: Run, rival: str, budget: Budget, dense: Engine, step: int) -> tup
     for _ in range(TURNS):
         middle = (low + high) / 2
         network = pruned(run, rival, middle, step)
+        if network is None:
+            high = middle
+            continue
         comparison = timed(run, dense, network)
         speed = comparison.ratio("thin").value
         run.ui.say(f"  {rival}: ratio {middle:.3f} is {speed:.3f}x")
