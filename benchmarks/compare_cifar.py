@@ -88,6 +88,7 @@ def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str
         ]
         for path in paths
     ]
+    finals = [final for final in finals if final]
     settings = f"--data {args.data} --epochs {args.epochs:g} --search-epochs {args.search_epochs:g}"
     parts = [
         f"# {screening[0].model} on {screening[0].data}: pass and the others at the same measured latency",
@@ -100,7 +101,7 @@ def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str
         "`sensitivity` is what pass's search starts from, "
         "without the search; [what was tried](tried.md) to make the search worth more.",
     ]
-    figure = tradeoff(finals[0], "test", "pass")
+    figure = tradeoff(finals[0], "test", "pass") if finals else None
     if figure is not None:
         write_atomic(PAGES / f"comparison-{args.data}.svg", standalone(figure))
         parts.append(f"![accuracy over measured speed-up](comparison-{args.data}.svg)")

@@ -20,9 +20,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
@@ -54,82 +55,99 @@ from passdeploy.stages.profile import stage_model
 from passdeploy.timing import compare_engines
 from passdeploy.training import evaluate, reestimate_batch_norm, steps_per_epoch, train, training_batches
 
-RIVALS: dict[str, Callable[[], Any]] = {
-    "tp-magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=1),
-    "tp-group-norm": lambda: tp.importance.GroupMagnitudeImportance(p=2),
-    "tp-bn-scale": lambda: tp.importance.BNScaleImportance(),
-    "tp-random": lambda: tp.importance.RandomImportance(),
-    "tp-default": lambda: tp.importance.GroupMagnitudeImportance(p=2),
-}
-FASTNAS = "modelopt-fastnas"
 SCORED_IMAGES = 1000
 """Validation images by which FastNAS scores a width."""
 CALIBRATING_BATCHES = 8
 """Training batches on which it re-estimates batch norms for that."""
 FASTNAS_STEP = 8
 """Channels; with the 16 that some CPUs like, hardly any width of ResNet-20 is left to choose."""
-AS_DOCUMENTED = "tp-default"
-"""The same ratio in every group and no rounding, as Torch-Pruning's documentation begins; the others are global."""
 TURNS = 10
 
 
-def fastnas(run: Run, network: nn.Module, ratio: float) -> nn.Module | None:
-    """The network with a share `ratio` of its multiply-adds removed by FastNAS; None where it finds no such network.
+@dataclass(frozen=True)
+class TorchPruning:
+    """Removes a share of the channels.
 
-    It keeps its scores in the run.
+    Attributes:
+        importance: Of channels.
+        as_documented: The same ratio in every group and no rounding, as Torch-Pruning's documentation begins; else
+            global, rounded to the step of the target.
     """
-    import modelopt.torch.prune as mtp
 
-    data, config = run.subject.data, mtp.fastnas.FastNASConfig()
-    config["nn.Conv2d"]["*"]["channel_divisor"] = FASTNAS_STEP
-    config["nn.BatchNorm2d"]["*"]["feature_divisor"] = FASTNAS_STEP
-    scored = SubSplit(data.val, evenly(data.val, min(SCORED_IMAGES, len(data.val))))
-    normalised = plain(run, network).stage
-    batches = training_batches(data, run.config.train_batch, run.config.seed, CALIBRATING_BATCHES)
-    try:
-        small, _ = mtp.prune(
+    package: ClassVar[str] = "torch-pruning"
+    importance: Callable[[], Any]
+    as_documented: bool = False
+
+    def prune(self, run: Run, network: nn.Module, ratio: float, step: int) -> nn.Module | None:
+        """The network without a share `ratio` of its channels."""
+        classes = run.subject.data.num_classes
+        outputs = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+        torch.manual_seed(run.config.seed)
+        tp.pruner.MetaPruner(
             network,
-            mode=[("fastnas", config)],
-            constraints={"flops": f"{100 * (1 - ratio):.2f}%"},
-            dummy_input=run.subject.example[:1],
-            config={
-                "data_loader": [normalised(images) for _, images, _ in batches],
-                "collect_func": lambda images: (images,),
-                "score_func": lambda model: evaluate(plain(run, model), scored),
-                "checkpoint": str(run.space.root / "fastnas.pth"),
-                "verbose": False,
-            },
-        )
-    except ValueError as error:
-        if "constraints can be satisfied" not in str(error):
-            raise
-        return None
-    return small.eval()
+            run.subject.example[:1],
+            importance=self.importance(),
+            global_pruning=not self.as_documented,
+            pruning_ratio=ratio,
+            max_pruning_ratio=1 - run.config.search.keep_at_least,
+            ignored_layers=outputs[-1:],
+            round_to=None if self.as_documented else step,
+        ).step()
+        return network.eval()
+
+
+class FastNas:
+    """Removes a share of the multiply-adds, by the accuracy on validation images."""
+
+    package: ClassVar[str] = "nvidia-modelopt"
+
+    def prune(self, run: Run, network: nn.Module, ratio: float, step: int) -> nn.Module | None:
+        """The network without a share `ratio` of its multiply-adds; None where there is no such network.
+
+        Its scores are kept in the run.
+        """
+        import modelopt.torch.prune as mtp
+
+        data, config = run.subject.data, mtp.fastnas.FastNASConfig()
+        config["nn.Conv2d"]["*"]["channel_divisor"] = FASTNAS_STEP
+        config["nn.BatchNorm2d"]["*"]["feature_divisor"] = FASTNAS_STEP
+        scored = SubSplit(data.val, evenly(data.val, min(SCORED_IMAGES, len(data.val))))
+        normalised = plain(run, network).stage
+        batches = training_batches(data, run.config.train_batch, run.config.seed, CALIBRATING_BATCHES)
+        try:
+            small, _ = mtp.prune(
+                network,
+                mode=[("fastnas", config)],
+                constraints={"flops": f"{100 * (1 - ratio):.2f}%"},
+                dummy_input=run.subject.example[:1],
+                config={
+                    "data_loader": [normalised(images) for _, images, _ in batches],
+                    "collect_func": lambda images: (images,),
+                    "score_func": lambda model: evaluate(plain(run, model), scored),
+                    "checkpoint": str(run.space.root / "fastnas.pth"),
+                    "verbose": False,
+                },
+            )
+        except ValueError as error:
+            if "constraints can be satisfied" not in str(error):
+                raise
+            return None
+        return small.eval()
+
+
+RIVALS: dict[str, TorchPruning | FastNas] = {
+    "tp-magnitude": TorchPruning(lambda: tp.importance.GroupMagnitudeImportance(p=1)),
+    "tp-group-norm": TorchPruning(lambda: tp.importance.GroupMagnitudeImportance(p=2)),
+    "tp-bn-scale": TorchPruning(lambda: tp.importance.BNScaleImportance()),
+    "tp-random": TorchPruning(lambda: tp.importance.RandomImportance()),
+    "tp-default": TorchPruning(lambda: tp.importance.GroupMagnitudeImportance(p=2), as_documented=True),
+    "modelopt-fastnas": FastNas(),
+}
 
 
 def pruned(run: Run, rival: str, ratio: float, step: int) -> nn.Module | None:
-    """The dense network with a share `ratio` of its channels (FastNAS: multiply-adds) removed by the rival.
-
-    None where the rival has no such network.
-    """
-    network = run.subject.with_state(run.dense_state())
-    if rival == FASTNAS:
-        return fastnas(run, network, ratio)
-    outputs = [
-        m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == run.subject.data.num_classes
-    ]
-    torch.manual_seed(run.config.seed)
-    tp.pruner.MetaPruner(
-        network,
-        run.subject.example[:1],
-        importance=RIVALS[rival](),
-        global_pruning=rival != AS_DOCUMENTED,
-        pruning_ratio=ratio,
-        max_pruning_ratio=1 - run.config.search.keep_at_least,
-        ignored_layers=outputs[-1:],
-        round_to=None if rival == AS_DOCUMENTED else step,
-    ).step()
-    return network.eval()
+    """The dense network with a share `ratio` removed by the rival; None where it has no such network."""
+    return RIVALS[rival].prune(run, run.subject.with_state(run.dense_state()), ratio, step)
 
 
 def timed(run: Run, dense: Engine, network: nn.Module) -> Comparison:
@@ -175,12 +193,6 @@ def tuned(run: Run, network: nn.Module) -> tuple[Prompted, int]:
     teacher = plain(run, run.subject.with_state(run.dense_state()))
     curve = train(model, data, settings, teacher=teacher, progress=run.ui.step)
     return model, curve.step[-1]
-
-
-def used(rival: str) -> dict[str, str]:
-    """The rival's package and its version."""
-    package = "nvidia-modelopt" if rival == FASTNAS else "torch-pruning"
-    return {package: metadata.version(package)}
 
 
 def main() -> None:
@@ -247,7 +259,7 @@ def main() -> None:
                         steps=steps,
                         settings=settings,
                         device=run.target.device,
-                        extra=used(rival),
+                        extra={RIVALS[rival].package: metadata.version(RIVALS[rival].package)},
                     )
                     for split in SPLITS
                 )

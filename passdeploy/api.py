@@ -143,7 +143,8 @@ def run_stage(
     given = {key: value for key, value in (("model", model), ("data", data)) if value is not None}
     for key in ("model", "data"):
         named = str(values.get(key, ""))
-        if key not in given and (named.startswith("<") or (":" in named and not Path(named).is_dir())):
+        folder = key == "data" and Path(named).is_dir()  # which may well have a colon in its name
+        if key not in given and (named.startswith("<") or (":" in named and not folder)):
             what = "module:function" if named.startswith("<") else named
             raise BadInput(f"--out {out}: its {key} is the caller's own; give it again with --{key} {what}")
     if str(values.get("model", "")).startswith("<"):

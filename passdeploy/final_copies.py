@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passdeploy.dependencies import BUDGET_STAGES, inputs_of, skipped
+from passdeploy.dependencies import BUDGET_STAGES, skipped
 from passdeploy.publishing import offer_folder, withdraw_folder
 from passdeploy.workspace import copy_file
 
@@ -64,7 +64,7 @@ def _good(run: Run, budget: BudgetRun, until: str) -> set[str]:
     for name in BUDGET_STAGES[last + 1 :]:
         if name in left_out:
             continue
-        if not budget.space.current(name, inputs_of(run, name, budget)):
+        if not budget.space.current(name, run.inputs(name, budget)):
             break
         good.add(name)
     return good

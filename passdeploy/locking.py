@@ -1,11 +1,14 @@
-"""Keeps two processes from working in one run directory: they would remove each other's half-finished files."""
+"""Keeps two processes from working in one run directory, where they would remove each other's half-finished files, and
+lets them write to one file in turn."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +93,18 @@ def _is(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Waits until no other process of this user on this machine is in such a block for the file.
+
+    The lock lies in the system's temporary folder, so that nothing is left beside the file; where locks can't be had,
+    nobody waits.
+    """
+    named = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            lock = Path(tempfile.gettempdir()) / f"passdeploy-turn-{os.getuid()}-{named}.lock"
+            fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
+        yield

@@ -223,7 +223,6 @@ def test_a_network_that_does_not_fit_the_data(
         "def fails(): return 1 / 0\n"
     )
     monkeypatch.syspath_prepend(str(work))
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
     for name, wanted in (
         ("seven", r"has 7 outputs, stripes has 3 classes; let the factory take num_classes"),
         ("grey", r"fails on images of \(3, 16, 12\)"),

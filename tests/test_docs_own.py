@@ -33,8 +33,6 @@ def as_module(block: str, folder: Path) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("nets", "mydata"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from passdeploy.errors import BadInput, NotWritten
+from passdeploy.locking import in_turn
 from passdeploy.workspace import write_json
 
 SPLITS = ("validation", "test")
@@ -122,7 +119,7 @@ class RowFile:
     def append(self, rows: Iterable[Row]) -> None:
         """Adds rows; other processes may do so meanwhile. Raises `NotWritten` when the disk takes them not."""
         new = [row.to_json() for row in rows]
-        with _alone(self.path):
+        with in_turn(self.path):
             self._append(new)
 
     def _append(self, new: list[dict[str, Any]]) -> None:
@@ -140,17 +137,6 @@ class RowFile:
                 os.fsync(file.fileno())
         except OSError as error:
             raise NotWritten(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keeps other processes of this user on this machine from adding to the file; where locks can't be had, nothing."""
-    named = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            lock = Path(tempfile.gettempdir()) / f"passdeploy-rows-{os.getuid()}-{named}.lock"
-            fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
-        yield
 
 
 def _whole_lines(text: str) -> str:

@@ -146,7 +146,7 @@ def arrived(comparison: Comparison, budget: Budget | None, manifest: BundleManif
         value = measurement.at(float(budget.percentile[1:]))
         if value is None:
             return Arrival(latency, None, manifest.status, f"{told}: too few samples for {budget.percentile}")
-        met = value <= budget.latency_ms
+        met = judge(budget, {"thin": latency}) == "within_budget"
         line = f"{budget.percentile} {value:.3f} ms on this machine, {budget.asked} asked"
         return Arrival(latency, None, _status(met), f"{line}: {_status(met)}")
     if "dense" not in comparison.measurements:
