@@ -23,6 +23,7 @@ from passdeploy import models
 from passdeploy.checkpoint import Checkpoint
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.training import TrainSettings, evaluate, train
+from passdeploy.weights import trained_for
 
 WEIGHTS = Path(__file__).parents[1] / "passdeploy" / "models" / "weights"
 
@@ -65,6 +66,7 @@ def main() -> None:
         "model": args.model,
         "data": data.name,
         "data_licence": data.licence,
+        "trained_for": trained_for(data),
         "command": f"python benchmarks/train_dense.py --model {args.model} --data {args.data} "
         f"--epochs {args.epochs:g} --lr {args.lr:g} --seed {args.seed}" + (f" --size {args.size}" if args.size else ""),
         "seed": args.seed,

@@ -93,7 +93,7 @@ def run(
     named = model if isinstance(model, str) else f"<{getattr(model, '__qualname__', type(model).__name__)}>"
     values = {
         "model": named,
-        "data": data_object.name if data_object else str(data),
+        "data": f"<{data_object.name}>" if data_object else str(data),
         "target": target,
         "latency": latency,
         **settings,
@@ -119,7 +119,8 @@ def run_stage(
         name: Of the stage.
         out: The run directory.
         model: The factory of the caller's own model, ``module:function``, when the run's is not a named one.
-        data: Likewise of the data: a name found in a run directory is never imported.
+        data: Likewise of the data: a name found in a run directory is never imported. Of a run that was given an
+            `ImageData`: whatever `passdeploy.data.load` makes the same data of.
         quiet: Show no progress.
         masked: With ``compile``: the masked network too, as it is.
 
@@ -127,7 +128,7 @@ def run_stage(
         The stage's folders, one per budget for the stages that come after the search.
 
     Raises:
-        BadInput: `out` is no run directory, or `model` is not the network it was made from.
+        BadInput: `out` is no run directory, or `model` or `data` is not what it was made from.
         PassdeployError: What earlier stages found leaves nothing to do for this one.
     """
     from passdeploy.console import Ui
@@ -147,12 +148,23 @@ def run_stage(
         if key not in given and (named.startswith("<") or (":" in named and not folder)):
             what = "module:function" if named.startswith("<") else named
             raise BadInput(f"--out {out}: its {key} is the caller's own; give it again with --{key} {what}")
-    if str(values.get("model", "")).startswith("<"):
+    # What was given as an object stays as it is in the configuration; what is given now has to be the same.
+    objects = {key: values[key] for key in ("model", "data") if str(values.get(key, "")).startswith("<")}
+    config = make_config(values | given | objects, str(path))
+    images = None
+    if "data" in objects:
+        from passdeploy import data as datasets
+
+        assert data is not None
+        images = datasets.load(data)
+    if "model" in objects:
         assert model is not None
-        config = make_config(values | given | {"model": values["model"]}, str(path))
-        running = _own_model_again(config, out, model, quiet)
+        running = _own_model_again(config, out, model, images, quiet)
     else:
-        running = Run(make_config(values | given, str(path)), out, Ui(quiet))
+        running = Run(config, out, Ui(quiet), data=images)
+    record = running.space.record("dense")
+    if images is not None and record is not None and running.inputs("dense")["data"] != record["inputs"]["data"]:
+        raise BadInput(f"--data {data}: is not the data that {out} was made with")
     budgets = running.run_until(name)
     if name in SHARED_STAGES:
         return [running.space.folder(name)]
@@ -165,7 +177,7 @@ def run_stage(
     return [budget.space.folder(name) for budget in budgets]
 
 
-def _own_model_again(config: RunConfig, out: Path, model: str, quiet: bool) -> PipelineRun:
+def _own_model_again(config: RunConfig, out: Path, model: str, images: ImageData | None, quiet: bool) -> PipelineRun:
     """A run that was started from Python with a factory or a network, with that network's factory given by name."""
     from passdeploy import models
     from passdeploy.console import Ui
@@ -177,12 +189,12 @@ def _own_model_again(config: RunConfig, out: Path, model: str, quiet: bool) -> P
     record = Workspace(out).record("dense")
     if record is None:
         raise BadInput(f"--out {out}: its first stage is not finished; call passdeploy.run with its model again")
-    running = Run(config, out, Ui(quiet), model=given)
+    running = Run(config, out, Ui(quiet), model=given, data=images)
     if running.subject.weights is None and "epochs" not in record["inputs"]:
         # The run was given a network, whose weights counted as trained: the first stage has kept them.
         network = running.subject.build()
         load_weights(network, out / "dense" / "dense.safetensors")
-        running = Run(config, out, Ui(quiet), model=network)
+        running = Run(config, out, Ui(quiet), model=network, data=images)
     if running.inputs("dense")["network"] != record["inputs"]["network"]:
         raise BadInput(f"--model {model}: is not the network that {out} was made from")
     return running

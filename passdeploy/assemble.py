@@ -134,12 +134,19 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     interval: tuple[float, float] | None = None
     if measured and bench and reached:
         ratio, interval = ratio_of(bench)
-    dense_ms = bench["dense"][budget.budget.percentile] if measured and bench else predictor.dense_ms
+    percentile = budget.budget.percentile
+    dense_ms = bench["dense"][percentile] if measured and bench else predictor.dense_ms
     timing = {name: shared.seconds(name) for name in ("dense", "profile", "search")}
     timing |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench") if space.record(name)}
     alternatives = alternatives_beside(run, budget, bench)
     if alternatives is not None:
         timing["alternatives"] = shared.seconds("alternatives")
+    points = None
+    if reached:
+        points = [
+            *accuracy_points(dense, finetune, bench, percentile),
+            *alternative_points(alternatives, percentile),
+        ]
     data = run.subject.data
     config_json = run.config.to_json()
     return s.Report(
@@ -192,7 +199,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         candidates=[s.Candidate(**candidate) for candidate in fit["candidates"]] or None,
         why_not_faster=why_not_faster(run, structure, ratio, macs_speedup) if macs_speedup else None,
         messages=messages or None,
-        accuracy_points=accuracy_points(dense, finetune, bench) + alternative_points(alternatives) if reached else None,
+        accuracy_points=points,
         provenance=s.Provenance(
             command=run.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

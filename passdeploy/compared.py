@@ -59,14 +59,14 @@ def _engine_bytes(folder: Path) -> int:
     return (folder / read_json(folder / "engine.json")["file"]).stat().st_size
 
 
-def alternative_points(alternatives: Alternatives | None) -> list[s.AccuracyPoint]:
+def alternative_points(alternatives: Alternatives | None, percentile: str) -> list[s.AccuracyPoint]:
     """Accuracy and latency of the dense network in lower precisions; none where one could not be had."""
     return [
         s.AccuracyPoint(
             label=f"dense {option.precision}",
             kind="alternative",
             accuracy=option.accuracy,
-            latency_ms=option.latency_ms.p50 if option.latency_ms else None,
+            latency_ms=getattr(option.latency_ms, percentile) if option.latency_ms else None,
         )
         for option in (alternatives.precisions if alternatives else [])
         if option.reason is None
@@ -74,12 +74,12 @@ def alternative_points(alternatives: Alternatives | None) -> list[s.AccuracyPoin
 
 
 def accuracy_points(
-    dense: dict[str, Any], finetune: dict[str, Any] | None, bench: dict[str, Any] | None
+    dense: dict[str, Any], finetune: dict[str, Any] | None, bench: dict[str, Any] | None, percentile: str
 ) -> list[s.AccuracyPoint]:
     """Accuracy and latency of the dense and of the pruned network, before fine-tuning too where that is known."""
     assert finetune is not None
     timed = bench is not None and bench["measured"]
-    dense_ms, thin_ms = (bench[name]["p50"] if timed and bench else None for name in ("dense", "thin"))
+    dense_ms, thin_ms = (bench[name][percentile] if timed and bench else None for name in ("dense", "thin"))
     points = [
         s.AccuracyPoint(
             label="dense", kind="dense", accuracy=dense["accuracy"]["test"], latency_ms=dense_ms, macs=dense["macs"]

@@ -35,7 +35,7 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
     config, shared = run.config.to_json(), run.space.digest
     common: dict[str, Any] = {"passdeploy": version()}
     if stage == "dense":
-        known = common | {"network": run.subject.digest, "data": run.subject.data.digest()}
+        known = common | {"network": run.subject.digest, "data": run.subject.data_digest}
         if run.latency_only:
             return known | {"latency_only": True}
         if run.subject.weights is None:
@@ -56,11 +56,14 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
         keys: tuple[str, ...] = (
             "search", "prompt", "groups", "train_batch", "seed", "method", "latency", "percentile"
         )  # fmt: skip
-        return common | {"profile": shared("profile"), "dense": shared("dense"), **{k: config[k] for k in keys}}
+        trained_on = {"data": run.subject.data_digest}
+        return common | trained_on | {
+            "profile": shared("profile"), "dense": shared("dense"), **{k: config[k] for k in keys}
+        }  # fmt: skip
     if stage == "alternatives":
         return common | {
             "dense": shared("dense"),
-            "data": run.subject.data.digest(),
+            "data": run.subject.data_digest,
             "target": run.target_facts(),
             "scope": config["scope"],
             "percentile": config["percentile"],
@@ -75,7 +78,7 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
         return common | asked | where | {"search": shared("search"), "profile": shared("profile")}
     if stage == "finetune":
         keys = ("finetune", "epochs", "train_batch", "seed")
-        return common | {"fit": digest("fit"), **{k: config[k] for k in keys}}
+        return common | {"fit": digest("fit"), "data": run.subject.data_digest, **{k: config[k] for k in keys}}
     if stage == "compile":
         floor = {"min_accuracy": config["min_accuracy"]}
         return common | floor | {"finetune": digest("finetune"), "target": run.target_facts()}

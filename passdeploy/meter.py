@@ -33,6 +33,8 @@ class Meter:
 
     Args:
         slicer: Of the dense model.
+        thin_slicer: Of the model that other structures are cut from, where that is another: behind a prompt which
+            costs time.
         groups: Of the network.
         target: Where it is measured.
         images: (n, 3, H, W), real ones: compiled with, and the first batch is what is timed.
@@ -40,9 +42,17 @@ class Meter:
     """
 
     def __init__(
-        self, slicer: OnnxSlicer, groups: Groups, target: Target, images: np.ndarray, scope: str = "engine"
+        self,
+        slicer: OnnxSlicer,
+        groups: Groups,
+        target: Target,
+        images: np.ndarray,
+        scope: str = "engine",
+        *,
+        thin_slicer: OnnxSlicer | None = None,
     ) -> None:
         self.slicer, self.groups, self.target, self.images, self.scope = slicer, groups, target, images, scope
+        self._thin_slicer, self._whole = thin_slicer or slicer, groups.dense().digest()
         self._backend = get_backend(target.backend)
         self._dense: Runner | None = None
         self._dense_file: tempfile.TemporaryDirectory[str] | None = None
@@ -62,12 +72,13 @@ class Meter:
         return engine
 
     def _compiled(self, structure: Structure) -> Engine:
+        slicer = self.slicer if structure.digest() == self._whole else self._thin_slicer
         with tempfile.TemporaryDirectory(prefix="passdeploy-") as folder:
             path = Path(folder) / "model.onnx"
-            path.write_bytes(self.slicer.slice(structure))
+            path.write_bytes(slicer.slice(structure))
             program = None
             if self._backend.wants_program:
-                program = export_program(self.slicer.thin(structure), self.images[: self.target.batch])
+                program = export_program(slicer.thin(structure), self.images[: self.target.batch])
             return self._backend.compile(CompileInput(path, program, self.images), self.target)
 
     def _timed(self, structure: Structure) -> Runner:

@@ -77,6 +77,11 @@ class Subject:
         return network.eval()
 
     @cached_property
+    def data_digest(self) -> str:
+        """SHA-256 that tells the data from others, see `ImageData.digest`."""
+        return self.data.digest()
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the architecture, and the weights when they were given.
 
@@ -182,7 +187,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
     else:
 
         def build() -> nn.Module:
-            return models.build(chosen, images.num_classes, images.preprocess.size)
+            return unwrap(models.build(chosen, images.num_classes, images.preprocess.size)).cpu().float()
 
         name = chosen if isinstance(chosen, str) else getattr(chosen, "__qualname__", "model")
         network, weights = build(), None
@@ -191,7 +196,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
         load_weights(network, config.weights)
         weights = str(config.weights)
     elif weights is None and isinstance(chosen, str):
-        packaged = packaged_weights(chosen, images.name)
+        packaged = packaged_weights(chosen, images)
         if packaged is not None:
             load_weights(network, packaged)
             weights = f"shipped with passdeploy ({packaged.name})"

@@ -74,7 +74,7 @@ def training_device() -> torch.device:
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """bfloat16 where the hardware multiplies it natively, else None (float32)."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     native = (
         getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
         or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from passdeploy.data.base import ImageData
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights", "params")
 """Keys under which training scripts put the weights in a checkpoint, in the order they are looked for."""
@@ -62,11 +67,24 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def packaged_weights(model: str, data: str) -> Path | None:
-    """The weights that ship with the package for a named model and data set; None when there are none."""
-    name = f"{model}-{data}.safetensors"
+def packaged_weights(model: str, data: ImageData) -> Path | None:
+    """The weights that ship with the package for a named model, trained on these data; None when there are none.
+
+    A name alone says little: a folder may have any, and a named set can be given other sizes or another normalisation.
+    """
+    name = f"{model}-{data.name}.safetensors"
     path = PACKAGED / name
-    return path if Path(name).name == name and path.is_file() else None
+    if Path(name).name != name or not path.is_file():
+        return None
+    card = json.loads(path.with_suffix(".json").read_text())
+    return path if card["trained_for"] == trained_for(data) else None
+
+
+def trained_for(data: ImageData) -> dict[str, Any]:
+    """What weights that were trained on these data expect, as their model card has it."""
+    facts = {"classes": data.classes, "preprocess": dataclasses.asdict(data.preprocess)}
+    made: dict[str, Any] = json.loads(json.dumps(facts))
+    return made
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:

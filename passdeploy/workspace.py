@@ -99,6 +99,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 def link_file(source: Path, target: Path) -> None:
     """The same file under another name: linked where the file system can, else copied. Finished files never change."""
+    target.unlink(missing_ok=True)  # of a call that was killed: perhaps the source itself, never to be written through
     try:
         os.link(source, target)
     except OSError:

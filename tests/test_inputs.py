@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from passdeploy.data.base import Augmentation, SubSplit
 from tests import scripted
 
 
@@ -44,3 +46,17 @@ def test_a_floor_is_an_input_of_what_it_is_measured_in(copied: Callable[[], Path
     running.config = running.config.model_copy(update={"min_accuracy": 0.5})
     assert budget.space.current("finetune", running.inputs("finetune", budget))
     assert not budget.space.current("compile", running.inputs("compile", budget))
+
+
+@pytest.mark.parametrize("change", ["images", "augmentation"])
+def test_training_depends_on_the_images_and_on_what_is_done_to_them(copied: Callable[[], Path], change: str) -> None:
+    """Also where the dense network was given with its weights, and so comes out the same."""
+    running = opened(copied())
+    (budget,) = running.runs
+    data = running.subject.data
+    if change == "images":
+        data.train = SubSplit(data.train, torch.arange(200))
+    else:
+        data.augmentation = Augmentation(flip=True, shift=1)
+    assert not running.space.current("search", running.inputs("search"))
+    assert not budget.space.current("finetune", running.inputs("finetune", budget))

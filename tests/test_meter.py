@@ -8,7 +8,7 @@ import torch
 
 from passdeploy.data.base import Preprocess
 from passdeploy.engines._end_to_end import EndToEnd
-from passdeploy.engines.base import Arrays, Runner, get_backend
+from passdeploy.engines.base import Arrays, Engine, Runner, get_backend
 from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, onnx_function
 from passdeploy.groups import find_groups
 from passdeploy.latency.measure import QUICK, interleave
@@ -101,3 +101,18 @@ def test_a_runner_that_does_not_is_timed_from_outside() -> None:
     runner = Plain()
     assert interleave({"plain": EndToEnd(runner, {})}, QUICK).measurements["plain"].n > 0
     assert runner.runs > 0
+
+
+def test_thin_networks_are_measured_behind_the_prompt_that_they_ship_with() -> None:
+    """The dense reference is not: nobody would ship it with one."""
+    plain = meter("onnxruntime")
+    behind = Prompted(InputStage(Preprocess(size=SHAPE[1:]), "expansive", 2), plain.slicer.model.network)
+    prompted = OnnxSlicer(behind, plain.groups, SHAPE)
+    timed = Meter(plain.slicer, plain.groups, plain.target, plain.images, thin_slicer=prompted)
+    small = keep_first(plain.groups, np.ones(len(plain.groups.groups)))
+
+    def resizes(engine: Engine) -> bool:
+        return b"Resize" in engine.data
+
+    assert resizes(timed.engine(small)) and not resizes(plain.engine(small))
+    assert not resizes(timed.engine(plain.groups.dense()))

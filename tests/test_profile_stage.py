@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from passdeploy.console import Ui
+from passdeploy.errors import BadInput
 from passdeploy.latency.steps import Steps, from_table
 from passdeploy.stages import profile
-from passdeploy.workspace import read_json
+from passdeploy.workspace import read_json, write_json
 from tests import scripted
 
 
@@ -42,3 +44,28 @@ def test_the_steps_of_an_interrupted_profile_are_kept(
     running.stage("profile")
     assert len(swept) == 1
     assert read_json(folder / "profile" / "steps.json") == swept[0].to_json()
+
+
+def test_a_profile_of_other_settings_is_refused(copied: Callable[[], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its latencies would be those of something else; of another machine of that kind they may well serve."""
+    folder = copied()
+    weights = yaml.safe_load((folder / "config.yaml").read_text())["weights"]
+    saved = read_json(folder / "profile" / "profile.json")
+
+    def given(out: str, **provenance: object) -> None:
+        file = folder.parent / f"{out}.profile.json"
+        write_json(file, saved | {"provenance": saved["provenance"] | provenance})
+        running = scripted.start(folder.parent / out, weights=weights, profile_file=str(file))
+        running.ui = Ui()
+        running.slicer = scripted.slicer(running)  # type: ignore[misc]
+        running.stage("profile")
+
+    with pytest.raises(BadInput, match=r"measured for --target a100, this run is for cpu; measure one with"):
+        given("name", name="a100")
+    with pytest.raises(BadInput, match=r"measured for --batch 8, this run is for 1"):
+        given("batch", batch=8)
+    with pytest.raises(BadInput, match=r"measured for --threads 4, this run is for 1"):
+        given("threads", threads=4)
+    given("device", device="Another CPU", backend_version="0")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "measured on Another CPU, not" in said and "measured with version 0, not" in said

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import passdeploy
 from passdeploy.api import run_stage
+from passdeploy.data.base import ImageData, SubSplit
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.reporting import load_report
 from passdeploy.workspace import read_json, write_json
@@ -69,7 +71,7 @@ def test_the_callers_own_network_by_its_factory(tmp_path: Path, trained: bool) -
     settings = scripted.SETTINGS | {"epochs": 0.1, "dense": {"min_steps": 2}, "search": {"min_steps": 5}}
     network = scripted.tiny_resnet() if trained else scripted.tiny_resnet
     passdeploy.run(
-        model=network, data=scripted.data(), latency="1.2x", out=tmp_path / "run", quiet=True, **settings
+        model=network, data="stripes", latency="1.2x", out=tmp_path / "run", quiet=True, **settings
     )  # fmt: skip
     before = (tmp_path / "run" / "dense" / "stage.json").read_bytes()
     shutil.rmtree(tmp_path / "run" / "report")
@@ -81,3 +83,28 @@ def test_the_callers_own_network_by_its_factory(tmp_path: Path, trained: bool) -
     assert (tmp_path / "run" / "dense" / "stage.json").read_bytes() == before
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert "report" in manifest["stages"] and (tmp_path / "run" / "report.json").exists()
+
+
+def fewer() -> ImageData:
+    """The stripes with fewer training images, under the same name."""
+    made = scripted.data()
+    made.train = SubSplit(made.train, torch.arange(200))
+    return made
+
+
+def test_the_callers_own_data_by_their_factory(tmp_path: Path) -> None:
+    """Under whatever name they go: other data of that name are not the run's."""
+    settings = scripted.SETTINGS | {"epochs": 0.1, "dense": {"min_steps": 2}, "search": {"min_steps": 5}}
+    passdeploy.run(
+        model="tiny-resnet", data=fewer(), latency="1.2x", out=tmp_path / "run", quiet=True, **settings
+    )  # fmt: skip
+    before = (tmp_path / "run" / "dense" / "stage.json").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "report")
+    with pytest.raises(BadInput, match="its data is the caller's own; give it again with --data module:function"):
+        run_stage("report", tmp_path / "run", quiet=True)
+    for others in ("stripes", "tests.scripted:data"):
+        with pytest.raises(BadInput, match=r"is not the data that .* was made with"):
+            run_stage("report", tmp_path / "run", quiet=True, data=others)
+    run_stage("report", tmp_path / "run", quiet=True, data="tests.test_stage_verbs:fewer")
+    assert (tmp_path / "run" / "dense" / "stage.json").read_bytes() == before
+    assert load_report(tmp_path / "run").provenance.data == "stripes"

@@ -103,3 +103,13 @@ def test_the_digest_follows_the_source(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         seen.append(done.stdout)
     assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, nn.Module.half, torch.compile])
+def test_what_a_factory_wraps_is_taken_off(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    config = make_config({"model": "<Bent>", "data": "stripes"})
+    subject = load_subject(config, model=lambda num_classes: wrap(Bent()), data=scripted.data())
+    again = subject.with_state(Bent().state_dict())
+    for network in (subject.network, again):
+        assert type(network) is Bent
+        assert all(p.dtype == torch.float32 for p in network.parameters())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from passdeploy import models
+from passdeploy.data import load, resized
 from passdeploy.errors import BadInput
 from passdeploy.weights import PACKAGED, load_weights, packaged_weights, save_weights
 
@@ -303,9 +305,15 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_packaged_weights() -> None:
-    assert packaged_weights("resnet20", "no-such-data") is None
-    assert packaged_weights("../resnet20", "fashion-mnist") is None
-    assert packaged_weights("nets:build", "fashion-mnist") is None
     for path in PACKAGED.glob("*.safetensors"):
-        model, _, data = path.stem.partition("-")
+        model, _, name = path.stem.partition("-")
+        data = load(name)
         assert packaged_weights(model, data) == path
+        assert packaged_weights(f"../{model}", data) is None
+        assert packaged_weights("nets:build", data) is None
+        assert packaged_weights(model, replace(data, name="no-such-data")) is None
+        # A folder may have any name, and a named set can be given another size or normalisation.
+        assert packaged_weights(model, replace(data, classes=data.classes[::-1])) is None
+        assert packaged_weights(model, resized(data, (64, 64))) is None
+        other = replace(data.preprocess, mean=(0.5, 0.5, 0.5))
+        assert packaged_weights(model, replace(data, preprocess=other)) is None

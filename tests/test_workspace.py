@@ -14,7 +14,7 @@ import pytest
 
 from passdeploy import workspace
 from passdeploy.errors import BadInput
-from passdeploy.workspace import Workspace, json_digest, read_json, sha256, write_atomic, write_json
+from passdeploy.workspace import Workspace, json_digest, link_file, read_json, sha256, write_atomic, write_json
 
 
 class Killed(BaseException):
@@ -280,3 +280,15 @@ def test_clear(space: Workspace, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not a run directory"):
         space.clear()
     assert (space.root / "thesis.tex").exists()
+
+
+def test_a_link_that_a_killed_call_has_left_is_made_again(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_text("finished")
+    for _ in range(2):
+        link_file(source, target)
+        assert target.read_text() == source.read_text() == "finished"
+    target.unlink()
+    target.write_text("half")
+    link_file(source, target)
+    assert target.samefile(source)

@@ -149,8 +149,9 @@ class ImageData:
         return (3, *self.preprocess.size)
 
     def digest(self) -> str:
-        """SHA-256 over names, sizes, labels and a sample of the pixels: tells one data set from another."""
-        h = hashlib.sha256(repr((self.name, self.classes, self.preprocess)).encode())
+        """SHA-256 over what is declared, labels and a sample of the pixels: tells one data set from another."""
+        declared = (self.name, self.classes, self.preprocess, self.augmentation, self.task)
+        h = hashlib.sha256(repr(declared).encode())
         for split in (self.train, self.val, self.test):
             h.update(split.labels.numpy().tobytes())
             some = torch.linspace(0, len(split) - 1, min(16, len(split))).long()

@@ -9,9 +9,13 @@ width of the machine that wrote it, and ONNX Runtime does not check that on anot
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -56,6 +60,9 @@ def session(
     """
     import onnxruntime as ort
 
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if first != "CPUExecutionProvider":
+        _preload()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -71,10 +78,24 @@ def session(
         loaded = ort.InferenceSession(data, options, providers=providers)
     except Exception as error:
         raise BadInput(f"onnxruntime: the graph cannot be loaded: {one_line(error)}") from None
-    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if loaded.get_providers()[0] != first:
         raise BadInput(f"onnxruntime: {first} could not start on this machine; see passdeploy doctor")
     return loaded
+
+
+@cache
+def _preload() -> None:
+    """Loads the CUDA and TensorRT libraries of pip's wheels: in a process without torch, nothing else finds them.
+
+    Where they are missing the providers do not start, which `session` reports.
+    """
+    import onnxruntime as ort
+
+    if hasattr(ort, "preload_dlls"):  # onnxruntime 1.21
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):  # it prints what it misses
+            ort.preload_dlls()
+    with contextlib.suppress(ImportError, OSError):
+        importlib.import_module("tensorrt_libs")
 
 
 class OrtRunner(Runner):

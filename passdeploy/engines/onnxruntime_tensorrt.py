@@ -17,6 +17,9 @@ class OnnxRuntimeTensorRt(OnnxRuntime):
 
     name: ClassVar[str] = "onnxruntime_tensorrt"
     provider: ClassVar[str] = "TensorrtExecutionProvider"
+    # Not fp32: TensorRT's builder takes TF32 for it, and the provider has no option against that
+    # (https://github.com/microsoft/onnxruntime/issues/26029).
+    precisions: ClassVar[tuple[str, ...]] = ("fp16", "int8")
 
     def available(self, target: Target) -> str | None:
         if target.compute_capability is None:

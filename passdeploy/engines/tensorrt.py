@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from passdeploy.targets import Target
 
 
-def default_timing_cache(version: str, device: str) -> Path:
-    """Where builds of one TensorRT version on one kind of GPU share their kernel timings."""
+def timing_cache(version: str, device: str) -> Path | None:
+    """Where builds of one version on one kind of GPU share their kernel timings; None where nothing can be written."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passdeploy"
     kind = "".join(c if c.isalnum() else "-" for c in f"{version}-{device}").lower()
-    return root / f"tensorrt-{kind}.timing"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return root / f"tensorrt-{kind}.timing" if os.access(root, os.W_OK) else None
 
 
 def libraries() -> bool:
@@ -80,12 +84,6 @@ class TensorRt(TrtBackend):
     def compile(self, source: CompileInput, target: Target, options: Options | None = None) -> Engine:
         options = options or self.options
         if options.timing_cache is None:
-            cache = default_timing_cache(self.version(), target.device)
-            try:
-                cache.parent.mkdir(parents=True, exist_ok=True)
-                writable = os.access(cache.parent, os.W_OK)
-            except OSError:
-                writable = False
             # A cache that can't be written is no reason to fail: kernels are timed anew.
-            options = replace(options, timing_cache=str(cache) if writable else "")
+            options = replace(options, timing_cache=str(timing_cache(self.version(), target.device) or ""))
         return super().compile(source, target, options)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passdeploy.engines._common import check_fits, facts, missing, one_line, read_graph
 from passdeploy.engines.base import Backend, CompileInput, Engine, Runner, register
+from passdeploy.engines.tensorrt import timing_cache
 from passdeploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ class TorchTensorRt(Backend):
 
         return torch.__version__
 
-    def compile(self, source: CompileInput, target: Target) -> Engine:
+    def rebuild(self, source: CompileInput, target: Target) -> Engine:
+        """Without the timing cache, which would choose the same kernels again."""
+        return self.compile(source, target, fresh=True)
+
+    def compile(self, source: CompileInput, target: Target, *, fresh: bool = False) -> Engine:
         import torch
         import torch_tensorrt
 
@@ -59,10 +64,17 @@ class TorchTensorRt(Backend):
         examples, begun = [torch.rand(shape, device="cuda") for shape in shapes], time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="passdeploy-torch-tensorrt-") as folder:
             path = Path(folder, "model.pt2")
+            version = f"torch-{torch_tensorrt.__version__}"
+            shared = None if fresh else timing_cache(version, target.device)
             try:
                 # The program's own types decide the precision, as in the other TensorRT backends.
                 compiled = torch_tensorrt.dynamo.compile(
-                    program, arg_inputs=examples, use_explicit_typing=True, disable_tf32=True, min_block_size=1
+                    program,
+                    arg_inputs=examples,
+                    use_explicit_typing=True,
+                    disable_tf32=True,
+                    min_block_size=1,
+                    timing_cache_path=str(shared or Path(folder, "timings")),
                 )
                 torch_tensorrt.save(
                     compiled, str(path), output_format="aot_inductor", arg_inputs=examples, retrace=True

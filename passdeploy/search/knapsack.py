@@ -71,7 +71,7 @@ class KnapsackAllocator(Allocator):
             chosen = [int(change.argmin()) for change in changes]
         else:
             chosen = _multiple_choice(losses, [(change - change.min()) / room * BUCKETS for change in changes])
-        widths = self.full.copy()
+        widths = self.widest()  # a removed block's: should it come back, it comes back as wide as it may be
         for options, index in zip(items, chosen, strict=True):
             for g, width in options[index].items():
                 widths[g] = width
@@ -82,7 +82,7 @@ class KnapsackAllocator(Allocator):
         items = self.items()
         losses = [self.losses(self._rows(self.full, options), cost) for options in items]
         best, least = None, np.inf
-        reference, aim = self.full.copy(), target_ms
+        reference, aim = self.widest(), target_ms
         for _ in range(ROUNDS):
             widths = self._pack(items, losses, reference, aim)
             now = float(self.predict(widths[None])[0])

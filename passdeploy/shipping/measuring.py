@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,8 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
                 runner = stack.enter_context(backend.runner(made, target))
                 runner.bind(inputs)
                 timed[name] = runner if scope == "engine" else EndToEnd(runner, inputs)
-            comparison = interleave(timed, BENCH)
+            percentiles = (50.0,) if budget is None else (50.0, float(budget.percentile[1:]))
+            comparison = interleave(timed, replace(BENCH, percentiles=percentiles))
     except (BadInput, Unavailable) as error:
         raise Refused(f"engine {engine.id}: cannot be measured here: {error}") from None
     return arrived(comparison, budget, manifest)

@@ -49,12 +49,21 @@ def kept_widths(run: Run, structure: Structure) -> np.ndarray:
     return np.array([widths[name] for name in run.subject.groups.names])
 
 
-def slicer(run: Run) -> OnnxSlicer:
-    """Thin ONNX files of the dense network, for measuring."""
-    model = plain(run, run.subject.with_state(run.dense_state()))
+def slicer(run: Run, stage: InputStage | None = None) -> OnnxSlicer:
+    """Thin ONNX files of the dense network, for measuring; behind an input stage other than the plain one if given."""
+    network = run.subject.with_state(run.dense_state())
+    model = plain(run, network) if stage is None else Prompted(stage, network)
     return OnnxSlicer(model, run.subject.groups, run.subject.data.input_shape, run.target.batch)
 
 
-def meter(run: Run) -> Meter:
-    """Times structures of the dense network on the target."""
-    return Meter(run.slicer, run.subject.groups, run.target, run.validation_images, run.config.scope)
+def meter(run: Run, stage: InputStage | None = None) -> Meter:
+    """Times structures of the dense network on the target.
+
+    Args:
+        run: The run.
+        stage: What the thin networks will ship with. An expansive prompt resizes and pads, which takes time; an
+            additive one is as quick as none.
+    """
+    behind = slicer(run, stage) if stage is not None and stage.kind == "expansive" else None
+    images, scope = run.validation_images, run.config.scope
+    return Meter(run.slicer, run.subject.groups, run.target, images, scope, thin_slicer=behind)

@@ -20,7 +20,7 @@ from passdeploy.latency.measure import BENCH, Settings
 from passdeploy.latency.stats import min_samples
 from passdeploy.search.allocator import ALLOCATORS, width_grids
 from passdeploy.search.method import SearchResult
-from passdeploy.search.prompt import Prompted
+from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.stages.common import input_stage, kept_widths, meter
 from passdeploy.stages.profile import stage_model
 from passdeploy.stages.proof import recorded_difference
@@ -70,11 +70,12 @@ def _fit_measured(
     fastest: Callable[[], Allocated],
     narrow: Callable[[Structure, float], Allocated | None],
     dense_ms: float,
+    stage: InputStage,
 ) -> tuple[Structure, str, dict[str, Any]]:
     """The closed loop on measured engines: the structure, the status, and what it reaches."""
     asked, groups = budget.budget, run.subject.groups
     log = MeasurementLog(folder / "measurements.jsonl")
-    with meter(run) as timed:
+    with meter(run, stage) as timed:
 
         def measure(structure: Structure) -> _Timed:
             def take() -> dict[str, Any]:
@@ -134,6 +135,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     importance = result.importance_arrays(budget.index)
     facts: dict[str, Any] = {"messages": [], "candidates": [], "reachable": None, "masked_vs_thin": None}
     dense_ms = predictor.dense_ms
+    stage = input_stage(run, result.stage)
 
     def allocate(target_ms: float) -> tuple[Structure, float] | None:
         found = allocator.solve(importance, target_ms)
@@ -149,7 +151,9 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
 
     closed = run.measured and run.config.axis == "latency"
     if closed:
-        structure, status, reached = _fit_measured(run, budget, folder, facts, allocate, fastest, narrow, dense_ms)
+        structure, status, reached = _fit_measured(
+            run, budget, folder, facts, allocate, fastest, narrow, dense_ms, stage
+        )
     elif asked.target_ratio(dense_ms) >= 1:
         structure, status = groups.dense(), "dense_inside"
         reached = {"latency_ms": dense_ms, "speedup": 1.0, "measured": False}
@@ -172,7 +176,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
             f"The dense engine is already inside the budget of {asked.asked}: it is shipped as it is."
         )
     state = run.subject.with_state(result.network)
-    facts["masked_vs_thin"] = prove_masked(run, Prompted(input_stage(run, result.stage), state), structure)
+    facts["masked_vs_thin"] = prove_masked(run, Prompted(stage, state), structure)
     write_json(folder / "structure.json", groups.canonical(structure).to_json())
     write_json(folder / "fit.json", facts | {"status": status})
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from passdeploy.errors import BadInput
 from passdeploy.latency.cache import ProfileCache
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.macs import SCHEMA as MACS
@@ -48,6 +49,7 @@ def run_profile(run: Run, folder: Path) -> None:
         write_json(folder / "profile.json", {"schema": MACS})
     elif config.profile_file is not None:
         model = LatencyModel.load(Path(config.profile_file), subject.operators, units)
+        _check_provenance(run, model.provenance)
         write_json(folder / "profile.json", model.to_json())
     elif run.measured:
         # The seed is left out: any sample of structures will do.
@@ -66,6 +68,25 @@ def run_profile(run: Run, folder: Path) -> None:
         write_json(folder / "profile.json", known.to_json())
     else:
         write_json(folder / "profile.json", {"schema": ROOFLINE, "target": run.target.name})
+
+
+def _check_provenance(run: Run, measured: dict[str, Any]) -> None:
+    """Refuses a latency model of other hardware or settings than the run's; says where it is of another version."""
+    mine = run.target_facts()
+    settings = ("name", "precision", "batch", *(("threads",) if run.target.compute_capability is None else ()))
+    for key in settings:
+        if key in measured and measured[key] != mine[key]:
+            raise BadInput(
+                f"--profile {run.config.profile_file}: measured for {_as_flag(key)} {measured[key]}, this run is for "
+                f"{mine[key]}; measure one with passdeploy profile --save"
+            )
+    for key, what in (("device", "on"), ("backend", "with"), ("backend_version", "with version")):
+        if key in measured and measured[key] != mine[key]:
+            run.ui.say(f"Latency model: measured {what} {measured[key]}, not {mine[key]}; the closed loop corrects it.")
+
+
+def _as_flag(key: str) -> str:
+    return "--target" if key == "name" else f"--{key}"
 
 
 def _measured_profile(run: Run, folder: Path) -> LatencyModel:

@@ -254,3 +254,28 @@ def test_listing_backends_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_tensorrt_inside_onnxruntime_offers_no_single_precision() -> None:
+    """It would be TF32, which the provider has no option against."""
+    assert "fp32" not in get_backend("onnxruntime_tensorrt").precisions
+    assert "fp32" in get_backend("onnxruntime").precisions
+
+
+def test_libraries_of_wheels_are_loaded_for_gpus_alone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process without torch nothing else would: the provider would not start."""
+    import onnxruntime as ort
+
+    from passdeploy.engines import onnxruntime as module
+
+    asked: list[str] = []
+    monkeypatch.setattr(ort, "preload_dlls", lambda: asked.append("cuda"), raising=False)
+    module._preload.cache_clear()
+    data = case.source.onnx.read_bytes()
+    module.session(data, 1, ["CPUExecutionProvider"], {})
+    assert not asked
+    for _ in range(2):
+        with pytest.raises(BadInput, match=r"CUDAExecutionProvider could not start|cannot be loaded"):
+            module.session(data, 1, [module.CUDA], {})
+    assert asked == ["cuda"]
+    module._preload.cache_clear()

@@ -87,7 +87,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[CompileInput, np.nda
     from passdeploy.search.prompt import InputStage, Prompted
     from passdeploy.weights import load_weights, packaged_weights
 
-    data, weights = load("fashion-mnist"), packaged_weights("resnet20", "fashion-mnist")
+    data = load("fashion-mnist")
+    weights = packaged_weights("resnet20", data)
     assert weights is not None
     network = build("resnet20", len(data.classes))
     load_weights(network, weights)

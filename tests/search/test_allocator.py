@@ -181,16 +181,18 @@ def test_grids(step: int, share: float, depth: bool) -> None:
 @pytest.mark.parametrize("kind", ["latency", "global", "uniform", "knapsack"])
 @pytest.mark.parametrize("ratio", [0.7, 0.85, 1.2])
 def test_the_users_widths_are_kept_to(kind: str, ratio: float) -> None:
+    """Of a group inside a block that came back, too: the knapsack had left those at full width."""
     groups, ops = network()
     asked = control(groups, min_width={"layer2.*.conv1": 12}, fixed={"layer1.0.conv1": 4})
     model = Staircase(ops, 4)
     solver = ALLOCATORS[kind](asked, model, width_grids(asked, 4, 0.1))
-    found = solver.solve(importance(5), ratio * solver.dense_ms)
-    assert found is not None
     fixed, least = groups.names.index("layer1.0.conv1"), groups.names.index("layer2.1.conv1")
-    assert found.widths[fixed] == 4 or found.widths[groups.names.index("depth:layer1.0")] == 0
-    assert found.widths[least] >= 12
-    assert model.predict_many(found.widths[None].astype(float))[0] <= ratio * solver.dense_ms
+    for seed in range(20):
+        found = solver.solve(importance(seed), ratio * solver.dense_ms)
+        assert found is not None
+        assert found.widths[fixed] == 4 or found.widths[groups.names.index("depth:layer1.0")] == 0
+        assert found.widths[least] >= 12
+        assert model.predict_many(found.widths[None].astype(float))[0] <= ratio * solver.dense_ms
 
 
 @FAST

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from passdeploy.errors import BadInput
+from passdeploy.latency import measure
+from passdeploy.latency.measure import Settings, Timed
+from passdeploy.latency.measurement import Comparison
 from passdeploy.shipping import sums
 from passdeploy.shipping.bundle import EngineSource, write_bundle
 from passdeploy.shipping.hardware import Gpu, Machine, misfit
@@ -186,6 +189,25 @@ def test_measuring_turns_unverified_into_an_answer(tmp_path: Path, limit: float,
     assert (result.status, result.exit_code) == (status, code)
     assert result.latency_ms
     assert result.latency_ms["n"] > 0
+
+
+@pytest.mark.parametrize("percentile", ["p50", "p90", "p99"])
+def test_the_percentile_of_the_budget_gets_its_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, percentile: str
+) -> None:
+    """An engine of 20 ms would else be timed too rarely for p99, and the sealed status would stand."""
+    budget = {"asked": "1s", "latency_ms": 1000.0, "percentile": percentile, "scope": "engine"}
+    source = make_source(tmp_path / "run", report=report(status="unverified", budget=budget))
+    asked: list[tuple[float, ...]] = []
+    interleave = measure.interleave
+
+    def watched(runners: Mapping[str, Timed], settings: Settings) -> Comparison:
+        asked.append(settings.percentiles)
+        return interleave(runners, settings)
+
+    monkeypatch.setattr(measure, "interleave", watched)
+    assert verify(write_bundle(tmp_path / "bundle", source), measure=True).status == "within_budget"
+    assert asked == [(50.0, float(percentile[1:]))]
 
 
 def _speedup_bundle(folder: Path, asked: str, dense: bool) -> Path:

@@ -1,0 +1,48 @@
+"""What a report says of accuracy and latency, and of why the one did not follow from the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from passdeploy.compared import accuracy_points
+from passdeploy.explain import why_not_faster
+from passdeploy.latency.profile import keep_first
+from tests import scripted
+
+
+@pytest.mark.parametrize(
+    ("widths", "speedups", "said"),
+    [
+        ("dense", (1.003, 1.0), ""),
+        ("dense", (0.997, 1.0), ""),
+        ("narrow", (1.9, 2.0), ""),
+        ("narrow", (2.2, 2.0), "moves less memory"),
+        ("shallow", (2.2, 2.0), "whole blocks were removed"),
+    ],
+)
+def test_blocks_are_named_only_where_some_are_gone(
+    single: Path, widths: str, speedups: tuple[float, float], said: str
+) -> None:
+    weights = yaml.safe_load((single / "config.yaml").read_text())["weights"]
+    running = scripted.start(single, weights=weights)
+    groups = running.subject.groups
+    depth = np.array([group.kind == "depth" for group in groups.groups])
+    units = np.array([group.units for group in groups.groups])
+    narrow = np.where(depth, 1, units // 2)
+    chosen = {"dense": units, "narrow": narrow, "shallow": np.where(depth, 0, units)}[widths]
+    texts = [reason.text for reason in why_not_faster(running, keep_first(groups, chosen), *speedups)]
+    faster = [text for text in texts if "faster than its MACs say" in text]
+    assert len(faster) == bool(said)
+    assert all(said in text for text in faster)
+
+
+def test_points_stand_at_the_percentile_of_the_budget() -> None:
+    dense = {"accuracy": {"test": 0.9}, "macs": 2.0}
+    thin = {"accuracy": {"test": 0.8}, "macs": 1.0, "accuracy_before": 0.5}
+    bench = {"measured": True, "dense": {"p50": 4.0, "p99": 8.0}, "thin": {"p50": 2.0, "p99": 6.0}}
+    assert [point.latency_ms for point in accuracy_points(dense, thin, bench, "p50")] == [4.0, 2.0, 2.0]
+    assert [point.latency_ms for point in accuracy_points(dense, thin, bench, "p99")] == [8.0, 6.0, 6.0]
