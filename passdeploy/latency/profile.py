@@ -10,7 +10,7 @@ import numpy as np
 from passdeploy.errors import BadInput
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.model import STEPS, LatencyModel
-from passdeploy.latency.sampler import QUIET, sample
+from passdeploy.latency.sampler import sample, trust
 from passdeploy.structure import Structure
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ def profile(
         widths = np.stack([dense, *(w for _, w, _ in measured)])
         ratios = np.array([1.0, *(value["ratio"] for _, _, value in measured)])
         dense_ms = float(np.median([value["dense_ms"] for _, _, value in measured]))
-        floors = np.array([value.get("dense_floor_ms", 1.0) for _, _, value in measured])
-        disturbance = np.array([0.0, *(floors / floors.min() - 1)])
-        weights = 1 / (1 + (disturbance / (2 * QUIET)) ** 2)
+        weights = np.array([1.0, *trust([value.get("dense_floor_ms", 1.0) for _, _, value in measured])])
         facts = {**(provenance or {}), "seed": seed, "seconds": round(seconds, 3)}
         return LatencyModel.fit(operators, units, widths, ratios, dense_ms, steps=steps, provenance=facts,
         weights=weights,

@@ -64,12 +64,13 @@ def _solve(columns: np.ndarray, ratios: np.ndarray, weights: np.ndarray, ridge: 
 
 
 def _robust(columns: np.ndarray, ratios: np.ndarray, weights: np.ndarray, ridge: float) -> np.ndarray:
-    """Weights under which what lies far off the fit counts less (Huber): a disturbed measurement is no news."""
+    """Weights under which what lies far off the fit counts hardly: a disturbed measurement is no news."""
     trusted = weights
     for _ in range(2):
         error = np.abs(columns @ _solve(columns, ratios, trusted, ridge) / ratios - 1)
         limit = max(2 * 1.4826 * float(np.median(error)), 1e-4)
-        trusted = weights * np.minimum(1, limit / np.maximum(error, 1e-12))
+        # Squared: with Huber's own weights, a far one pulls as much as one at the limit, however far it is.
+        trusted = weights * np.minimum(1, limit / np.maximum(error, 1e-12)) ** 2
     return trusted
 
 

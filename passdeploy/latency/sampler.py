@@ -14,7 +14,7 @@ runs (repeats within 3 % instead of 28 % at load 7, for calls of 7 ms).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,7 +22,24 @@ from passdeploy.latency.measure import FLOOR, Clock, Settings, Timed, no_garbage
 
 LEAST_ROUNDS = 3
 QUIET = 0.02
-"""A sample is quiet when the dense engine's floor in it is within this of the best ever seen."""
+"""A sample is quiet when the dense engine's floor in it is within this of what is usual."""
+TROUBLED = 0.08
+"""How far above the usual its floor lies in a sample that counts half."""
+
+
+def usual(floors: Sequence[float]) -> float:
+    """The dense engine's floor on this machine as it mostly is: the lower quartile of those in all samples.
+
+    Not the lowest: where neighbours share the cache, one lucky sample would make all others look disturbed.
+    """
+    return float(np.quantile(floors, 0.25))
+
+
+def trust(floors: Sequence[float]) -> np.ndarray:
+    """Weight of each sample [n], by its floor of the dense engine: 1, and less the slower the machine was."""
+    above = np.maximum(np.asarray(floors) / usual(floors) - 1, 0)
+    weights: np.ndarray = 1 / (1 + (above / TROUBLED) ** 2)
+    return weights
 
 
 class Sampler:
@@ -60,7 +77,7 @@ class Sampler:
         self.rounds, self.most, self.block_s, self.calls = rounds, most, block_s, calls
         self.enough_s, self.max_s = enough_s, max_s
         self._clock, self._cpu = clock, cpu_clock
-        self.best = float("inf")
+        self._floors: list[float] = []
         warm_up(dense, Settings(block_s=block_s), clock)
 
     def _block(self, runner: Timed) -> list[tuple[float, float]]:
@@ -96,9 +113,9 @@ class Sampler:
                 if done < self.rounds and (done < LEAST_ROUNDS or self._clock() - start < self.enough_s):
                     continue
                 floor = float(np.quantile([t for _, t in dense_times], FLOOR))
-                self.best = min(self.best, floor)
-                if floor <= self.best * (1 + QUIET) or self._clock() - start > self.max_s:
+                if floor <= usual([*self._floors, floor]) * (1 + QUIET) or self._clock() - start > self.max_s:
                     break
+        self._floors.append(floor)
         thin_floor = float(np.quantile([t for _, t in thin_times], FLOOR))
         return {
             "ratio": thin_floor / floor,

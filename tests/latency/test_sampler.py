@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passdeploy.latency.sampler import Sampler, sample
+from passdeploy.latency.sampler import Sampler, sample, trust
 from tests.latency.scripted import FakeClock, ScriptedRunner
 
 
@@ -103,3 +103,20 @@ def test_real_work():
 
     value = sample(Work(400), Work(1), one_thread=True)
     assert set(value) == {"ratio", "dense_ms", "thin_ms", "dense_floor_ms"} and 0 < value["ratio"] < 1
+
+
+def test_one_lucky_sample_does_not_make_the_others_look_disturbed():
+    assert trust([1.0] * 9 + [0.8]) == pytest.approx([1.0] * 10)
+    assert trust([1.0] * 9 + [1.08]) == pytest.approx([1.0] * 9 + [0.5])
+    clock = FakeClock()
+    state = {"factor": 0.9}
+    dense = ScriptedRunner(clock, lambda i, now: 1e-3 * state["factor"])
+    measure = Sampler(dense, clock=clock, rounds=8, most=20)
+    counts = []
+    for _ in range(5):
+        before = dense.calls
+        measure(ScriptedRunner(clock, lambda i, now: 5e-4))
+        counts.append(dense.calls - before)
+        state["factor"] = 1.0
+    assert counts[1] > 2 * counts[0], "slower than ever before"
+    assert counts[4] < 1.5 * counts[0], "but this is what the machine is like"
