@@ -4,8 +4,9 @@
     python benchmarks/latency_prediction.py --all            every configuration and backend
     python benchmarks/latency_prediction.py --table          prints the table from what lies in benchmarks/results
 
-The network is profiled as `passdeploy profile` does; then other structures are measured, each twice and some time apart
-(which gives the repeatability of the measurement itself), and predicted by the latency model and by two baselines:
+The network is profiled as `passdeploy profile` does; then other structures are measured, each in several rounds that lie
+some time apart: what is predicted is their median, and how far two measurements of one structure lie apart is the
+repeatability of the measurement itself. They are predicted by the latency model and by two baselines:
 latency proportional to MACs, and a table of single convolutions, measured in the same run and summed (as HALP does,
 arXiv 2110.10811). Weights are random: latency does not depend on them.
 """
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import time
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,15 @@ def errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
     return {"mape": float(ape.mean()), "max_ape": float(ape.max()), "bias": float((predicted / measured - 1).mean())}
 
 
-def evaluate(name: str, size: int, backend: str, seconds: float, held_out: int, folder: Path) -> dict[str, Any]:
+def repeatability(rounds: np.ndarray) -> dict[str, float]:
+    """How far two measurements of one structure lie apart; `rounds` has a row per round, a column per structure."""
+    apart = np.array([np.abs(a / b - 1) for a, b in combinations(rounds, 2)])
+    return {"mean": float(apart.mean()), "max": float(apart.max())}
+
+
+def evaluate(
+    name: str, size: int, backend: str, seconds: float, held_out: int, rounds: int, folder: Path
+) -> dict[str, Any]:
     target = resolve("cpu", backend=backend)
     torch.manual_seed(0)
     network = build(name, 10).eval()
@@ -75,12 +85,11 @@ def evaluate(name: str, size: int, backend: str, seconds: float, held_out: int, 
             if len(widths) == held_out:
                 break
         structures = [keep_first(groups, w) for w in widths]
-        rounds = [[log.measure("held-out", s.digest(), backend, lambda s=s: meter.sample(s)).value["ratio"]
-                   for s in structures] for _ in range(2)]  # fmt: skip
+        ratios = np.array([[log.measure("held-out", s.digest(), backend, lambda s=s: meter.sample(s)).value["ratio"]
+                            for s in structures] for _ in range(rounds)])  # fmt: skip
         table = ConvolutionTable(ops, target)
         dense = np.array(list(groups.units.values()), dtype=float)
-    first, second = np.array(rounds)
-    measured = np.sqrt(first * second)
+    measured = np.median(ratios, axis=0)
     w = np.stack(widths).astype(float)
     return {
         "model": name,
@@ -89,15 +98,12 @@ def evaluate(name: str, size: int, backend: str, seconds: float, held_out: int, 
         "version": get_backend(backend).version(),
         "device": target.device,
         "dense_ms": fitted.dense_ms,
-        "structures": {"fitted": len(fitted.ratios), "held_out": len(widths)},
+        "structures": {"fitted": len(fitted.ratios), "held_out": len(widths), "rounds": rounds},
         "profile_s": profiled_s,
         "step": fitted.step,
         "steps_swept": dict(steps.families),
         "cross_validated": {"mape": fitted.mape, "max_ape": fitted.max_ape},
-        "repeatability": {
-            "mean": float(np.abs(first / second - 1).mean()),
-            "max": float(np.abs(first / second - 1).max()),
-        },
+        "repeatability": repeatability(ratios),
         "passdeploy": errors(fitted.ratios_many(w), measured),
         "macs": errors(np.asarray(macs(ops, w)) / macs(ops), measured),
         "convolution_table": errors(table.predict_many(w) / table.predict_many(dense[None]), measured),
@@ -132,6 +138,7 @@ def main() -> None:
     parser.add_argument("--backend", default="onnxruntime", choices=BACKENDS)
     parser.add_argument("--seconds", type=float, default=60.0, help="for profiling")
     parser.add_argument("--held-out", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each of them")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
@@ -144,7 +151,7 @@ def main() -> None:
             else [(args.model, args.size, args.backend)]
         )
         for name, size, backend in todo:
-            result = evaluate(name, size, backend, args.seconds, args.held_out, folder)
+            result = evaluate(name, size, backend, args.seconds, args.held_out, args.rounds, folder)
             (folder / f"{name}-{size}-{backend}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(folder))
 
