@@ -32,6 +32,7 @@ from passdeploy.compare.statistics import cells
 from passdeploy.compare.table import markdown, render
 from passdeploy.config import RunConfig, make_config
 from passdeploy.console import Ui
+from passdeploy.data import load
 from passdeploy.search.method import methods
 from passdeploy.study.base import differences, standalone
 from passdeploy.weights import packaged_weights
@@ -46,7 +47,7 @@ OURS = ("pass", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics", "s
 
 def configuration(args: argparse.Namespace, latency: str) -> RunConfig:
     weights = RESULTS / "dense" / f"{args.model}-{args.data}.safetensors"
-    own = packaged_weights(args.model, args.data) is None
+    own = packaged_weights(args.model, load(args.data)) is None
     return make_config(
         {
             "model": args.model,

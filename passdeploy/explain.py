@@ -98,7 +98,8 @@ def _padding(ops: tuple[Operator, ...], widths: np.ndarray, step: int) -> float:
             continue
         cin = op.in_free + sum(int(widths[g]) * per for g, per in op.in_units)
         cout = op.out_free + sum(int(widths[g]) * per for g, per in op.out_units)
-        area = op.out_hw[0] * op.out_hw[1] * op.kernel[0] * op.kernel[1] / max(1, op.groups)
+        height, width = op.in_hw if op.transposed else op.out_hw
+        area = height * width * op.kernel[0] * op.kernel[1] / max(1, op.groups)
         useful += cin * cout * area
         rounded = [-(-c // step) * step if c > 3 else c for c in (cin, cout)]
         padded += rounded[0] * rounded[1] * area

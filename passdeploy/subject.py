@@ -82,14 +82,18 @@ class Subject:
         return self.data.digest()
 
     @cached_property
+    def architecture(self) -> str:
+        """SHA-256 over what the network executes, whatever its weights: what its latency depends on."""
+        return hashlib.sha256((_described(self.network) + repr(self.operators)).encode()).hexdigest()
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the architecture, and the weights when they were given.
 
         Networks whose parameters have the same shapes need not be the same function: strides, activations and what
         `forward` does with them count as well. What `forward` calls outside its class is not seen.
         """
-        h = hashlib.sha256(_described(self.network).encode())
-        h.update(repr(self.operators).encode())
+        h = hashlib.sha256(self.architecture.encode())
         for name, tensor in self.network.state_dict().items():
             h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             if self.weights is not None:

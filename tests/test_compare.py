@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
+from torch import nn
 
 from passdeploy.cli import main
 from passdeploy.compare.command import compare, parse_methods, parse_seeds
 from passdeploy.compare.page import html
 from passdeploy.compare.rows import Row, RowFile
-from passdeploy.compare.runner import Arm, Outcome, Plan, arms_of, run_plan
+from passdeploy.compare.runner import Arm, Outcome, Plan, arms_of, collected, missing, run_plan
 from passdeploy.compare.statistics import budgets, cells, curve, equal_accuracy, mean, speed_at, t95
 from passdeploy.compare.table import markdown
 from passdeploy.config import make_config
+from passdeploy.data.base import ImageData, SubSplit
 from passdeploy.errors import BadInput, NotWritten
 from passdeploy.reporting import format as f
 from passdeploy.search import method as search_method
@@ -324,3 +327,31 @@ def test_bad_input_is_one_line(
     assert exit_.value.code == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error:") and message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("change", ["inputs", "device"])
+def test_rows_of_other_things_under_the_same_names_are_run_again(
+    done: tuple[Path, Outcome], tmp_path: Path, change: str
+) -> None:
+    """The weights at a path may be others by now, and the folder may have come from another machine."""
+    out, before = done
+    assert len({row.inputs for row in before.rows}) == 1 and before.rows[0].inputs
+    other = RowFile(tmp_path / "r.jsonl")
+    other.append([replace(row, **{change: "else"}) for row in before.rows])
+    plan = Plan(make_config(CONFIG), arms_of(["l1"]), (0,), out, other, data=scripted.data())
+    assert missing(plan) == [(plan.arms[0], 0)] and collected(plan) == []
+    found = run_plan(plan)
+    assert found.rows and {getattr(row, change) for row in found.rows} == {getattr(before.rows[0], change)}
+
+
+def test_what_the_inputs_of_a_comparison_are(tmp_path: Path) -> None:
+    def inputs(network: nn.Module | None = None, images: ImageData | None = None) -> str:
+        config = make_config(CONFIG)
+        return Plan(config, (), (0,), tmp_path, RowFile(tmp_path / "r"), network, images or scripted.data()).inputs
+
+    torch.manual_seed(1)
+    one, two = scripted.tiny_resnet(), scripted.tiny_resnet()
+    assert inputs(one) == inputs(one) != inputs(two)
+    fewer = scripted.data()
+    fewer.train = SubSplit(fewer.train, torch.arange(200))
+    assert inputs(images=fewer) != inputs() == inputs()

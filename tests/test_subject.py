@@ -113,3 +113,13 @@ def test_what_a_factory_wraps_is_taken_off(wrap: Callable[[nn.Module], nn.Module
     for network in (subject.network, again):
         assert type(network) is Bent
         assert all(p.dtype == torch.float32 for p in network.parameters())
+
+
+def test_what_latency_depends_on_is_told_apart_and_nothing_else() -> None:
+    config = make_config({"model": "<Bent>", "data": "stripes"})
+
+    def architecture(model: nn.Module) -> str:
+        return load_subject(config, model=model, data=scripted.data()).architecture
+
+    assert architecture(Bent()) == architecture(Bent()), "other weights"
+    assert architecture(Bent()) != architecture(Bent(activation=nn.SiLU()))

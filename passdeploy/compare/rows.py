@@ -41,6 +41,7 @@ class Row:
         steps: Training steps of search and fine-tuning together.
         settings: Digest of all that the compared methods share: only rows of equal settings can be compared.
         device: The target's.
+        inputs: Digest of network, data and version: a row of others is run again. Empty: from before it was kept.
         extra: What a study adds.
     """
 
@@ -63,6 +64,7 @@ class Row:
     steps: int | None
     settings: str
     device: str
+    inputs: str = ""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

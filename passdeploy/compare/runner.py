@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from passdeploy.compare.rows import SPLITS, Row, RowFile
 from passdeploy.config import RunConfig, make_config, merge
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData
+from passdeploy.dependencies import version
 from passdeploy.errors import BadInput, NotWritten, PassdeployError
 from passdeploy.judging import judge
 from passdeploy.pipeline import BudgetRun, Run
 from passdeploy.search.method import get_method
-from passdeploy.workspace import RECORD, json_digest, link_folder, read_json
-
-if TYPE_CHECKING:
-    from passdeploy.subject import Model
+from passdeploy.subject import Model, Subject, load_subject
+from passdeploy.targets import resolve
+from passdeploy.workspace import RECORD, json_digest, link_folder, read_json, sha256
 
 SHARED = ("dense", "profile")
 OWN = ("method", "seed", "require_measured", "alternatives")
@@ -70,6 +71,30 @@ class Plan:
     model: Model | None = None
     data: ImageData | None = None
     split: str | None = None
+
+    @cached_property
+    def subject(self) -> Subject:
+        """What all arms start from."""
+        return load_subject(self.config, self.model, self.data)
+
+    @cached_property
+    def inputs(self) -> str:
+        """Digest of what names and paths in the settings stand for: rows that were made with other things are old."""
+        profile = self.config.profile_file
+        facts = {
+            "network": self.subject.digest,
+            "data": self.subject.data_digest,
+            "profile": None if profile is None else sha256(Path(profile)),
+            "passdeploy": version(),
+        }
+        return json_digest(facts)[:12]
+
+    @cached_property
+    def device(self) -> str:
+        """That the arms are measured on."""
+        c = self.config
+        target = resolve(c.target, backend=c.backend, precision=c.precision, batch=c.batch, threads=c.threads)
+        return target.device
 
     def settings(self) -> str:
         """Digest of what all arms share."""
@@ -126,7 +151,7 @@ def _status(run: Run, budget: BudgetRun, fit: dict[str, Any], bench: dict[str, A
     return "within_budget" if bench is not None else "unverified"
 
 
-def rows_of(run: Run, budget: BudgetRun, arm: str, settings: str) -> list[Row]:
+def rows_of(run: Run, budget: BudgetRun, arm: str, settings: str, inputs: str = "") -> list[Row]:
     """Rows of a finished budget, one per split that has images."""
     shared, space = run.space, budget.space
     dense = read_json(shared.folder("dense") / "dense.json")
@@ -163,6 +188,7 @@ def rows_of(run: Run, budget: BudgetRun, arm: str, settings: str) -> list[Row]:
             seconds=seconds,
             steps=searched + tuned["curve"]["step"][-1] if tuned and tuned["curve"] else None,
             settings=settings,
+            inputs=inputs,
             device=run.target.device,
             extra={"judged": judge(budget.budget, measured)} if measured and run.config.axis == "macs" else {},
         )
@@ -186,20 +212,24 @@ class Outcome:
 
 def missing(plan: Plan) -> list[tuple[Arm, int]]:
     """Runs, an arm and a seed each, whose rows are not all there."""
-    settings = plan.settings()
-    there = {(row.method, row.seed, row.budget, row.settings) for row in plan.rows.read()}
+    there = {(row.method, row.seed, row.budget) for row in _made_alike(plan)}
     return [
         (arm, seed)
         for seed in plan.seeds
         for arm in plan.arms
-        if not all((arm.name, seed, asked, settings) in there for asked in plan.arm_config(arm, seed).latency)
+        if not all((arm.name, seed, asked) in there for asked in plan.arm_config(arm, seed).latency)
     ]
 
 
 def collected(plan: Plan) -> list[Row]:
-    """Rows of the plan's settings, arms and seeds."""
-    settings, names, seeds = plan.settings(), {arm.name for arm in plan.arms}, set(plan.seeds)
-    return [row for row in plan.rows.read() if row.settings == settings and row.method in names and row.seed in seeds]
+    """Rows of the plan's settings, inputs, device, arms and seeds."""
+    names, seeds = {arm.name for arm in plan.arms}, set(plan.seeds)
+    return [row for row in _made_alike(plan) if row.method in names and row.seed in seeds]
+
+
+def _made_alike(plan: Plan) -> list[Row]:
+    wanted = (plan.settings(), plan.inputs, plan.device)
+    return [row for row in plan.rows.read() if (row.settings, row.inputs, row.device) == wanted]
 
 
 def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None] | None = None) -> Outcome:
@@ -214,7 +244,7 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
         BadInput: The configuration, the network or the data can't be used, or nothing can be written. A run that fails
             (training that diverges, a compiler that gives up) is in the outcome instead, and the others go on.
     """
-    ui, data = ui or Ui(quiet=True), plan.data
+    ui, data = ui or Ui(quiet=True), plan.subject.data  # loaded once
     settings, failed = plan.settings(), {}
     wanted, todo = [(arm, seed) for seed in plan.seeds for arm in plan.arms], missing(plan)
     for number, (arm, seed) in enumerate(wanted, 1):
@@ -224,15 +254,15 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
             continue
         ui.say(f"[{number}/{len(wanted)}] {label}")
         run = Run(plan.arm_config(arm, seed), plan.out / arm.folder / str(seed), ui, model=plan.model, data=data)
-        data = data or run.subject.data  # loaded once
         if plan.split == "test" and not len(data.test):
-            raise BadInput(f"--split test: {data.name} has no test images; give --split validation")
+            raise BadInput(f"{data.name} has no test images, whose accuracies are compared: give some, or (passdeploy "
+                           "compare) --split validation")  # fmt: skip
         try:
             share(run, plan.out / "shared")
             run.shared()
             for budget in run.runs:
                 finish(run, budget)
-                plan.rows.append(rows_of(run, budget, arm.name, settings))
+                plan.rows.append(rows_of(run, budget, arm.name, settings, plan.inputs))
         except NotWritten:
             raise
         except PassdeployError as error:

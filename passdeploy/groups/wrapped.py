@@ -16,7 +16,8 @@ def plain_network(model: nn.Module) -> nn.Module:
     """The network inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, if it is one that can be cut.
 
     Raises:
-        BadInput: It is TorchScript, quantised, or has layers that no input has given a shape yet.
+        BadInput: It is TorchScript, quantised, has weights computed by hooks, or layers that no input has given a shape
+            yet.
     """
     model = unwrap(model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -24,6 +25,11 @@ def plain_network(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
             raise BadInput(f"the network is quantised ({name}); give the float network, and ask for --precision int8")
+        if any(type(hook).__name__ == "WeightNorm" for hook in module._forward_pre_hooks.values()):
+            raise BadInput(
+                f"{name} has torch.nn.utils.weight_norm, whose weight can't be copied; use "
+                "torch.nn.utils.parametrizations.weight_norm, or torch.nn.utils.remove_weight_norm"
+            )
     if any(isinstance(p, nn.UninitializedParameter | nn.UninitializedBuffer) for p in _tensors(model)):
         raise BadInput("the network has lazy layers without a shape; run one forward pass first")
     return model

@@ -61,10 +61,10 @@ class _MaskedActivation(torch.autograd.Function):
         return grad_x, grad_mask, None
 
 
-def trained_input(x: Tensor, masks: Tensor, index: Tensor, activation: str) -> Tensor:
-    """As `masked_input`, for training: (N, C) or (N, C, ...)."""
-    if x.dim() == 3 or not selfcheck.trusted(x, activation):
-        return masked_graph.plain_input(x, masks, index, activation)
+def trained_input(x: Tensor, masks: Tensor, index: Tensor, activation: str, last: bool) -> Tensor:
+    """As `masked_input`, for training."""
+    if not masked_graph.kernel_takes(x, last) or not selfcheck.trusted(x, activation):
+        return masked_graph.plain_input(x, masks, index, activation, last)
     result: Tensor = _MaskedActivation.apply(x, masks[index], activation)
     return result
 
@@ -96,7 +96,7 @@ class KernelMasker(Masker):
 
 
 def consumers(masker: Masker) -> dict[str, Tensor]:
-    """Consumers whose input channels are dimension 1 of what they read, and the positions of those channels' masks.
+    """Consumers that read channels one by one, and the positions of those channels' masks.
 
     Convolutions and linear layers; anything else keeps its masks in its weights.
     """

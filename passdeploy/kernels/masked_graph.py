@@ -34,20 +34,33 @@ _FUNCTIONS: dict[Any, str] = {
 }
 
 
-def masked_input(x: Tensor, masks: Tensor, index: Tensor, activation: str) -> Tensor:
-    """``activation(x) * mask`` by the kernel: (N, C, ...), or (..., C) for a linear layer's tokens, by PyTorch."""
+def masked_input(x: Tensor, masks: Tensor, index: Tensor, activation: str, last: bool) -> Tensor:
+    """``activation(x) * mask`` by the kernel; by PyTorch where the channels come last, or of three dimensions.
+
+    Args:
+        x: (N, C, ...), or (N, ..., C) if `last`: linear layers read tokens and pixels so.
+        masks: Of all groups, as `Masker.vector` gives them.
+        index: (C,) positions of the channels' masks.
+        activation: One of the kernel's.
+        last: Whether the channels are the last dimension.
+    """
     mask = masks[index]
-    if x.dim() == 3:
-        return _activate(x, activation) * mask.to(x.dtype)
+    if not kernel_takes(x, last):
+        return plain_input(x, masks, index, activation, last)
     # The activations are 0 at 0, so that masking before or after them is the same.
     ones, zeros = torch.ones_like(mask), torch.zeros_like(mask)
     return masked_affine_act(x, mask, ones, zeros, None, activation)
 
 
-def plain_input(x: Tensor, masks: Tensor, index: Tensor, activation: str) -> Tensor:
+def plain_input(x: Tensor, masks: Tensor, index: Tensor, activation: str, last: bool) -> Tensor:
     """The same in operators that every ONNX backend knows."""
     mask = masks[index].to(x.dtype)
-    return _activate(x, activation) * (mask if x.dim() == 3 else mask.view(-1, *[1] * (x.dim() - 2)))
+    return _activate(x, activation) * (mask if last else mask.view(-1, *[1] * (x.dim() - 2)))
+
+
+def kernel_takes(x: Tensor, last: bool) -> bool:
+    """Whether the channels lie where the kernel expects them: dimension 1 of (N, C) or (N, C, H, W)."""
+    return x.dim() == 2 or (x.dim() == 4 and not last)
 
 
 def _activate(x: Tensor, activation: str) -> Tensor:
@@ -128,7 +141,10 @@ def insert_masks(
             sources.setdefault(node.args[0], []).append(node)  # type: ignore[arg-type]
     for source, users in sources.items():
         first = sites[consumers[users[0]]]
-        same = [user for user in users if torch.equal(sites[consumers[user]], first)]
+        # Channels come last for linear layers, whatever the number of dimensions.
+        last = {user: isinstance(graph.get_submodule(consumers[user]), nn.Linear) for user in users}
+        alike = [user for user in users if last[user] == last[users[0]]]
+        same = [user for user in alike if torch.equal(sites[consumers[user]], first)]
         kind = activation_of(graph, source)
         replaces = kind is not None and set(source.users) == set(same)
         if not replaces and not everywhere:
@@ -140,7 +156,8 @@ def insert_masks(
             with graph.graph.inserting_before(members[0] if not replaces else source):
                 masks, positions = graph.graph.get_attr(MASKS), graph.graph.get_attr(buffer)
                 taken = source.args[0] if replaces else source
-                made = graph.graph.call_function(function, (taken, masks, positions, kind if replaces else "none"))
+                done_before = kind if replaces else "none"
+                made = graph.graph.call_function(function, (taken, masks, positions, done_before, last[members[0]]))
             for member in members:
                 member.replace_input_with(source, made)
                 done.add(consumers[member])

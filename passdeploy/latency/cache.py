@@ -1,7 +1,7 @@
 """Latency models of this machine, kept between runs: per network, target, settings and version of the backend.
 
-What a model predicts depends on the shapes of the network's operators, not on its weights, so any run of the same
-network on the same target may use it. It only steers; what ships is decided by the closed loop's own measurements.
+What a model predicts depends on what the network executes, not on its weights, so any run of the same architecture on
+the same target may use it. It only steers; what ships is decided by the closed loop's own measurements.
 """
 
 from __future__ import annotations

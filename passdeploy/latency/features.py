@@ -75,12 +75,14 @@ class Features:
         # output).
         self.grouped = np.array([op.groups > 1 for op in operators])
         per_group = np.array([op.cin / op.groups for op in operators])
-        self.work = kernel * out_area * np.where(self.grouped, per_group, 1.0)
+        transposed = np.array([op.transposed for op in operators])
+        # A transposed convolution reads each input pixel once, and writes `kernel` times.
+        self.work = kernel * np.where(transposed, in_area, out_area) * np.where(self.grouped, per_group, 1.0)
         self.weight_bytes = kernel * bytes_per_weight * np.where(self.grouped, per_group, 1.0)
         self.in_area, self.out_area = in_area, out_area
         # The first layer's three channels are no misalignment: every backend has a kernel for it.
         self.image = np.array([op.cin <= ODD for op in operators])
-        keys = [(op.kind, op.groups > 1, op.kernel, _pair(op.stride), op.in_hw, op.cin <= ODD) for op in operators]
+        keys = [(_kind(op), op.groups > 1, op.kernel, _pair(op.stride), op.in_hw, op.cin <= ODD) for op in operators]
         names = sorted(set(keys), key=keys.index)
         self.family = np.array([names.index(key) for key in keys])
         self.families = tuple(
@@ -229,6 +231,10 @@ class Features:
             ],
             dim=-1,
         )
+
+
+def _kind(op: Operator) -> str:
+    return f"transposed {op.kind}" if op.transposed else op.kind
 
 
 def _pair(stride: int | tuple[int, int]) -> tuple[int, int]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "passdeploy.profile/1"
 STEPS = (8, 16, 32, 64)
+FEWEST = 10
+"""Structures of which a fit says something about others."""
 
 
 @dataclass
@@ -78,6 +80,7 @@ class LatencyModel:
         repeatability: float | None = None,
         bytes_per_weight: int = 4,
         weights: np.ndarray | None = None,
+        fewest: int = FEWEST,
     ) -> LatencyModel:
         """Fits to measured structures.
 
@@ -92,14 +95,15 @@ class LatencyModel:
             repeatability: Of the measurements, recorded beside the error.
             bytes_per_weight: By precision.
             weights: How much each measurement is to be trusted [n]; alike if None.
+            fewest: Structures that there have to be: fewer, the dense one included, only where there are no more.
 
         Raises:
-            BadInput: Fewer than ten structures.
+            BadInput: There are fewer.
         """
         widths, ratios = np.asarray(widths, dtype=float), np.asarray(ratios, dtype=float)
-        if len(ratios) < 10:
+        if len(ratios) < fewest:
             raise BadInput(
-                f"latency model: {len(ratios)} measured structures are too few, at least 10 are needed; raise "
+                f"latency model: {len(ratios)} measured structures are too few, at least {fewest} are needed; raise "
                 "profile.seconds (and profile.structures) in the configuration"
             )
         trust = np.ones(len(ratios)) if weights is None else np.asarray(weights, dtype=float)

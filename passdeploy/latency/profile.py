@@ -9,7 +9,7 @@ import numpy as np
 
 from passdeploy.errors import BadInput
 from passdeploy.latency.log import MeasurementLog
-from passdeploy.latency.model import STEPS, LatencyModel
+from passdeploy.latency.model import FEWEST, STEPS, LatencyModel
 from passdeploy.latency.sampler import sample, trust
 from passdeploy.structure import Structure
 
@@ -128,15 +128,16 @@ def profile(
         weights = np.array([1.0, *trust([value.get("dense_floor_ms", 1.0) for _, _, value in measured])])
         facts = {**(provenance or {}), "seed": seed, "seconds": round(seconds, 3)}
         return LatencyModel.fit(operators, units, widths, ratios, dense_ms, steps=steps, provenance=facts,
-        weights=weights,
+        weights=weights, fewest=fewest,
                                 repeatability=repeatability, bytes_per_weight=bytes_per_weight)  # fmt: skip
 
-    repeats_s, tries = 0.0, 0
+    repeats_s, tries, fewest = 0.0, 0, FEWEST
     for widths in varied_widths(groups, seed):
         tries += 1
         structure = keep_first(groups, widths)
         if structure.digest() in seen:
-            if tries > 20 * most:  # a network of very few structures
+            if tries > 20 * most:  # a network of very few structures, all of which are measured
+                fewest = min(FEWEST, len(measured) + 1)
                 break
             continue
         seen.add(structure.digest())

@@ -55,7 +55,14 @@ def run_profile(run: Run, folder: Path) -> None:
         # The seed is left out: any sample of structures will do.
         asked = config.profile.model_dump(exclude={"cache"})
         cache = ProfileCache(
-            subject.operators, units, {"target": run.target_facts(), "scope": config.scope, "profile": asked}
+            subject.operators,
+            units,
+            {
+                "network": subject.architecture,
+                "target": run.target_facts(),
+                "scope": config.scope,
+                "profile": asked,
+            },
         )
         known = cache.load() if config.profile.cache == "use" else None
         if known is not None:
@@ -83,6 +90,10 @@ def _check_provenance(run: Run, measured: dict[str, Any]) -> None:
     for key, what in (("device", "on"), ("backend", "with"), ("backend_version", "with version")):
         if key in measured and measured[key] != mine[key]:
             run.ui.say(f"Latency model: measured {what} {measured[key]}, not {mine[key]}; the closed loop corrects it.")
+    if measured.get("network", run.subject.architecture) != run.subject.architecture:
+        run.ui.say(
+            "Latency model: measured on a network of the same shapes whose code, activations or normalisations differ."
+        )
 
 
 def _as_flag(key: str) -> str:
@@ -113,6 +124,6 @@ def _measured_profile(run: Run, folder: Path) -> LatencyModel:
             steps=steps.candidates,
             most=config.profile.structures,
             bytes_per_weight={"fp32": 4, "int8": 1, "fp8": 1}.get(run.target.precision, 2),
-            provenance={**run.target_facts(), "model": subject.name, "date": today},
+            provenance={**run.target_facts(), "model": subject.name, "network": subject.architecture, "date": today},
             progress=lambda share: run.ui.step(round(100 * share), 100),
         )

@@ -82,7 +82,7 @@ class Lab:
         out = self.out / folder if folder else self.out
         plan = Plan(
             config or self.config, tuple(arms), self.seeds, out, RowFile(out / "compare.jsonl"),
-            model if model is not None else self.model, data if data is not None else self.data,
+            model if model is not None else self.model, data if data is not None else self.data, SPLIT,
         )  # fmt: skip
         outcome = run_plan(plan, self.ui, after)
         self.failed |= {f"{folder}: {run}" if folder else run: why for run, why in outcome.failed.items()}

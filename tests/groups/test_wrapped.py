@@ -176,3 +176,12 @@ def test_what_can_not_be_cut_is_refused_in_one_line(made: Any, said: str) -> Non
     with pytest.raises(BadInput, match=said) as caught:
         find_groups(made(), torch.rand(1, 3, 48, 40))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_a_hook_computes_are_named() -> None:
+    """A copy of such a network can't be made once it has trained; the newer way has no such trouble."""
+    model = ready(MadeUp())
+    name = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    torch.nn.utils.weight_norm(model.get_submodule(name))
+    with pytest.raises(BadInput, match=rf"{name} has torch\.nn\.utils\.weight_norm, .*parametrizations\.weight_norm"):
+        find_groups(model, torch.rand(1, 3, 48, 40))

@@ -116,3 +116,22 @@ def test_measurements_of_a_disturbed_machine_count_less():
 def test_a_network_without_operators_is_refused():
     with pytest.raises(BadInput, match="no convolution"):
         profile(Bench(), (), GROUPS)
+
+
+def test_a_network_of_few_structures_gets_a_model_of_all_of_them():
+    """Three blocks that can go, and nothing else: there are no more than eight."""
+    depth = [group.name for group in GROUPS.groups if group.kind == "depth"][:3]
+    fixed = {group.name: group.units for group in GROUPS.groups if group.kind != "depth"}
+
+    def streams(groups, seed):
+        rng = np.random.default_rng(seed)
+        while True:
+            gone = [group.name in depth and rng.random() < 0.5 for group in groups.groups]
+            yield np.where(gone, 0, UNITS)
+
+    assert fixed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("passdeploy.latency.profile.varied_widths", streams)
+        model, _ = run(Bench(), budget_s=1e6)
+    assert len(model.ratios) == 8
+    np.testing.assert_allclose(model.ratios_many(model.widths), model.ratios, rtol=0.05)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from passdeploy.groups import Groups, operators
+from passdeploy.groups import Groups, find_groups, macs, operators
+from passdeploy.latency.features import Features
 from passdeploy.latency.roofline import MACHINES, Roofline
 from passdeploy.models import build
 from passdeploy.targets import DEVICES, Target
@@ -91,3 +93,16 @@ def test_a_hundred_candidates_are_predicted_at_once():
     many = np.repeat(UNITS[None], 100, axis=0)
     values = model.predict_many(many)
     assert values.shape == (100,) and np.allclose(values, model.dense_ms)
+
+
+def test_a_transposed_convolution_multiplies_once_per_input_pixel():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2, stride=2),
+                            nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()  # fmt: skip
+    example = torch.rand(1, 3, 16, 16)
+    groups = find_groups(network, example)
+    found = operators(network, example, groups)
+    features = Features(found, list(groups.units.values()), 1)
+    units = np.array(list(groups.units.values()), dtype=float)
+    assert features.terms(units[None])[0, :, 0].sum() == pytest.approx(float(macs(found)))
+    assert any(family.startswith("transposed ") for family in features.families)

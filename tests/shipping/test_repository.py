@@ -81,7 +81,10 @@ def test_what_is_carried_along_is_complete(backend: str, tmp_path: Path) -> None
     copy_runner(tmp_path / "runner", [backend])
     module = "tensorrt" if backend == "tensorrt_rtx" else backend
     names = [f"shipping.executors.{module}", "shipping.runner", "shipping.signing"]
-    names += {"onnxruntime": ["engines.onnxruntime"], "tensorrt_rtx": ["engines._cuda"]}.get(backend, [])
+    names += {
+        "onnxruntime": ["engines.onnxruntime"],
+        "tensorrt_rtx": ["engines._cuda", "engines._trt_context"],
+    }.get(backend, [])
     program = "import sys; sys.path.insert(0, sys.argv[1])\n" + "\n".join(f"import passdeploy.{n}" for n in names)
     variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, "-c", program, str(tmp_path / "runner")]
@@ -149,6 +152,9 @@ def test_plans_go_by_compute_capability(tmp_path: Path) -> None:
 
 def test_mlserver_and_kserve(sealed_bundle: Path, tmp_path: Path) -> None:
     write_repository(tmp_path / "m", sealed_bundle, "mlserver", name="net")
+    # All models run in one process, on the runner that the first one brings.
+    executors = {path.stem for path in (tmp_path / "m/net/runner/passdeploy/shipping/executors").glob("[!_]*.py")}
+    assert executors == {"base", "onnxruntime", "openvino", "tensorrt"}
     settings = json.loads((tmp_path / "m/net/model-settings.json").read_text())
     assert settings["implementation"] == "passdeploy_runtime.PassdeployRuntime"
     assert settings["inputs"][0]["shape"] == [-1, *SHAPE]

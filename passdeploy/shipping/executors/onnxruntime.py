@@ -24,6 +24,7 @@ class OrtExecutor(Executor):
         self._input = session.get_inputs()[0].name
         self._output = session.get_outputs()[0].name
         self._binding: Any = None
+        self._held: np.ndarray | None = None
 
     def run(self, images: np.ndarray) -> np.ndarray:
         logits: np.ndarray = self._session.run([self._output], {self._input: images})[0]
@@ -33,7 +34,8 @@ class OrtExecutor(Executor):
         import onnxruntime as ort
 
         binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self._input, ort.OrtValue.ortvalue_from_numpy(images, self._device, 0))
+        self._held = np.ascontiguousarray(images)  # on a CPU the value is a view of it, and need not keep it alive
+        binding.bind_ortvalue_input(self._input, ort.OrtValue.ortvalue_from_numpy(self._held, self._device, 0))
         binding.bind_output(self._output, self._device)
         self._session.run_with_iobinding(binding)
         binding.bind_ortvalue_output(self._output, binding.get_outputs()[0])
@@ -43,7 +45,7 @@ class OrtExecutor(Executor):
         self._session.run_with_iobinding(self._binding)
 
     def close(self) -> None:
-        self._binding = self._session = None
+        self._binding = self._session = self._held = None
 
 
 def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], threads: int | None = None) -> OrtExecutor:

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from passdeploy.shipping.contents import Contents
-from passdeploy.shipping.servers.vendor import checked_with, copy_runner
+from passdeploy.shipping.servers.vendor import SERVED, checked_with, copy_runner
 from passdeploy.shipping.sums import Refused
 
 SETTINGS = "settings.json"
@@ -46,7 +46,8 @@ def write_model(
         raise Refused("the bundle holds no such engine for MLServer")
     shutil.copytree(contents.sealed.folder, folder / "bundle")
     shutil.copyfile(Path(__file__).with_name("mlserver_model.py"), folder / "passdeploy_runtime.py")
-    copy_runner(folder / "runner", {e.backend for e in chosen})
+    # All models of a repository run in one process, which imports the first one's runner: it has to know all backends.
+    copy_runner(folder / "runner", {*SERVED, *(e.backend for e in chosen)})
     shape, output = list(contents.input_shape), list(contents.output_shape)
     settings = {
         "name": name,

@@ -27,10 +27,13 @@ _BACKENDS = {
         "engines/_common.py",
     ),
     "openvino": ("shipping/executors/openvino.py",),
-    "tensorrt": ("shipping/executors/tensorrt.py", "engines/_cuda.py", "kernels/interface.py"),
-    "tensorrt_rtx": ("shipping/executors/tensorrt.py", "engines/_cuda.py", "kernels/interface.py"),
+    **dict.fromkeys(
+        ("tensorrt", "tensorrt_rtx"),
+        ("shipping/executors/tensorrt.py", "engines/_cuda.py", "engines/_trt_context.py", "kernels/interface.py"),
+    ),
 }
-
+SERVED = tuple(_BACKENDS)
+"""Backends whose engines run without torch and the rest of passdeploy."""
 
 VERIFY_KEY = "verify_key.pem"
 """The public key beside a served bundle, whose signature is checked again where it is loaded."""
