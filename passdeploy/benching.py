@@ -18,7 +18,7 @@ from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput, Unavailable
 from passdeploy.latency.measure import Clock, Timed
-from passdeploy.latency.measurement import Comparison
+from passdeploy.latency.measurement import RESOLUTION, Comparison
 from passdeploy.layers import LayerTimes, by_block
 from passdeploy.targets import Target, resolve
 from passdeploy.timing import open_runner
@@ -159,6 +159,10 @@ def parse_margin(text: str) -> float:
         value = -1.0
     if not text.strip().endswith("%") or not 0 <= value < 10:
         raise BadInput(f"--fail-if-slower {text!r}: give a percentage, such as 5%")
+    if value < RESOLUTION:
+        raise BadInput(
+            f"--fail-if-slower {text!r}: two loads of one engine differ by up to {RESOLUTION:.0%}; give that or more"
+        )
     return value
 
 

@@ -208,6 +208,19 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     return list(model.model_fields)
 
 
+def _given(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that are None, which asks for the default: a YAML key with nothing behind it, for instance."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if value is None and field is not None:
+            continue
+        kind = None if field is None else field.annotation
+        nested = isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel)
+        found[key] = _given(kind, value) if nested else value  # type: ignore[arg-type]
+    return found
+
+
 def make_config(values: dict[str, Any], origin: str = "configuration", flags: Container[str] = ()) -> RunConfig:
     """Validates values (nested dictionaries as in the YAML file).
 
@@ -220,7 +233,7 @@ def make_config(values: dict[str, Any], origin: str = "configuration", flags: Co
         BadInput: One line naming the first offending key, with the nearest known ones.
     """
     try:
-        config = RunConfig.model_validate(values)
+        config = RunConfig.model_validate(_given(RunConfig, values))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -15,7 +15,7 @@ REDRAW = 0.1
 STAGES = {
     "dense": "the dense network and its accuracy",
     "profile": "latency model of the target",
-    "search": "search with PASS",
+    "search": "what to keep",
     "alternatives": "the dense network in lower precisions",
     "fit": "close the loop on the budget",
     "finetune": "fine-tune the thin network",

@@ -70,13 +70,14 @@ def why_not_faster(
             unit="ms",
         )
     )
-    fixed = [op for op in run.subject.operators if not op.in_units and not op.out_units]
+    left = [op for op in run.subject.operators if not any(widths[g] == 0 for g in op.gates)]
+    fixed = [op for op in left if not op.in_units and not op.out_units]
     if fixed:
         reasons.append(
             s.Reason(
                 text=f"{len(fixed)} operators have no channels that can be removed (network inputs and outputs, layers "
-                "that could not be traced).",
-                share=float(np.clip(float(macs(fixed)) / float(macs(run.subject.operators, widths)), 0, 1)),
+                "that could not be traced or were left out); their share of the pruned network's multiplications.",
+                share=float(np.clip(float(macs(fixed, widths)) / float(macs(run.subject.operators, widths)), 0, 1)),
             )
         )
     padded = _padding(run.subject.operators, widths, predictor.step)

@@ -24,7 +24,7 @@ def load_attribute(spec: str, flag: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise BadInput(f"{flag} {spec}: no module {module_name!r} on the path or in {here}") from None
         raise BadInput(f"{flag} {spec}: {module_name} needs {error.name!r}, which is not installed") from error
     except Exception as error:

@@ -66,6 +66,14 @@ def test_margin_needs_a_percentage(text: str) -> None:
         benching.parse_margin(text)
 
 
+def test_a_margin_that_no_measurement_resolves_is_refused() -> None:
+    """It would be judged by another one than was typed."""
+    for text in ("0%", "1.9%"):
+        with pytest.raises(BadInput, match="differ by up to 2%; give that or more"):
+            benching.parse_margin(text)
+    assert benching.parse_margin("2%") == pytest.approx(0.02)
+
+
 def test_margin() -> None:
     assert benching.parse_margin(" 5% ") == pytest.approx(0.05)
 

@@ -99,3 +99,18 @@ def test_the_demo_says_which_file_was_read(tmp_path: Path, monkeypatch: pytest.M
     config, note = configure(None, {})
     assert config.latency == ("3x",)
     assert str(note).startswith("passdeploy.yaml names neither model nor data: the embedded demo is used")
+
+
+def test_nothing_behind_a_key_asks_for_the_default() -> None:
+    """A section whose lines are commented out, or batch=None from Python."""
+    values = {
+        "model": "m",
+        "data": "d",
+        "batch": None,
+        "search": None,
+        "finetune": {"lr": None},
+        "groups": {"exclude": None},
+    }
+    assert make_config(values) == make_config({"model": "m", "data": "d"})
+    with pytest.raises(BadInput, match=r"unknown key 'finetune\.no'"):
+        make_config({**values, "finetune": {"no": None}})

@@ -11,6 +11,7 @@ import yaml
 from passdeploy.api import run_stage
 from passdeploy.config import make_config
 from passdeploy.errors import BadInput
+from passdeploy.plugins import load_attribute
 
 MODULE = "passdeploy_test_planted"
 
@@ -34,3 +35,15 @@ def test_a_planted_name_is_not_imported(tmp_path: Path, monkeypatch: pytest.Monk
 def test_another_one_than_the_runs_is_refused(tmp_path: Path, single: Path) -> None:
     with pytest.raises(BadInput, match=r"another configuration \(differs in: data\)"):
         run_stage("fit", single, quiet=True, data="fashion-mnist")
+
+
+def test_what_a_module_needs_is_not_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the names begin alike."""
+    (tmp_path / "nosuch_nets.py").write_text("import nosuch\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(BadInput, match="nosuch_nets needs 'nosuch', which is not installed"):
+        load_attribute("nosuch_nets:build", "--model")
+    for spec in ("nosuch:build", "nosuch.nets:build"):
+        with pytest.raises(BadInput, match="no module 'nosuch"):
+            load_attribute(spec, "--model")

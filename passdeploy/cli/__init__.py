@@ -91,5 +91,6 @@ def main() -> None:
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         fail(InternalError(f"internal error: {said}; --debug shows where"), as_json)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this status, silently
-        Console(stderr=True, emoji=False).print("interrupted: the same command continues where it stopped")
+        same = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
+        Console(stderr=True, emoji=False).print(f"interrupted: {same} continues where it stopped")
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -83,7 +83,9 @@ def bench(
     target: Annotated[str, typer.Option(help="Where they run.")] = "cpu",
     backend: Annotated[str | None, typer.Option(help="Compiles the ONNX files.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads, for ONNX files.")] = 1,
-    fail_if_slower: Annotated[str | None, typer.Option(help="Exit 1 if slower than the first by more: 5%.")] = None,
+    fail_if_slower: Annotated[
+        str | None, typer.Option(help="Exit 1 if slower than the first by more: 5% (2% at least).")
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="What each layer takes, by the runtime's profiler.")] = False,
     against: Annotated[Path | None, typer.Option(help="Stored report.json: judge the ratio of the two given.")] = None,
     json_: Json = False,

@@ -198,6 +198,8 @@ def check_data(data: ImageData, ignore: int) -> None:
         labels, where = split.labels, f"--data {data.name}: {name}"
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise BadInput(f"{where}: labels are {labels.dtype}, must be whole numbers; convert them with .long()")
+        if labels.dtype == torch.uint8 and labels.ndim == 1:  # in which the label that counts nowhere does not exist
+            raise BadInput(f"{where}: labels are torch.uint8, must be int64; convert them with .long()")
         images = len(split.pixels) if isinstance(split, ArraySplit) else len(split)
         if images != len(labels):
             raise BadInput(f"{where}: {images} images but {len(labels)} labels; give one label an image")

@@ -52,10 +52,12 @@ def render_comparison(
 
 
 def by_setting(reports: Sequence[Report]) -> dict[str, list[Report]]:
-    """Reports whose latencies may stand on one axis: the same device, backend, precision, batch and threads."""
+    """Reports whose latencies may stand on one axis: the same device, settings, percentile and scope."""
     result: dict[str, list[Report]] = {}
     for report in reports:
-        result.setdefault(f"{report.target.device}: {v.setting(report)}, {report.budget.percentile}", []).append(report)
+        place = f"{report.target.device}: {v.setting(report)}, {report.budget.percentile}"
+        place += ", end to end" if report.budget.scope == "end_to_end" else ""
+        result.setdefault(place, []).append(report)
     return result
 
 
@@ -66,6 +68,7 @@ def row_names(reports: Sequence[Report]) -> list[str]:
         "subject": len({v.subject(r) for r in reports}) > 1,
         "target": len({r.target.name for r in reports}) > 1,
         "method": len({r.method for r in reports}) > 1,
+        "setting": len({(v.setting(r), r.budget.percentile, r.budget.scope) for r in reports}) > 1,
         "seed": len({r.seed for r in reports}) > 1,
     }
     for report in reports:
@@ -73,9 +76,20 @@ def row_names(reports: Sequence[Report]) -> list[str]:
         parts += [report.target.name] if many["target"] else []
         parts += [report.method] if many["method"] else []
         parts.append(report.budget.asked)
+        parts += _setting_words(report, reports) if many["setting"] else []
         parts += [f"seed {report.seed}"] if many["seed"] else []
         names.append(" ".join(parts))
     return names
+
+
+def _setting_words(report: Report, reports: Sequence[Report]) -> list[str]:
+    """Of one report, the settings in which the reports differ."""
+    words = [
+        [r.target.backend, r.target.precision, f"batch {r.target.batch}", f"threads {r.target.threads}",
+         r.budget.percentile, r.budget.scope.replace("_", " ")]
+        for r in (report, *reports)
+    ]  # fmt: skip
+    return [own for own, *others in zip(*words, strict=True) if len(set(others)) > 1]
 
 
 def title(reports: Sequence[Report]) -> str:

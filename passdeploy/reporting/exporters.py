@@ -129,7 +129,11 @@ def _series(reports: Sequence[Report]) -> list[str]:
     names: list[str] = []
     for report, row in zip(reports, row_names(reports), strict=True):
         name = f"{v.subject(report)} / {report.target.name} {report.target.backend} {report.target.precision}"
-        name += f" batch {report.target.batch} / {report.method} {report.budget.asked}"
+        name += f" batch {report.target.batch}"
+        name += f" threads {report.target.threads}" if report.target.threads > 1 else ""
+        name += f" {report.budget.percentile}" if report.budget.percentile != "p50" else ""
+        name += " end to end" if report.budget.scope == "end_to_end" else ""
+        name += f" / {report.method} {report.budget.asked}"
         names.append(name if name not in names else f"{name} / {row} #{len(names) + 1}")
     return names
 

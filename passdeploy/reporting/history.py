@@ -14,7 +14,7 @@ from passdeploy.reporting.schema import Report
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTING = ["model", "data", "target", "device", "backend", "precision", "batch", "threads", "percentile"]
+SETTING = ["model", "data", "target", "device", "backend", "precision", "batch", "threads", "percentile", "scope"]
 """Columns that have to agree for latencies to stand on one axis."""
 
 
@@ -36,6 +36,7 @@ def row(report: Report, source: str = "") -> dict[str, Any]:
         "seed": report.seed,
         "budget": report.budget.asked,
         "percentile": report.budget.percentile,
+        "scope": report.budget.scope,
         "status": report.status,
         "dense_ms": v.percentile_ms(report, "dense"),
         "pruned_ms": v.percentile_ms(report, "pruned"),

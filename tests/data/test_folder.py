@@ -470,3 +470,12 @@ def test_decode_returns_planes(tmp_path: Path) -> None:
     assert pixels.shape == (3, 12, 10)
     assert pixels.dtype == np.uint8
     assert pixels[0].min() >= 200
+
+
+def test_train_may_be_a_class(tmp_path: Path) -> None:
+    fill(tmp_path, {"bus": 10, "car": 10, "train": 10})
+    assert load_folder(tmp_path).classes == ("bus", "car", "train")
+    fill(tmp_path / "train", {"freight": 10, "passenger": 10})
+    assert "if train is a class, give it another name" in refused(tmp_path)
+    fill(tmp_path / "val", {"freight": 5, "passenger": 5})
+    assert load_folder(tmp_path).classes == ("freight", "passenger"), "beside val/ it is none"

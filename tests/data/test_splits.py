@@ -57,6 +57,7 @@ def test_proofs_calibration_and_samples_see_every_class(tmp_path: Path) -> None:
         (torch.arange(1, 4), "labels go from 1 to 3, 3 classes have 0 to 2"),
         (torch.tensor([-1, 0, 1]), "labels go from -1 to 1"),
         (torch.zeros(3), "labels are torch.float32, must be whole numbers"),
+        (torch.zeros(3, dtype=torch.uint8), "labels are torch.uint8, must be int64"),
         (torch.tensor([0, 1]), "3 images but 2 labels"),
     ],
 )

@@ -85,6 +85,16 @@ def test_pareto_by_definition(points: list[tuple[int, int]]) -> None:
 def test_rows_are_named_by_what_differs() -> None:
     assert row_names(runs()) == ["pass 1.5x", "pass 2x", "pass 3x", "l1 2x", "l1 3x"]
     assert row_names(runs()[:3]) == ["1.5x", "2x", "3x"]
+    first = runs()[0]
+    target = first.target.model_copy(update={"precision": "int8", "batch": 8})
+    whole = first.budget.model_copy(update={"scope": "end_to_end"})
+    others = [first.model_copy(update={"target": target}), first.model_copy(update={"budget": whole})]
+    assert row_names([first, *others]) == [
+        "1.5x fp32 batch 1 engine", "1.5x int8 batch 8 engine", "1.5x fp32 batch 1 end to end"
+    ]  # fmt: skip
+    assert len(by_setting([first, *others])) == 3
+    frame = history([first, others[1]])
+    assert len(pareto_front(frame)) == 2, "of different things"
 
 
 def test_devices_never_share_an_axis() -> None:
