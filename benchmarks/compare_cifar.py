@@ -32,10 +32,9 @@ from passdeploy.compare.statistics import cells
 from passdeploy.compare.table import markdown, render
 from passdeploy.config import RunConfig, make_config
 from passdeploy.console import Ui
-from passdeploy.data import load
 from passdeploy.search.method import methods
 from passdeploy.study.base import differences, standalone
-from passdeploy.weights import packaged_weights
+from passdeploy.weights import PACKAGED
 from passdeploy.workspace import write_atomic
 
 PAGES = Path(__file__).parents[1] / "docs" / "studies"
@@ -47,7 +46,7 @@ OURS = ("pass", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics", "s
 
 def configuration(args: argparse.Namespace, latency: str) -> RunConfig:
     weights = RESULTS / "dense" / f"{args.model}-{args.data}.safetensors"
-    own = packaged_weights(args.model, load(args.data)) is None
+    own = not (PACKAGED / f"{args.model}-{args.data}.safetensors").is_file()
     return make_config(
         {
             "model": args.model,
@@ -64,7 +63,8 @@ def configuration(args: argparse.Namespace, latency: str) -> RunConfig:
 def rows_at(path: Path, config: RunConfig) -> list[Row]:
     """Rows that were run with the settings of `config`."""
     settings = Plan(config, arms_of(["pass"]), (0,), Path(), RowFile(path)).settings()
-    return [row for row in RowFile(path).read() if row.settings == settings]
+    found = [row for row in RowFile(path).read() if row.settings == settings]
+    return [row for row in found if row.inputs == found[-1].inputs]  # of one network: the one that was run last
 
 
 def best_of(rows: list[Row]) -> list[str]:

@@ -210,7 +210,8 @@ def main() -> None:
     rows = RowFile(device_folder(args.target) / f"compare-{args.data}.json")
     config = configuration(args, args.latency)
     folder = args.out / f"screen-{args.data}"
-    settings = Plan(config, (), (0,), folder, rows).settings()
+    plan = Plan(config, (), (0,), folder, rows)
+    made_alike = (plan.settings(), plan.inputs)
     for seed in parse_seeds(args.seeds):
         run = Run(config.model_copy(update={"seed": seed}), folder / "external" / str(seed), Ui())
         share(run, folder / "shared")
@@ -226,7 +227,7 @@ def main() -> None:
         for rival in args.rivals.split(","):
             for budget in parse_budgets(args.latency):
                 if any(
-                    (r.method, r.seed, r.budget, r.settings) == (rival, seed, budget.asked, settings)
+                    (r.method, r.seed, r.budget, r.settings, r.inputs) == (rival, seed, budget.asked, *made_alike)
                     for r in rows.read()
                 ):
                     continue
@@ -257,7 +258,8 @@ def main() -> None:
                         params=sum(p.numel() for p in small.parameters()) if small is not None else None,
                         seconds={"fit": round(fitted, 1), "finetune": round(time.monotonic() - start - fitted, 1)},
                         steps=steps,
-                        settings=settings,
+                        settings=plan.settings(),
+                        inputs=plan.inputs,
                         device=run.target.device,
                         extra={RIVALS[rival].package: metadata.version(RIVALS[rival].package)},
                     )

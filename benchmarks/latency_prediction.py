@@ -142,6 +142,8 @@ def main() -> None:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error("--rounds: two or more, or nothing is known of how measurements repeat")
     folder = device_folder() / "latency-prediction"
     folder.mkdir(parents=True, exist_ok=True)
     if not args.table:

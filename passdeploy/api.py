@@ -162,9 +162,12 @@ def run_stage(
         running = _own_model_again(config, out, model, images, quiet)
     else:
         running = Run(config, out, Ui(quiet), data=images)
-    record = running.space.record("dense")
-    if images is not None and record is not None and running.inputs("dense")["data"] != record["inputs"]["data"]:
-        raise BadInput(f"--data {data}: is not the data that {out} was made with")
+    if images is not None:
+        record = running.space.record("dense")
+        if record is None:
+            raise BadInput(f"--out {out}: its first stage is not finished; call passdeploy.run with its data again")
+        if running.inputs("dense")["data"] != record["inputs"]["data"]:
+            raise BadInput(f"--data {data}: is not the data that {out} was made with")
     budgets = running.run_until(name)
     if name in SHARED_STAGES:
         return [running.space.folder(name)]

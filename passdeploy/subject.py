@@ -22,6 +22,7 @@ from passdeploy.config import PromptConfig, RunConfig
 from passdeploy.data.base import ImageData, check_data
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
+from passdeploy.groups.wrapped import plain_network
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.weights import load_weights, packaged_weights, unwrap
 
@@ -84,7 +85,11 @@ class Subject:
     @cached_property
     def architecture(self) -> str:
         """SHA-256 over what the network executes, whatever its weights: what its latency depends on."""
-        return hashlib.sha256((_described(self.network) + repr(self.operators)).encode()).hexdigest()
+        return hashlib.sha256(self._executed.encode()).hexdigest()
+
+    @cached_property
+    def _executed(self) -> str:
+        return _described(self.network) + repr(self.operators)
 
     @cached_property
     def digest(self) -> str:
@@ -93,7 +98,7 @@ class Subject:
         Networks whose parameters have the same shapes need not be the same function: strides, activations and what
         `forward` does with them count as well. What `forward` calls outside its class is not seen.
         """
-        h = hashlib.sha256(self.architecture.encode())
+        h = hashlib.sha256(self._executed.encode())
         for name, tensor in self.network.state_dict().items():
             h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             if self.weights is not None:
@@ -183,7 +188,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
     chosen: Model = model if model is not None else str(config.model)
     torch.manual_seed(config.seed)
     if isinstance(chosen, nn.Module):
-        network = copy.deepcopy(unwrap(chosen)).cpu().float()
+        network = copy.deepcopy(plain_network(chosen)).cpu().float()
         name, weights = type(network).__name__, "the caller's network"
 
         def build() -> nn.Module:

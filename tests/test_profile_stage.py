@@ -66,6 +66,19 @@ def test_a_profile_of_other_settings_is_refused(copied: Callable[[], Path], caps
         given("batch", batch=8)
     with pytest.raises(BadInput, match=r"measured for --threads 4, this run is for 1"):
         given("threads", threads=4)
+    with pytest.raises(BadInput, match=r"measured for scope end_to_end, this run is for engine"):
+        given("scope", scope="end_to_end")
     given("device", device="Another CPU", backend_version="0")
     said = " ".join(capsys.readouterr().err.split())
     assert "measured on Another CPU, not" in said and "measured with version 0, not" in said
+
+
+def test_what_is_not_attached_goes_by_another_name_and_is_not_corrected(
+    single: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = scripted.start(single, weights=yaml.safe_load((single / "config.yaml").read_text())["weights"])
+    running.ui, running.target = Ui(), running.target.with_(attached=False)
+    profile._check_provenance(running, {"device": "as it calls itself", "backend_version": "0"})
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("Latency model: measured with version 0, not ") and said.count("Latency model") == 1
+    assert said.endswith("; nothing is measured here that would correct it.")

@@ -106,14 +106,15 @@ def _trees(root: Path) -> tuple[Tree, Tree | None]:
         raise BadInput(f"{root}: has {test.name}/ but no train/; add train/, or name {test} itself to have it split")
     if train is None:
         return _tree(root), None
-    classes = [x.name for x in folders if x.name.lower() not in (*TRAIN_NAMES, *TEST_NAMES) and _images(x)]
-    if classes and test is None:
-        if not _folders(train):
-            return _tree(root), None  # a class of vehicles
-        raise BadInput(
-            f"{root}: has {train.name}/ with folders in it, and {_listed(classes)}: if {train.name} is a class, give "
-            "it another name, else move the others away"
-        )
+    if test is None:  # beside a test set, train/ is no class
+        classes = [x.name for x in folders if x != train and _images(x)]
+        if classes and not _folders(train):
+            return _tree(root), None
+        if classes:
+            raise BadInput(
+                f"{root}: has {train.name}/ with folders in it, and {_listed(classes)}: if {train.name} is a class, "
+                "give it another name, else move the others away"
+            )
     train_tree = _tree(train)
     if test is None:
         return train_tree, None

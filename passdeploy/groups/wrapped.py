@@ -7,6 +7,9 @@ from collections import defaultdict
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from passdeploy.errors import BadInput
 from passdeploy.weights import unwrap
@@ -25,11 +28,13 @@ def plain_network(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
             raise BadInput(f"the network is quantised ({name}); give the float network, and ask for --precision int8")
-        if any(type(hook).__name__ == "WeightNorm" for hook in module._forward_pre_hooks.values()):
-            raise BadInput(
-                f"{name} has torch.nn.utils.weight_norm, whose weight can't be copied; use "
-                "torch.nn.utils.parametrizations.weight_norm, or torch.nn.utils.remove_weight_norm"
-            )
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+                raise BadInput(
+                    f"{name} has a weight that a hook computes ({type(hook).__name__}), which can't be copied; take it "
+                    "off (torch.nn.utils.remove_weight_norm, remove_spectral_norm, prune.remove), or use "
+                    "torch.nn.utils.parametrizations instead"
+                )
     if any(isinstance(p, nn.UninitializedParameter | nn.UninitializedBuffer) for p in _tensors(model)):
         raise BadInput("the network has lazy layers without a shape; run one forward pass first")
     return model

@@ -79,17 +79,21 @@ def run_profile(run: Run, folder: Path) -> None:
 
 def _check_provenance(run: Run, measured: dict[str, Any]) -> None:
     """Refuses a latency model of other hardware or settings than the run's; says where it is of another version."""
-    mine = run.target_facts()
-    settings = ("name", "precision", "batch", *(("threads",) if run.target.compute_capability is None else ()))
+    mine = run.target_facts() | {"scope": run.config.scope}
+    settings = ("name", "precision", "batch", "scope", *(("threads",) if run.target.compute_capability is None else ()))
     for key in settings:
         if key in measured and measured[key] != mine[key]:
             raise BadInput(
                 f"--profile {run.config.profile_file}: measured for {_as_flag(key)} {measured[key]}, this run is for "
                 f"{mine[key]}; measure one with passdeploy profile --save"
             )
-    for key, what in (("device", "on"), ("backend", "with"), ("backend_version", "with version")):
+    # A target that is not attached is called by the catalogue's name, not by its device's own.
+    words = {"device": "on"} if run.target.attached else {}
+    words |= {"backend": "with", "backend_version": "with version"}
+    then = "the closed loop corrects it" if run.measured else "nothing is measured here that would correct it"
+    for key, what in words.items():
         if key in measured and measured[key] != mine[key]:
-            run.ui.say(f"Latency model: measured {what} {measured[key]}, not {mine[key]}; the closed loop corrects it.")
+            run.ui.say(f"Latency model: measured {what} {measured[key]}, not {mine[key]}; {then}.")
     if measured.get("network", run.subject.architecture) != run.subject.architecture:
         run.ui.say(
             "Latency model: measured on a network of the same shapes whose code, activations or normalisations differ."
@@ -97,7 +101,7 @@ def _check_provenance(run: Run, measured: dict[str, Any]) -> None:
 
 
 def _as_flag(key: str) -> str:
-    return "--target" if key == "name" else f"--{key}"
+    return {"name": "--target", "scope": "scope"}.get(key, f"--{key}")
 
 
 def _measured_profile(run: Run, folder: Path) -> LatencyModel:
@@ -124,6 +128,12 @@ def _measured_profile(run: Run, folder: Path) -> LatencyModel:
             steps=steps.candidates,
             most=config.profile.structures,
             bytes_per_weight={"fp32": 4, "int8": 1, "fp8": 1}.get(run.target.precision, 2),
-            provenance={**run.target_facts(), "model": subject.name, "network": subject.architecture, "date": today},
+            provenance={
+                **run.target_facts(),
+                "scope": config.scope,
+                "model": subject.name,
+                "network": subject.architecture,
+                "date": today,
+            },
             progress=lambda share: run.ui.step(round(100 * share), 100),
         )

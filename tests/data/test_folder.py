@@ -479,3 +479,18 @@ def test_train_may_be_a_class(tmp_path: Path) -> None:
     assert "if train is a class, give it another name" in refused(tmp_path)
     fill(tmp_path / "val", {"freight": 5, "passenger": 5})
     assert load_folder(tmp_path).classes == ("freight", "passenger"), "beside val/ it is none"
+
+
+def test_what_lies_beside_train_and_val_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root of a file system has a folder that nobody can read."""
+    for part in ("train", "val"):
+        fill(tmp_path / part, {"red": 10, "blue": 10})
+    (tmp_path / "lost+found").mkdir()
+    images = folder._images
+
+    def looked(path: Path) -> list[Path]:
+        assert path.name != "lost+found"
+        return images(path)
+
+    monkeypatch.setattr(folder, "_images", looked)
+    assert load_folder(tmp_path).classes == ("blue", "red")

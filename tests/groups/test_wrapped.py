@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
+from passdeploy.config import make_config
 from passdeploy.errors import BadInput
 from passdeploy.groups import find_groups, macs, operators
 from passdeploy.groups.check import masked_against_thin, random_structure
+from passdeploy.subject import load_subject
 from passdeploy.surgery import relative_difference, thin
+from tests import scripted
 from tests.groups.nets import MadeUp, PreActivation, ready
 
 IMAGES = (2, 3, 48, 40)
@@ -178,10 +183,19 @@ def test_what_can_not_be_cut_is_refused_in_one_line(made: Any, said: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_a_hook_computes_are_named() -> None:
-    """A copy of such a network can't be made once it has trained; the newer way has no such trouble."""
-    model = ready(MadeUp())
-    name = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
-    torch.nn.utils.weight_norm(model.get_submodule(name))
-    with pytest.raises(BadInput, match=rf"{name} has torch\.nn\.utils\.weight_norm, .*parametrizations\.weight_norm"):
-        find_groups(model, torch.rand(1, 3, 48, 40))
+@pytest.mark.parametrize(
+    ("hooked", "said"),
+    [
+        (torch.nn.utils.weight_norm, "WeightNorm"),
+        (torch.nn.utils.spectral_norm, "SpectralNorm"),
+        (lambda module: prune.l1_unstructured(module, "weight", 0.5), "L1Unstructured"),
+    ],
+)
+def test_weights_that_a_hook_computes_are_named(hooked: Callable[[nn.Module], nn.Module], said: str) -> None:
+    """A copy of such a network can't be made once it has run; parametrisations have no such trouble."""
+    model = scripted.tiny_resnet()
+    hooked(model.get_submodule("layer1.0.conv1"))
+    model(torch.rand(2, 3, *scripted.SIZE))
+    config = make_config({"model": "<own>", "data": "stripes"})
+    with pytest.raises(BadInput, match=rf"layer1\.0\.conv1 has a weight that a hook computes \({said}\), .*remove"):
+        load_subject(config, model=model, data=scripted.data())
