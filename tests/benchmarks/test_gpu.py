@@ -224,7 +224,7 @@ def test_a_search_that_did_without_the_kernel_is_no_row_of_it(monkeypatch: pytes
 
 
 def test_a_loop_that_fails_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out of memory in the plain step would otherwise last until the lent machine goes back."""
+    """Out of memory in the plain step would otherwise last until the machine is given back."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     turns = importlib.import_module("search_cost").Turns(("search", "plain"), steps=2, pairs=3, warm=1)
 
