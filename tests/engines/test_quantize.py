@@ -6,7 +6,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 
+from passdeploy.engines import _quantize
 from passdeploy.engines._convert import to_half
 from passdeploy.engines._graph import input_stage
 from passdeploy.engines._quantize import Recipe, for_cpu, for_tensorrt, for_tensorrt_fp8, quantize
@@ -44,6 +46,28 @@ def test_tensorrt_pairs_are_symmetric_and_biases_float32(case: Case) -> None:
     for node in graph.node:
         if node.op_type == "Conv" and len(node.input) == 3:
             assert constants[node.input[2]].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "largest"),
+    [
+        (["avx2"], "x86_64", 64),
+        (["avx512_vnni"], "x86_64", 127),
+        (["amx_int8"], "x86_64", 127),
+        (["asimd"], "aarch64", 127),
+    ],
+)
+def test_weights_take_seven_bits_where_sums_would_saturate(
+    case: Case, monkeypatch: pytest.MonkeyPatch, flags: list[str], machine: str, largest: int
+) -> None:
+    monkeypatch.setattr(_quantize, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(_quantize.platform, "machine", lambda: machine)
+    graph = onnx.load_model_from_string(quantize(case.source, for_cpu())).graph
+    weights = [
+        numpy_helper.to_array(w) for w in graph.initializer if w.data_type == onnx.TensorProto.INT8 and len(w.dims) == 4
+    ]
+    assert weights
+    assert largest - 1 <= max(int(np.abs(w.astype(int)).max()) for w in weights) <= largest
 
 
 @pytest.mark.parametrize("samples", [None, np.zeros((0, *SIZE), np.float32)])
