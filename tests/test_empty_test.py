@@ -19,6 +19,7 @@ from passdeploy.data.base import ArraySplit, ImageData
 from passdeploy.errors import BadInput
 from passdeploy.pipeline import Run
 from passdeploy.reporting.files import json_schema
+from passdeploy.study.command import study
 from tests import scripted
 
 
@@ -55,3 +56,9 @@ def test_a_comparison_by_them_is_refused_at_once(single: Path, tmp_path: Path) -
     outcome = compare(given, "l1", "0", tmp_path / "compared", split="validation", data=without_tests())
     assert not outcome.failed
     assert [(row.split, row.accuracy is None) for row in outcome.rows] == [("validation", False)]
+
+
+def test_a_study_of_them_is_refused_before_it_runs(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="stripes has no test images, whose accuracies are compared"):
+        study("ablation", config(), "0", tmp_path, data=without_tests())
+    assert not list(tmp_path.rglob("search")), "nothing was trained"
