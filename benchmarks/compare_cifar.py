@@ -23,6 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from common import RESULTS, device_folder
 from rich.console import Console
+from train_dense import weights_path
 
 from passdeploy.compare.command import compare
 from passdeploy.compare.plot import tradeoff
@@ -45,13 +46,13 @@ OURS = ("pass", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics", "s
 
 
 def configuration(args: argparse.Namespace, latency: str) -> RunConfig:
-    weights = RESULTS / "dense" / f"{args.model}-{args.data}.safetensors"
-    own = not (PACKAGED / f"{args.model}-{args.data}.safetensors").is_file()
+    shipped = weights_path(PACKAGED, args.model, args.data).is_file()
+    weights = weights_path(RESULTS / "dense", args.model, args.data)
     return make_config(
         {
             "model": args.model,
             "data": args.data,
-            "weights": os.path.relpath(weights) if own else None,
+            "weights": None if shipped else os.path.relpath(weights),
             "target": args.target,
             "latency": latency,
             "epochs": args.epochs,

@@ -23,9 +23,7 @@ from passdeploy import models
 from passdeploy.checkpoint import Checkpoint
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.training import TrainSettings, evaluate, train
-from passdeploy.weights import trained_for
-
-WEIGHTS = Path(__file__).parents[1] / "passdeploy" / "models" / "weights"
+from passdeploy.weights import PACKAGED, trained_for
 
 
 def weights_path(folder: Path, model: str, data: str, size: int | None = None) -> Path:
@@ -41,7 +39,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=24)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=PACKAGED)
     parser.add_argument("--checkpoint", type=Path, default=None)
     args = parser.parse_args()
     torch.manual_seed(args.seed)

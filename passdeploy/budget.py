@@ -42,6 +42,11 @@ class Budget:
     percentile: str = "p50"
     scope: str = "engine"
 
+    @property
+    def percent(self) -> float:
+        """The percentile as a number: 50, 90 or 99."""
+        return float(self.percentile[1:])
+
     def target_ms(self, dense_ms: float) -> float:
         """The budget in milliseconds, for a dense engine that takes `dense_ms`."""
         if self.latency_ms is not None:

@@ -56,10 +56,8 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
         keys: tuple[str, ...] = (
             "search", "prompt", "groups", "train_batch", "seed", "method", "latency", "percentile"
         )  # fmt: skip
-        trained_on = {"data": run.subject.data_digest}
-        return common | trained_on | {
-            "profile": shared("profile"), "dense": shared("dense"), **{k: config[k] for k in keys}
-        }  # fmt: skip
+        made = {"profile": shared("profile"), "dense": shared("dense"), "data": run.subject.data_digest}
+        return common | made | {k: config[k] for k in keys}
     if stage == "alternatives":
         return common | {
             "dense": shared("dense"),

@@ -100,7 +100,7 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
                 runner = stack.enter_context(backend.runner(made, target))
                 runner.bind(inputs)
                 timed[name] = runner if scope == "engine" else EndToEnd(runner, inputs)
-            percentiles = (50.0,) if budget is None else (50.0, float(budget.percentile[1:]))
+            percentiles = (50.0,) if budget is None else (50.0, budget.percent)
             comparison = interleave(timed, replace(BENCH, percentiles=percentiles))
     except (BadInput, Unavailable) as error:
         raise Refused(f"engine {engine.id}: cannot be measured here: {error}") from None
@@ -144,7 +144,7 @@ def arrived(comparison: Comparison, budget: Budget | None, manifest: BundleManif
     if budget is None or manifest.status not in _MEASURED:
         return Arrival(latency, None, manifest.status, f"{told} on this machine; status stays {manifest.status}")
     if budget.latency_ms is not None:
-        value = measurement.at(float(budget.percentile[1:]))
+        value = measurement.at(budget.percent)
         if value is None:
             return Arrival(latency, None, manifest.status, f"{told}: too few samples for {budget.percentile}")
         met = judge(budget, {"thin": latency}) == "within_budget"

@@ -58,7 +58,7 @@ class _Timed:
 
 def bench_settings(budget: Budget) -> Settings:
     """Long enough to say something about the budget's percentile."""
-    return dataclasses.replace(BENCH, pairs=PAIRS, percentiles=(50.0, float(budget.percentile[1:])))
+    return dataclasses.replace(BENCH, pairs=PAIRS, percentiles=(50.0, budget.percent))
 
 
 def _fit_measured(
@@ -81,14 +81,14 @@ def _fit_measured(
             def take() -> dict[str, Any]:
                 comparison = timed.compare(structure, bench_settings(asked))
                 ratio, engines = comparison.ratio("thin"), comparison.measurements
-                at = {name: engines[name].at(float(asked.percentile[1:])) for name in engines}
+                at = {name: engines[name].at(asked.percent) for name in engines}
                 return {"speedup": ratio.value, "low": ratio.low, "thin_ms": at["thin"], "dense_ms": at["dense"]}
 
             value = log.measure("fit", structure.digest(), run.target.name, take).value
             if asked.latency_ms is not None and value["thin_ms"] is None:
                 raise BadInput(
                     f"--percentile {asked.percentile}: an inference takes too long to time the "
-                    f"{min_samples(float(asked.percentile[1:]))} that it needs; give a lower one, or a speed-up"
+                    f"{min_samples(asked.percent)} that it needs; give a lower one, or a speed-up"
                 )
             run.ui.step(len(log.records), MOST_FITS, f"{value['speedup']:.3f}x")
             return _Timed(**value)
