@@ -17,6 +17,7 @@ from passdeploy.errors import BadInput, nearest
 from passdeploy.groups.attention import cut_heads, head_count
 from passdeploy.groups.channels import side_size
 from passdeploy.groups.types import Groups
+from passdeploy.groups.wrapped import replace_module
 from passdeploy.structure import Structure
 from passdeploy.weights import unwrap
 
@@ -170,11 +171,6 @@ def _cut(module: nn.Module, outside: Tensor | None, inside: Tensor | None) -> No
         raise ValueError(f"a {type(module).__name__} can't be cut")
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
-
-
 def _remove_branch(model: nn.Module, branch: Mapping[str, Any]) -> None:
     """The gate becomes `Zero`, what the branch's input feeds becomes `Zero` too, the rest identities.
 
@@ -186,7 +182,7 @@ def _remove_branch(model: nn.Module, branch: Mapping[str, Any]) -> None:
             stand_in: nn.Module = Zero(like=branch["zero"] == "like", pair=pair)
         else:
             stand_in = Zero(pair=pair) if name in branch["starts"] or pair else nn.Identity()
-        _replace(model, name, stand_in.train(model.training))
+        replace_module(model, name, stand_in.train(model.training))
 
 
 def _sides(entry: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:

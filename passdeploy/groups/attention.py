@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.groups.attention_cut import SLIM, slim_kind
+from passdeploy.groups.wrapped import replace_module
 
 VALUE = "passdeploy_value"
 """Child of a `StandIn`: the linear layer whose output features are those of all heads."""
@@ -133,8 +134,7 @@ def replaceable(model: nn.Module, example: Tensor) -> dict[str, Attention]:
 def put_stand_ins(model: nn.Module, specs: dict[str, Attention]) -> None:
     """Replaces attentions by their stand-ins, in place."""
     for name, spec in specs.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, StandIn(model.get_submodule(name), spec).eval())
+        replace_module(model, name, StandIn(model.get_submodule(name), spec).eval())
 
 
 def packed_weights(module: nn.Module, heads: Sequence[int]) -> Tensor | None:

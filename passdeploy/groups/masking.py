@@ -40,6 +40,16 @@ def _consumer_dimension(module: nn.Module) -> int:
     return 0 if getattr(module, "transposed", False) else 1
 
 
+def call_with(model: nn.Module, changed: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
+    """Runs a model with other parameters in the place of some of its own, which are there again afterwards.
+
+    A module that is registered under two names has one place for its weight. PyTorch's own handling of ties would put
+    the changed weight there once per name, and what it puts back at the end would be the changed one. Nothing needs
+    that handling: parameters that modules share are never masked (`passdeploy.groups.wrapped.uncuttable`).
+    """
+    return torch.func.functional_call(model, dict(changed), inputs, tie_weights=False)
+
+
 class Masker:
     """Executes a network under masks; everything that does not depend on them is worked out once.
 
@@ -117,7 +127,7 @@ class Masker:
 
     def __call__(self, masks: Mapping[str, Tensor], *inputs: Tensor) -> Any:
         """Runs the model under masks."""
-        return torch.func.functional_call(self.model, self.parameters(masks), inputs)
+        return call_with(self.model, self.parameters(masks), inputs)
 
 
 def masked_parameters(model: nn.Module, groups: Groups, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Networks in wrappers, and parameters that surgery must leave alone."""
+"""Networks in wrappers, modules of several names, and parameters that surgery must leave alone."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def plain_network(model: nn.Module) -> nn.Module:
     if any(isinstance(p, nn.UninitializedParameter | nn.UninitializedBuffer) for p in _tensors(model)):
         raise BadInput("the network has lazy layers without a shape; run one forward pass first")
     return model
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module where another is, under all names that this is registered under: `forward` may use any of them."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for leaf, child in list(parent._modules.items()):
+            if child is old:
+                setattr(parent, leaf, module)
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

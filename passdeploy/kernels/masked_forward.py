@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Masker, as_masks
+from passdeploy.groups.masking import call_with
 from passdeploy.kernels import masked_graph, masked_op, selfcheck
 from passdeploy.kernels.masked_graph import MASKS, insert_masks, trace
 from passdeploy.structure import Structure
@@ -92,7 +93,7 @@ class KernelMasker(Masker):
             self._scaled = self._everything
             return super().__call__(masks, *inputs)
         own = {**self.parameters(masks), MASKS: self.vector(masks)}
-        return torch.func.functional_call(self.graph, own, inputs)
+        return call_with(self.graph, own, inputs)
 
 
 def consumers(masker: Masker) -> dict[str, Tensor]:

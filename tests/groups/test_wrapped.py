@@ -13,12 +13,14 @@ from torch.nn.utils import prune
 
 from passdeploy.config import make_config
 from passdeploy.errors import BadInput
-from passdeploy.groups import find_groups, macs, operators
+from passdeploy.groups import as_masks, find_groups, macs, operators
 from passdeploy.groups.check import masked_against_thin, random_structure
+from passdeploy.kernels.masked_forward import KernelMasker
+from passdeploy.structure import Structure
 from passdeploy.subject import load_subject
 from passdeploy.surgery import relative_difference, thin
 from tests import scripted
-from tests.groups.nets import MadeUp, PreActivation, ready
+from tests.groups.nets import MadeUp, PreActivation, Residual, ready
 
 IMAGES = (2, 3, 48, 40)
 
@@ -127,6 +129,55 @@ def test_a_layer_that_runs_twice() -> None:
     assert any({"again"} <= {m.module for m in g.members} for g in groups.groups)
     for seed in range(3):
         assert masked_against_thin(model, groups, random_structure(groups, seed), images) <= 1e-4
+
+
+class Aliased(nn.Module):
+    """A backbone, and its layers a second time under the names that `forward` uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Module()
+        self.base.conv1, self.base.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.base.layer1, self.base.layer2 = Residual(8), Residual(8)
+        self.layer0 = nn.Sequential(self.base.conv1, self.base.bn1, nn.ReLU())
+        self.down1, self.down2, self.fc = self.base.layer1, self.base.layer2, nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.down2(self.down1(self.layer0(x))).mean((2, 3)))
+
+
+def test_modules_of_two_names() -> None:
+    model, images = ready(Aliased()), torch.rand(2, 3, 12, 10)
+    before = model(images)
+    groups = find_groups(model, images[:1])
+    assert {"base.conv1", "depth:base.layer1", "depth:base.layer2"} <= set(groups.names)
+    for seed in range(3):
+        structure = random_structure(groups, seed)
+        assert masked_against_thin(model, groups, structure, images) <= 1e-4
+        KernelMasker(model, groups)(as_masks(structure.masks), images)
+    assert torch.equal(model(images), before)
+    assert all(isinstance(m.weight, nn.Parameter) for m in model.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_a_removed_module_goes_under_all_its_names() -> None:
+    class Listed(Aliased):
+        """The block's parts have another parent under their first name than where they run."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.body = nn.Sequential(self.first, self.second)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer0(x)
+            return self.fc((x + self.body(x)).mean((2, 3)))
+
+    model: Any = ready(Listed())
+    images = torch.rand(2, 3, 12, 10)
+    groups = find_groups(model, images[:1])
+    depth = next(group.name for group in groups.groups if group.kind == "depth")
+    cut: Any = thin(model, groups, Structure({**groups.dense().masks, depth: (False,)}))
+    assert relative_difference(cut(images), model.fc(model.layer0(images).mean((2, 3)))) <= 1e-5
 
 
 def test_tied_embedding() -> None:
