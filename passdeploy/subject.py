@@ -172,6 +172,17 @@ def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
     task_of(data).check(outputs, data, name)
 
 
+def _trainable(network: nn.Module) -> nn.Module:
+    """The same network in float32 on the CPU, where every weight learns.
+
+    Weights that someone froze for a training of their own have to adapt like others to what is pruned around them.
+    """
+    network = network.cpu().float()
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return network
+
+
 def load_subject(config: RunConfig, model: Model | None = None, data: ImageData | None = None) -> Subject:
     """Loads what a run works on.
 
@@ -188,7 +199,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
     chosen: Model = model if model is not None else str(config.model)
     torch.manual_seed(config.seed)
     if isinstance(chosen, nn.Module):
-        network = copy.deepcopy(plain_network(chosen)).cpu().float()
+        network = _trainable(copy.deepcopy(plain_network(chosen)))
         name, weights = type(network).__name__, "the caller's network"
 
         def build() -> nn.Module:
@@ -196,7 +207,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
     else:
 
         def build() -> nn.Module:
-            return unwrap(models.build(chosen, images.num_classes, images.preprocess.size)).cpu().float()
+            return _trainable(unwrap(models.build(chosen, images.num_classes, images.preprocess.size)))
 
         name = chosen if isinstance(chosen, str) else getattr(chosen, "__qualname__", "model")
         network, weights = build(), None

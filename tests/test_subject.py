@@ -123,3 +123,14 @@ def test_what_latency_depends_on_is_told_apart_and_nothing_else() -> None:
 
     assert architecture(Bent()) == architecture(Bent()), "other weights"
     assert architecture(Bent()) != architecture(Bent(activation=nn.SiLU()))
+
+
+@pytest.mark.parametrize("factory", [True, False])
+def test_frozen_weights_are_trained_and_the_callers_stay_frozen(factory: bool) -> None:
+    network = Bent()
+    network.one.requires_grad_(False)
+    config = make_config({"model": "<Bent>", "data": "stripes"})
+    subject = load_subject(config, model=(lambda: network) if factory else network, data=scripted.data())
+    for own in (subject.network, subject.build()):
+        assert all(parameter.requires_grad for parameter in own.parameters())
+    assert factory or not any(parameter.requires_grad for parameter in network.one.parameters())
