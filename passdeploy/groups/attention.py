@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy.groups.attention_cut import SLIM, slim_kind
+from passdeploy.groups.attention_cut import SLIM, SlimMultiheadAttention, slim_kind
 from passdeploy.groups.wrapped import replace_module
 
 VALUE = "passdeploy_value"
@@ -68,7 +68,8 @@ def describe(module: nn.Module) -> Attention | None:
     if not isinstance(layer, nn.Linear) or layer.in_features % heads:
         return None
     if isinstance(module, nn.MultiheadAttention):
-        plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
+        packed = isinstance(module, SlimMultiheadAttention) or module._qkv_same_embed_dim
+        plain = packed and module.bias_k is None and not module.add_zero_attn
         return Attention(heads, layer.in_features // heads, "", proj) if plain else None
     qkv = _child(module, _QKV)
     if getattr(module, qkv).out_features != 3 * layer.in_features:
@@ -96,6 +97,10 @@ class StandIn(nn.Module):
         setattr(self, VALUE, nn.Linear(inputs, spec.heads * spec.head_dim).to(proj.weight.dtype))
         self.proj_name = spec.proj
         setattr(self, spec.proj, proj)
+        # PyTorch's encoder layers ask their attention for these; the last two keep them off their fused path, which
+        # would read weights that are not here.
+        self.batch_first = getattr(module, "batch_first", True)
+        self._qkv_same_embed_dim, self.in_proj_bias = False, None
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Any:
         """Maps (..., features) to the same shape."""

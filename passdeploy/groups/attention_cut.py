@@ -18,6 +18,11 @@ from torch.nn import functional as F
 class SlimMultiheadAttention(nn.MultiheadAttention):
     """Self-attention with fewer heads than its features would make; masks over keys are not known."""
 
+    @property
+    def _qkv_same_embed_dim(self) -> bool:
+        """False keeps PyTorch's encoder layers off their fused path, which takes a head's width from the features."""
+        return False
+
     def forward(  # type: ignore[override]
         self,
         query: Tensor,

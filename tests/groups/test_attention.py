@@ -137,6 +137,40 @@ def test_a_cut_attention_keeps_its_scale_and_can_be_cut_again() -> None:
     assert masked_against_thin(cut, second, random_structure(second, 5, skip=0), images) <= 1e-4
 
 
+class Encoder(nn.Module):
+    """PyTorch's own encoder layers over patches."""
+
+    def __init__(self, norm_first: bool, batch_first: bool) -> None:
+        super().__init__()
+        self.first = batch_first
+        self.patch, self.head = nn.Conv2d(3, 16, 4, stride=4), nn.Linear(16, 5)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=batch_first, norm_first=norm_first)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        if self.first:
+            return self.head(self.layers(tokens).mean(1))
+        return self.head(self.layers(tokens.transpose(0, 1)).mean(0))
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_encoder_layers_of_torch(norm_first: bool, batch_first: bool) -> None:
+    torch.manual_seed(0)
+    model, images = ready(Encoder(norm_first, batch_first)), torch.rand(2, 3, 16, 16)
+    groups = find_groups(model, images[:1])
+    assert groups.names == tuple(f"layers.layers.{i}.{part}" for i in range(2) for part in ("self_attn", "linear1")), (
+        groups.frozen
+    )
+    for seed in range(4):
+        structure = random_structure(groups, seed)
+        assert masked_against_thin(model, groups, structure, images) <= 1e-4
+    again = find_groups(thin(model, groups, structure), images[:1])
+    assert set(again.names) <= set(groups.names)
+    assert set(again.names) >= {name for name, mask in structure.masks.items() if sum(mask) > 1}
+
+
 def test_layers_that_an_attention_does_not_call_are_counted() -> None:
     model, example = ready(Tokens("torch")), torch.rand(1, 3, 16, 16)
     own = ready(Tokens("own"))
