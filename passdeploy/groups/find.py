@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import BadInput
-from passdeploy.groups.attention import Attention, attentions, describe, put_stand_ins, replaceable
+from passdeploy.groups.attention import Attention, attentions, describe, gate_name, put_stand_ins, replaceable
 from passdeploy.groups.channels import PRODUCERS, Unit, channel_units, side_size
 from passdeploy.groups.check import calibrate, drop_what_fails, first_line, randomise
 from passdeploy.groups.control import matches
@@ -194,11 +194,15 @@ def find_groups(
         except Exception as error:
             ways, opaque = [], {}
             frozen["depth"] = f"the network can't be traced symbolically: {first_line(error)}"
-        found += [
-            ChannelGroup(f"depth:{b.name}", "depth", 1, branch=b.modules, gate=b.gate, starts=b.starts)
-            for b in ways
-            if not any(matches(name, exclude) for name in (b.name, *b.modules))
-        ]
+        for b in ways:
+            if any(matches(name, exclude) for name in (b.name, *b.modules)):
+                continue
+            block = ChannelGroup(f"depth:{b.name}", "depth", 1, branch=b.modules, gate=b.gate, starts=b.starts)
+            why = apart.get(gate_name(clone, b.gate))  # the weight that is masked with the block
+            if why is None:
+                found.append(block)
+            else:
+                frozen[block.name] = why
         for name, why in opaque.items():
             frozen.setdefault(name, f"its code can't be traced symbolically, so that no block in it can go: {why}")
     found.sort(key=lambda group: _position(group, order))

@@ -212,6 +212,45 @@ def test_parametrised_weights_stay() -> None:
     assert masked_against_thin(model, groups, random_structure(groups, 0), torch.rand(IMAGES)) <= 1e-4
 
 
+class Short(nn.Module):
+    """A residual block whose last layer has a weight of another kind."""
+
+    def __init__(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(8, 8, 3, padding=1), wrap(nn.Conv2d(8, 8, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(self.first(x).relu())
+
+
+def _with_weight_of(other: nn.Module) -> Callable[[nn.Module], nn.Module]:
+    def share(module: nn.Module) -> nn.Module:
+        module.weight = other.weight
+        return module
+
+    return share
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+        _with_weight_of(nn.Conv2d(8, 8, 3)),
+    ],
+)
+def test_blocks_that_end_in_such_weights_stay(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    one, two = Short(wrap), Short(wrap)
+    behind = (nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), one, two, *behind).eval()
+    images = torch.rand(2, 3, 12, 10)
+    groups = find_groups(model, images[:1])
+    assert groups.names == ("4",)
+    assert {"depth:2", "depth:3"} <= set(groups.frozen)
+    assert not any("KeyError" in why for why in groups.frozen.values())
+    assert masked_against_thin(model, groups, random_structure(groups, 0), images) <= 1e-4
+
+
 class Lazy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
