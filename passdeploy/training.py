@@ -313,8 +313,7 @@ def reestimate_batch_norm(
     device = next(model.parameters()).device
     training = model.training
     use_batch_statistics(model)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    for chosen in order.tensor_split(-(-len(order) // batch)):  # as large as each other: each counts as much
         if len(chosen) > 1:
             model(data.train.images(chosen).to(device, memory_format=torch.channels_last))
     for norm, momentum in zip(norms, momenta, strict=True):

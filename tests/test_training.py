@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,14 @@ def test_batch_norms_see_the_training_data() -> None:
     assert torch.allclose(norm.running_mean, normalised.mean((0, 2, 3)), atol=1e-4)  # type: ignore[arg-type]
     assert norm.momentum == 0.1
     assert torch.equal(norm.weight, before)
+
+
+def test_the_last_images_count_no_more_than_others() -> None:
+    split = scripted.stripes(258, 1)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    reestimate_batch_norm(network, dataclasses.replace(DATA, train=split), batch=256)
+    means = split.images(torch.arange(258)).mean((2, 3))
+    assert torch.allclose(network[1].running_var, means.var(0), rtol=0.05)  # type: ignore[arg-type]
 
 
 def test_evaluation_counts() -> None:
