@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from passdeploy.placing import place
 from passdeploy.surgery import relative_difference
 
 AGREEMENT = 1e-3
@@ -29,7 +30,8 @@ class Teacher:
 
     def __init__(self, model: nn.Module, device: torch.device, input_shape: tuple[int, ...]) -> None:
         model = copy.deepcopy(model).eval().requires_grad_(False).cpu()
-        self._run = self._folded(model, input_shape).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._run = self._folded(model, input_shape)
+        place(self._run, device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from passdeploy.checkpoint import Checkpoint
 from passdeploy.data.base import Augmentation, ImageData, Split, batches
 from passdeploy.errors import BadInput
+from passdeploy.placing import place
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.teacher import Teacher
 
@@ -188,7 +189,7 @@ def train(
         curve_every: Steps between two points of the returned curve.
     """
     device, checkpoint = training_device(), checkpoint or Checkpoint(None)
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    place(model.train(), device)
     tutor = Teacher(teacher, device, data.input_shape) if teacher is not None and settings.distill else None
     total = max(settings.min_steps, round(settings.epochs * steps_per_epoch(data.train, settings.batch)))
     total += settings.extra_steps

@@ -172,6 +172,22 @@ def test_evaluation_counts() -> None:
     assert evaluate(Constant(), DATA.test, batch=7) == pytest.approx(expected)
 
 
+def test_parameters_of_five_dimensions_are_trained() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.table = nn.Conv2d(3, 3, 3), nn.Parameter(torch.zeros(1, 1, 1, 1, 1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.conv(images).mean((2, 3)) * (1 + self.table.sum())
+
+    network = Table()
+    settings = TrainSettings(epochs=0.01, min_steps=1, batch=16, warmup=0.0, distill=0.5)
+    train(network, DATA, settings, teacher=copy.deepcopy(network))
+    assert float(network.table.detach().abs()) > 0
+    assert network.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_training_that_diverges_says_so_in_a_line() -> None:
     settings = TrainSettings(epochs=0.1, min_steps=40, batch=16, lr=1e30, warmup=0.0)
     with pytest.raises(BadInput, match=r"diverged: the loss is (nan|inf) at step \d+; lower the learning rate"):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from passdeploy.groups import Masker, macs
+from passdeploy.placing import place
 from passdeploy.search.method import SearchContext, affordable, training_images
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.tasks import task_of
@@ -73,9 +74,8 @@ def measure(context: SearchContext, magnitude: dict[str, Tensor]) -> dict[str, T
         Per group (units,) importance in units of loss, > 0.
     """
     device = training_device()
-    network = copy.deepcopy(context.network).to(device)
-    model = Prompted(InputStage(context.data.preprocess).to(device), network)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = Prompted(InputStage(context.data.preprocess), copy.deepcopy(context.network))
+    place(model, device)
     use_batch_statistics(model)
     masker = Masker(model, context.groups, "network.")
     groups = context.groups.groups

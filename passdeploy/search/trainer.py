@@ -16,6 +16,7 @@ from torch import nn
 
 from passdeploy.config import SearchConfig
 from passdeploy.kernels.masked_forward import search_masker
+from passdeploy.placing import place
 from passdeploy.search.hypernetwork import Cuts
 from passdeploy.search.method import SearchContext, SearchResult, register_method, search_steps
 from passdeploy.search.prompt import InputStage, Prompted
@@ -71,7 +72,7 @@ def search_pass(context: SearchContext) -> SearchResult:
     settings, config = context.config.search, context.config
     device = training_device()
     model, hyper = search.model, search.hyper
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    place(model.train(), device)
     dense = Prompted(InputStage(context.data.preprocess), context.network)
     teacher = Teacher(dense, device, context.data.input_shape) if settings.distill else None
     if not settings.co_adapt:
