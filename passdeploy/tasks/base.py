@@ -83,7 +83,9 @@ class Task:
         raise NotImplementedError
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy, averaged over all places."""
+        """Cross-entropy, averaged over all places that count; 0 where none does, which teaches nothing."""
+        if not bool((labels != self.ignore).any()):  # the average over nothing is not a number
+            return outputs.float().sum() * 0
         return F.cross_entropy(outputs.float(), labels.long(), ignore_index=self.ignore, label_smoothing=smoothing)
 
     def divergence(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:

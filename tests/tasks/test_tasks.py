@@ -93,6 +93,16 @@ def test_pixels_that_do_not_count_change_nothing() -> None:
     assert task.right(outputs, labels) == task.right(outputs[:, :, :3], labels[:, :3])
 
 
+def test_batches_without_a_pixel_that_counts_teach_nothing(one_thread: None) -> None:
+    split = squares(16, 1)
+    split.labels[2:] = 255
+    network = UNet(CLASSES, width=8, depth=2)
+    curve = train(network, dataclasses.replace(data(), train=split), TrainSettings(epochs=2, batch=4), curve_every=1)
+    assert 0 in curve.loss
+    assert np.isfinite(curve.loss).all()
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
 def test_divergence_is_per_place() -> None:
     for name, shape in (("classification", (6, 4)), ("segmentation", (6, 4, 3, 3))):
         task, reference = get_task(name), torch.randn(shape)
