@@ -141,7 +141,7 @@ def _load_data(given: str | ImageData, config: RunConfig) -> ImageData:
         )
     if config.task is not None and task_of(data).name != get_task(config.task).name:
         raise BadInput(f"--task {config.task}: {data.name} is for {task_of(data).name}; give data with labels for it")
-    check_data(data, task_of(data).ignore)
+    check_data(data, task_of(data))
     if changes:
         data = dataclasses.replace(data, preprocess=dataclasses.replace(data.preprocess, **changes))
     return data

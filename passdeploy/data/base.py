@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +14,14 @@ from torch.nn import functional
 
 from passdeploy.errors import BadInput
 
+if TYPE_CHECKING:
+    from passdeploy.tasks import Task
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+ROUNDING = 1e-3
+"""How far outside [0, 1] a resized image may lie."""
 
 
 class Split(Protocol):
@@ -183,19 +189,35 @@ def resized(data: ImageData, size: tuple[int, int]) -> ImageData:
     )
 
 
-def check_data(data: ImageData, ignore: int) -> None:
-    """Refuses splits whose labels do not fit their images or the class names.
+def label_tensor(data: ImageData, name: str) -> Tensor:
+    """The labels of the split of that name.
+
+    Raises:
+        BadInput: They are no tensor.
+    """
+    labels: object = getattr(data, name).labels
+    if not isinstance(labels, Tensor):
+        raise BadInput(
+            f"--data {data.name}: {name}: labels are {type(labels).__name__}, must be a tensor; convert them with "
+            "torch.as_tensor"
+        )
+    return labels
+
+
+def check_data(data: ImageData, task: Task) -> None:
+    """Refuses splits whose images are not what is declared, or whose labels do not fit them or the class names.
 
     Args:
         data: The user's.
-        ignore: The label of its task that counts nowhere.
+        task: Which the data are for.
 
     Raises:
         BadInput: One line: which split, what is wrong.
     """
     for name in ("train", "val", "test"):
         split: Split = getattr(data, name)
-        labels, where = split.labels, f"--data {data.name}: {name}"
+        labels, where = label_tensor(data, name), f"--data {data.name}: {name}"
+        _check_pixels(split, where)
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise BadInput(f"{where}: labels are {labels.dtype}, must be whole numbers; convert them with .long()")
         if labels.dtype == torch.uint8 and labels.ndim == 1:  # in which the label that counts nowhere does not exist
@@ -205,13 +227,47 @@ def check_data(data: ImageData, ignore: int) -> None:
             raise BadInput(f"{where}: {images} images but {len(labels)} labels; give one label an image")
         if not images and name != "test":
             raise BadInput(f"{where}: holds no images; give some")
-        counted = labels[labels != ignore]
+        counted = labels[labels != task.ignore]
         low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
         if low < 0 or high >= data.num_classes:
             raise BadInput(
                 f"{where}: labels go from {low} to {high}, {data.num_classes} classes have 0 to "
                 f"{data.num_classes - 1}; number them from 0, in the order of the class names"
             )
+        places = task.output_shape(data)[1:]
+        if labels.ndim == 3 and labels.shape[1:] != places:
+            raise BadInput(
+                f"{where}: labels are {tuple(labels.shape)}, must be {(len(labels), *places)}; give maps the size of "
+                "the images, resized to the nearest label"
+            )
+        if images:
+            _check_images(split, data, where)
+
+
+def _check_pixels(split: Split, where: str) -> None:
+    """Refuses images in memory that are not 8-bit: they would be divided by 255 whatever they are."""
+    while isinstance(split, SubSplit | ResizedSplit):
+        split = split.parent
+    pixels: object = split.pixels if isinstance(split, ArraySplit) else None
+    kind = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+    if isinstance(split, ArraySplit) and kind != torch.uint8:
+        raise BadInput(f"{where}: pixels are {kind}, must be torch.uint8 from 0 to 255; convert them")
+
+
+def _check_images(split: Split, data: ImageData, where: str) -> None:
+    """Refuses images of another size or range than the network is going to be given."""
+    images = split.images(evenly(split, min(8, len(split))))
+    if tuple(images.shape[1:]) != data.input_shape:
+        raise BadInput(
+            f"{where}: images are {tuple(images.shape[1:])}, declared are {data.input_shape}; set Preprocess.size, or "
+            "resize them"
+        )
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # true of NaN as well
+        raise BadInput(
+            f"{where}: images go from {low:.3g} to {high:.3g}, must lie in [0, 1]; divide 8-bit values by 255, and "
+            "leave normalisation to Preprocess.mean and std"
+        )
 
 
 def split_train_val(train: Split, fraction: float, seed: int, cap: int = 5000) -> tuple[Split, Split]:

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
+from passdeploy.data.base import label_tensor
 from passdeploy.errors import BadInput, nearest
 from passdeploy.tasks.base import Metric, Task, register, registered
 
@@ -37,11 +38,11 @@ def task_of(data: ImageData) -> Task:
     """The task of a data set: the one it names, else the one its labels are for.
 
     Raises:
-        BadInput: It names none, and its labels have a shape that no built-in task has.
+        BadInput: It names none, and its labels are no tensor, or have a shape that no built-in task has.
     """
     if data.task is not None:
         return get_task(data.task)
-    shape = data.train.labels.shape
+    shape = label_tensor(data, "train").shape
     for rank, name in ((1, "classification"), (3, "segmentation")):
         if len(shape) == rank:
             return get_task(name)

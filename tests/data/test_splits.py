@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from passdeploy.data.base import (
     ArraySplit,
     Preprocess,
     ResizedSplit,
+    Split,
     SubSplit,
     check_data,
     evenly,
@@ -23,6 +25,7 @@ from passdeploy.data.base import (
 from passdeploy.data.images import fit
 from passdeploy.errors import BadInput
 from passdeploy.subject import load_subject
+from passdeploy.tasks import get_task, task_of
 from tests import scripted
 
 
@@ -59,9 +62,11 @@ def test_proofs_calibration_and_samples_see_every_class(tmp_path: Path) -> None:
         (torch.zeros(3), "labels are torch.float32, must be whole numbers"),
         (torch.zeros(3, dtype=torch.uint8), "labels are torch.uint8, must be int64"),
         (torch.tensor([0, 1]), "3 images but 2 labels"),
+        (np.arange(3), "labels are ndarray, must be a tensor"),
+        (torch.zeros(3, *scripted.SIZE, dtype=torch.int64), r"labels are \(3, 16, 12\), must be \(3,\)"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(labels: torch.Tensor, message: str) -> None:
+def test_labels_that_do_not_fit_are_refused(labels: Any, message: str) -> None:
     data = scripted.data()
     data.val = ArraySplit(torch.zeros(3, 3, *scripted.SIZE, dtype=torch.uint8), labels)
     config = make_config({"model": "tiny-resnet", "data": "stripes"})
@@ -69,13 +74,61 @@ def test_labels_that_do_not_fit_are_refused(labels: torch.Tensor, message: str) 
         load_subject(config, data=data)
 
 
+def test_a_list_of_labels_is_refused_before_its_task_is_asked_for() -> None:
+    data = scripted.data()
+    data.train = ArraySplit(torch.zeros(3, 3, *scripted.SIZE, dtype=torch.uint8), [0, 1, 2])  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="stripes: train: labels are list, must be a tensor"):
+        load_subject(make_config({"model": "tiny-resnet", "data": "stripes"}), data=data)
+
+
+class Scaled(ArraySplit):
+    """A split of one's own: values as they lie in the tensor."""
+
+    def images(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.pixels[indices].float()
+
+
+LABELS = torch.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (ArraySplit(torch.rand(3, 3, *scripted.SIZE), LABELS), "pixels are torch.float32, must be torch.uint8"),
+        (ArraySplit(torch.zeros(3, 3, *scripted.SIZE, dtype=torch.uint16), LABELS), "pixels are torch.uint16"),
+        (SubSplit(ArraySplit(torch.rand(3, 3, *scripted.SIZE), LABELS), LABELS), "pixels are torch.float32"),
+        (ArraySplit(np.zeros((3, 3, *scripted.SIZE), np.uint8), LABELS), "pixels are ndarray"),  # type: ignore[arg-type]
+        (
+            ArraySplit(torch.zeros(3, 3, 8, 12, dtype=torch.uint8), LABELS),
+            r"images are \(3, 8, 12\), declared are \(3, 16, 12\); set Preprocess.size",
+        ),
+        (
+            Scaled(torch.full((3, 3, *scripted.SIZE), 200, dtype=torch.uint8), LABELS),
+            r"images go from 200 to 200, must lie in \[0, 1\]; divide",
+        ),
+    ],
+)
+def test_images_that_are_not_what_is_declared_are_refused(split: Split, message: str) -> None:
+    data = scripted.data()
+    data.val = split
+    with pytest.raises(BadInput, match=f"stripes: val: {message}"):
+        load_subject(make_config({"model": "tiny-resnet", "data": "stripes"}), data=data)
+
+
+def test_label_maps_have_the_size_of_the_images() -> None:
+    split = ArraySplit(torch.zeros(3, 3, *scripted.SIZE, dtype=torch.uint8), torch.zeros(3, 8, 6, dtype=torch.uint8))
+    data = dataclasses.replace(scripted.data(), train=split, val=split, test=split)
+    with pytest.raises(BadInput, match=r"train: labels are \(3, 8, 6\), must be \(3, 16, 12\); give"):
+        check_data(data, task_of(data))
+
+
 def test_pixels_of_no_class_are_no_mistake() -> None:
     masks = torch.tensor([0, 2, 255], dtype=torch.uint8).repeat(3, 4, 1)
     split = ArraySplit(torch.zeros(3, 3, 4, 3, dtype=torch.uint8), masks)
-    data = dataclasses.replace(scripted.data(), train=split, val=split, test=split)
-    check_data(data, ignore=255)
+    data = dataclasses.replace(scripted.data(), preprocess=Preprocess((4, 3)), train=split, val=split, test=split)
+    check_data(data, get_task("segmentation"))
     with pytest.raises(BadInput, match="labels go from 0 to 255"):
-        check_data(data, ignore=-100)
+        check_data(data, get_task("classification"))
 
 
 def test_of_a_class_per_pixel_the_validation_split_is_cut_at_random() -> None:
