@@ -158,18 +158,31 @@ def _check_prompt(prompt: PromptConfig, data: ImageData) -> None:
 
 
 def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
-    """Refuses a network whose outputs are not those of the data's task."""
+    """Refuses a network whose outputs are not those of the data's task, in evaluation or in training."""
     network.eval()
+    images = torch.zeros(2, *data.input_shape)
     try:
         with torch.no_grad():
-            outputs = network(torch.zeros(2, *data.input_shape))
+            outputs = network(images)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
             f"--model {name}: fails on images of {data.input_shape} from {data.name} ({first}); "
             "check the input size (input_size in the configuration)"
         ) from error
-    task_of(data).check(outputs, data, name)
+    task = task_of(data)
+    task.check(outputs, data, name)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=()):  # dropout draws, and the seed's numbers are the run's
+            outputs = copy.deepcopy(network).train()(images)
+    except Exception:  # two black images are no batch to train on: only outputs that there are can be wrong
+        return
+    try:
+        task.check(outputs, data, f"{name} in training mode")
+    except BadInput as error:
+        raise BadInput(
+            f"{error}, or build it without auxiliary classifiers (torchvision's: aux_logits=False)"
+        ) from None
 
 
 def _trainable(network: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,3 +135,40 @@ def test_frozen_weights_are_trained_and_the_callers_stay_frozen(factory: bool) -
     for own in (subject.network, subject.build()):
         assert all(parameter.requires_grad for parameter in own.parameters())
     assert factory or not any(parameter.requires_grad for parameter in network.one.parameters())
+
+
+class Helped(Bent):
+    """With an auxiliary classifier, as GoogLeNet has; `fails`: nothing comes of a training on black images."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.fails, self.drop = fails, nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = super().forward(self.drop(x))
+        if self.training and self.fails:
+            raise ValueError("expected more values per channel")
+        return (logits, logits) if self.training else logits
+
+
+def test_outputs_in_training_are_checked_as_well() -> None:
+    config = make_config({"model": "<Helped>", "data": "stripes"})
+    with pytest.raises(BadInput, match=r"Helped in training mode: .* returned tuple; .* without auxiliary classifiers"):
+        load_subject(config, model=Helped(), data=scripted.data())
+    with pytest.raises(BadInput, match="Helped in training mode"):
+        load_subject(config, model=Helped, data=scripted.data())
+    network = load_subject(config, model=lambda: Helped(fails=True), data=scripted.data()).network
+    assert not network.training
+
+
+def test_looking_at_the_outputs_draws_no_random_numbers() -> None:
+    class Dropping(Bent):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.dropout(x, 0.5, self.training))
+
+    config = make_config({"model": "<Dropping>", "data": "stripes"})
+    drawn = []
+    for make in (Bent, Dropping):
+        load_subject(config, model=make, data=scripted.data())
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
