@@ -196,6 +196,14 @@ def _trainable(network: nn.Module) -> nn.Module:
     return network
 
 
+def _diverged(network: nn.Module) -> bool:
+    """Whether what a training left is not finite; infinities in buffers that no training changes are masks."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    trained = [*network.parameters(), *(buffer for norm in norms for buffer in norm.buffers(recurse=False))]
+    unknown = any(bool(value.isnan().any()) for value in network.state_dict().values())
+    return unknown or not all(bool(value.isfinite().all()) for value in trained)
+
+
 def load_subject(config: RunConfig, model: Model | None = None, data: ImageData | None = None) -> Subject:
     """Loads what a run works on.
 
@@ -233,7 +241,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
         if packaged is not None:
             load_weights(network, packaged)
             weights = f"shipped with passdeploy ({packaged.name})"
-    if weights is not None and not all(torch.isfinite(t).all() for t in network.state_dict().values()):
+    if weights is not None and _diverged(network):
         raise BadInput(f"--model {name}: its weights hold NaN or infinity; train it again")
     subject = Subject(config, images, network.eval(), name, weights, build)
     if not subject.groups.groups:

@@ -285,11 +285,12 @@ def _check_values(path: Path, own: Mapping[str, Tensor], state: Mapping[str, Ten
         raise BadInput(
             f"{path}: {quantised[0]} is {state[quantised[0]].dtype}, not floating point; give unquantised weights"
         )
-    bad = {
-        name: int((~torch.isfinite(value.to(own[name].dtype))).sum())
-        for name, value in state.items()
-        if value.is_floating_point()
-    }
+    bad = {}
+    for name, value in state.items():
+        if value.is_floating_point():
+            given = value.to(own[name].dtype)
+            # An infinity that the model is made with is no weight but a mask, such as an attention's.
+            bad[name] = int((~given.isfinite() & (given != own[name].to(given.device))).sum())
     broken = [name for name, count in bad.items() if count]
     if broken:
         first = f"{broken[0]}, {bad[broken[0]]} of {own[broken[0]].numel()} values"

@@ -14,6 +14,7 @@ from torch import nn
 from passdeploy.config import make_config
 from passdeploy.errors import BadInput
 from passdeploy.subject import load_subject
+from passdeploy.weights import save_weights
 from tests import scripted
 
 ROOT = Path(__file__).parents[1]
@@ -172,3 +173,41 @@ def test_looking_at_the_outputs_draws_no_random_numbers() -> None:
         load_subject(config, model=make, data=scripted.data())
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
+
+
+class Causal(Bent):
+    """With a mask of infinities, as attentions have, and a norm."""
+
+    mask: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bend = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+
+def test_infinities_in_a_mask_are_no_diverged_weights(tmp_path: Path) -> None:
+    save_weights(Causal(), tmp_path / "w.safetensors")
+    config = make_config({"model": "<Causal>", "data": "stripes"})
+    from_file = config.model_copy(update={"weights": tmp_path / "w.safetensors"})
+    for subject in (
+        load_subject(config, model=Causal(), data=scripted.data()),
+        load_subject(from_file, model=Causal, data=scripted.data()),
+    ):
+        assert subject.weights is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mask", torch.nan), ("one.weight", torch.inf), ("one.bias", torch.nan), ("bend.0.running_var", torch.inf)],
+)
+def test_weights_that_diverged_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    network = Causal()
+    network.state_dict()[name].view(-1)[0] = value
+    config = make_config({"model": "<Causal>", "data": "stripes"})
+    with pytest.raises(BadInput, match="hold NaN or infinity; train it again"):
+        load_subject(config, model=network, data=scripted.data())
+    save_weights(network, tmp_path / "w.safetensors")
+    from_file = config.model_copy(update={"weights": tmp_path / "w.safetensors"})
+    with pytest.raises(BadInput, match=rf"NaN or Inf in 1 of \d+ tensors \(first: {name}, 1 of "):
+        load_subject(from_file, model=Causal, data=scripted.data())
