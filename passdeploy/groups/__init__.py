@@ -2,7 +2,7 @@
 
 from passdeploy.groups.control import control
 from passdeploy.groups.find import find_groups
-from passdeploy.groups.masking import Masker, as_masks, masked_parameters
+from passdeploy.groups.masking import Masker, as_masks
 from passdeploy.groups.operators import Operator, channels, macs, operators, params, units_of
 from passdeploy.groups.types import ChannelGroup, Groups, Member
 
@@ -17,7 +17,6 @@ __all__ = [
     "control",
     "find_groups",
     "macs",
-    "masked_parameters",
     "operators",
     "params",
     "units_of",

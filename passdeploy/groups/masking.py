@@ -130,11 +130,6 @@ class Masker:
         return call_with(self.model, self.parameters(masks), inputs)
 
 
-def masked_parameters(model: nn.Module, groups: Groups, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's parameters under masks (see `Masker`, which is faster when called often)."""
-    return Masker(model, groups).parameters(masks)
-
-
 def as_masks(masks: Mapping[str, Sequence[bool]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """A structure's masks as float vectors."""
     return {name: torch.tensor(mask, dtype=dtype) for name, mask in masks.items()}

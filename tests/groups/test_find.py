@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 
 from passdeploy.errors import BadInput
-from passdeploy.groups import Groups, find_groups
-from passdeploy.groups.check import calibrate, masked_against_thin, random_structure, randomise
+from passdeploy.groups import Groups, check, find_groups
+from passdeploy.groups.check import calibrate, drop_what_fails, masked_against_thin, random_structure, randomise
 from passdeploy.models import build
 from passdeploy.structure import Structure
 from tests.groups.nets import ChannelMixer, DataDependent, Drowned, MadeUp, RandomNet, Untraceable, ready
@@ -121,6 +122,30 @@ def test_few_groups_of_random_graphs_are_lost() -> None:
         lost += len(candidates.groups) - len(find_groups(model, images).groups)
     assert found >= 50
     assert lost <= 0.02 * found
+
+
+@pytest.mark.parametrize("bad", [{"stem"}, {"stem", "left", "right", "mix", "up"}])
+def test_groups_are_frozen_until_the_rest_works(bad: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other: each shows only once the ones before are gone."""
+    groups = find_groups(ready(MadeUp()), torch.rand(1, 3, 48, 40), check=False)
+
+    def fails(model: nn.Module, groups: Groups, structure: Structure, example: torch.Tensor) -> str:
+        first = min(bad & set(groups.names), default=None)
+        return "wrong" if first is not None and not all(structure.masks[first]) else ""
+
+    monkeypatch.setattr(check, "_fails", fails)
+    left = drop_what_fails(ready(MadeUp()), groups, torch.rand(1, 3, 48, 40))
+    assert set(left.names) == set(groups.names) - bad
+    assert {name for name, why in left.frozen.items() if why == "wrong"} == bad
+
+
+def test_what_fails_only_as_a_whole_is_not_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = ready(MadeUp()), torch.rand(1, 3, 48, 40)
+    groups, tried = find_groups(model, images, check=False), itertools.count()
+    monkeypatch.setattr(check, "_fails", lambda *_: "wrong" if next(tried) < 6 else "")
+    left = drop_what_fails(model, groups, images)
+    assert left.groups == ()
+    assert left.frozen["channels"] == "masked and thin networks differ"
 
 
 def test_what_mixes_channels_is_frozen_with_a_reason() -> None:

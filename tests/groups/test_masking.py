@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from passdeploy.data.base import Preprocess
-from passdeploy.groups import Masker, as_masks, find_groups, masked_parameters
+from passdeploy.groups import Masker, as_masks, find_groups
 from passdeploy.groups.check import random_structure
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.surgery import relative_difference
@@ -44,12 +44,12 @@ def test_the_gradient_is_that_of_scaled_activations() -> None:
     assert torch.autograd.gradcheck(output, (start,))
 
 
-def test_in_the_prompted_model_and_as_a_function() -> None:
+def test_in_the_prompted_model() -> None:
     network, images = ready(MadeUp()), torch.rand(2, 3, 48, 40)
     groups = find_groups(network, images[:1])
     masks = as_masks(random_structure(groups, 3).masks)
     model = Prompted(InputStage(Preprocess(size=(48, 40)), "additive", 2), network).eval()
-    expected = torch.func.functional_call(network, masked_parameters(network, groups, masks), model.stage(images))
+    expected = Masker(network, groups)(masks, model.stage(images))
     assert relative_difference(expected, Masker(model, groups, prefix="network.")(masks, images)) <= 1e-6
 
 
