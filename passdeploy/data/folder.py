@@ -258,9 +258,9 @@ def _triple(values: Tensor) -> tuple[float, float, float]:
 
 
 def _told_apart_by_side(classes: tuple[str, ...]) -> bool:
-    """Whether mirroring an image may change its class: letters, digits, left and right."""
+    """Whether mirroring an image may change its class: letters, numbers (of digits or of signs), left and right."""
     sides = any(side in name.lower() for name in classes for side in ("left", "right"))
-    return sides or all(len(name) == 1 for name in classes)
+    return sides or all(len(name) == 1 or name.isdigit() for name in classes)
 
 
 def _listed(names: set[str] | list[str]) -> str:

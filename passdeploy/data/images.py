@@ -94,7 +94,8 @@ def fit(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image.
     if resize is None:
         return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
     scale = max(resize / min(image.size), width / image.width, height / image.height)
-    scaled = (max(width, int(image.width * scale)), max(height, int(image.height * scale)))
+    wide, high = (int(side * scale + 1e-6) for side in image.size)  # 214 * (256 / 214) is less than 256
+    scaled = (max(width, wide), max(height, high))
     if scaled != image.size:
         image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)

@@ -243,6 +243,14 @@ def test_centre_crop() -> None:
     assert np.asarray(fit(Image.fromarray(pixels), (90, 200), 50)).shape == (90, 200, 3)  # never short of the crop
 
 
+def test_the_shorter_side_becomes_what_was_asked_for() -> None:
+    """214 * (256 / 214) is a little less than 256 in floating point."""
+    pixels = np.random.default_rng(0).integers(0, 256, (214, 214, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    expected = image.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+    assert np.array_equal(np.asarray(fit(image, (224, 224), 256)), np.asarray(expected))
+
+
 @settings(deadline=None)
 @given(
     source=st.tuples(st.integers(1, 90), st.integers(1, 90)),
@@ -287,7 +295,15 @@ def test_one_colour_does_not_divide_by_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "flip"), [(("cat", "dog"), True), (("turn_left", "turn_right"), False), (("0", "1", "7"), False)]
+    ("classes", "flip"),
+    [
+        (("cat", "dog"), True),
+        (("turn_left", "turn_right"), False),
+        (("0", "1", "7"), False),
+        (("1", "2", "10"), False),
+        (("00000", "00001"), False),
+        (("cat1", "2"), True),
+    ],
 )
 def test_mirroring_must_not_change_the_class(tmp_path: Path, classes: tuple[str, ...], flip: bool) -> None:
     assert load_folder(fill(tmp_path, dict.fromkeys(classes, 5))).augmentation.flip is flip
