@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from passdeploy.console import Ui
 from passdeploy.groups import Masker, as_masks
 from passdeploy.pipeline import Run
+from passdeploy.placing import place
 from passdeploy.search.allocator import Importance
 from passdeploy.search.method import SearchContext, get_method, training_images
 from passdeploy.search.prompt import InputStage, Prompted
@@ -65,7 +66,7 @@ class Judge:
         self.context, self.device = context, training_device()
         stage = InputStage(context.data.preprocess)
         self.model = Prompted(stage, copy.deepcopy(context.network))
-        self.model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        place(self.model.train(), self.device)
         self.masker = Masker(self.model, context.groups, "network.")
         dense = Prompted(InputStage(context.data.preprocess), context.network)
         self.teacher = Teacher(dense, self.device, context.data.input_shape)
