@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -85,7 +86,8 @@ def write_repository(
         storage_uri: Where KServe will find the repository.
 
     Raises:
-        BadInput: No such bundle, server or kind; a folder that can't be written.
+        BadInput: No such bundle, server or kind; a folder that can't be written; something else than a model in the
+            model's place.
         Refused: The bundle is not what was sealed, or has nothing that this server can load.
     """
     if server not in SERVERS:
@@ -99,6 +101,9 @@ def write_repository(
     folder = Path(folder)
     if (folder / SUMS).exists():
         raise BadInput(f"{folder}: is a bundle itself; give another folder for the repository")
+    place = folder / name
+    if not _replaceable(place):
+        raise BadInput(f"{place}: exists and is no model; give another --name or --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Beside the repository, not in it: a polling server must not find a half-written model.
@@ -121,13 +126,13 @@ def write_repository(
                 used = triton.write_model(
                     staged, contents, name, kind=wanted, instances=instances, engine=engine, key=key
                 )
-            replace_folder(staged, folder / name)
+            replace_folder(staged, place)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         if server == "mlserver":
             mlserver.write_settings(folder)
         if server == "kserve":
-            gpu = "KIND_GPU" in (folder / name / "config.pbtxt").read_text()
+            gpu = "KIND_GPU" in (place / triton.CONFIG).read_text()
             cpus = instances * (chosen[0].threads if chosen else 1)
             kserve.write_service(folder, contents, name, gpu=gpu, cpus=cpus, storage_uri=storage_uri)
     except OSError as error:
@@ -136,6 +141,13 @@ def write_repository(
         ) from None
     replaced = chosen[0] if own is None and chosen and chosen[0].precision != "fp32" else None
     return _described(folder, name, used, server, contents, storage_uri, replaced, key)
+
+
+def _replaceable(place: Path) -> bool:
+    """Whether nothing is lost there that a server's model repository does not hold."""
+    if not place.is_dir():
+        return not os.path.lexists(place)
+    return any((place / own).is_file() for own in (triton.CONFIG, mlserver.MODEL_SETTINGS)) or not any(place.iterdir())
 
 
 def _plain(contents: Contents) -> bool:

@@ -263,6 +263,22 @@ def test_bad_input_is_one_line(sealed_bundle: Path, tmp_path: Path) -> None:
     assert sums.open_sealed(sealed_bundle)
 
 
+@pytest.mark.parametrize("server", ["triton", "mlserver"])
+def test_only_a_model_is_replaced(server: str, sealed_bundle: Path, tmp_path: Path) -> None:
+    """A repository may be a folder that holds other things, of the model's name too."""
+    (tmp_path / "m/docs").mkdir(parents=True)
+    kept = [tmp_path / "m/docs/thesis.tex", tmp_path / "m/notes"]
+    for path in kept:
+        path.write_text("years")
+    for name in ("docs", "notes"):
+        with pytest.raises(BadInput, match=f"{name}: exists and is no model; give another --name or --out"):
+            write_repository(tmp_path / "m", sealed_bundle, server, name=name)
+    assert [path.read_text() for path in kept] == ["years", "years"]
+    (tmp_path / "m/empty").mkdir()
+    for _ in range(2):
+        write_repository(tmp_path / "m", sealed_bundle, server, name="empty")
+
+
 def test_backends_that_need_torch_are_not_vendored(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="inductor"):
         copy_runner(tmp_path / "runner", ["inductor"])

@@ -15,6 +15,7 @@ from passdeploy.shipping.servers.vendor import SERVED, checked_with, copy_runner
 from passdeploy.shipping.sums import Refused
 
 SETTINGS = "settings.json"
+MODEL_SETTINGS = "model-settings.json"
 
 
 def write_settings(folder: Path) -> None:
@@ -59,4 +60,4 @@ def write_model(
             "extra": ({} if engine is None else {"engine": chosen[0].id}) | checked_with(folder, key),
         },
     }
-    (folder / "model-settings.json").write_text(json.dumps(settings, indent=1) + "\n")
+    (folder / MODEL_SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")

@@ -21,6 +21,7 @@ from passdeploy.shipping.servers.triton_config import TritonConfig, parse, rende
 from passdeploy.shipping.servers.vendor import checked_with, copy_runner
 from passdeploy.shipping.sums import Refused
 
+CONFIG = "config.pbtxt"
 KINDS = ("auto", "python", "onnxruntime", "tensorrt")
 LARGEST_BATCH = 8
 """Images that Triton may put together for an engine of a smaller batch: one hand-over to the Python process for all."""
@@ -78,7 +79,7 @@ def write_model(
     config = writer(folder, contents, name, instances, engine)
     if kind == "python":
         config = replace(config, parameters={**config.parameters, **checked_with(folder / "1", key)})
-    _write_config(folder / "config.pbtxt", config)
+    _write_config(folder / CONFIG, config)
     labels = "".join(" ".join(label.split()) + "\n" for label in contents.classes)
     (folder / "labels.txt").write_text(labels, encoding="utf-8")
     _write_warmup(folder / "warmup", contents, batched=kind == "python")
