@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from passdeploy.compared import accuracy_points, alternative_points, alternatives_beside, latency_of
+from passdeploy.dependencies import BUDGET_STAGES, skipped
 from passdeploy.environment import environment
 from passdeploy.explain import group_sections, why_not_faster
 from passdeploy.judging import asked_ms, judge, ratio_of
@@ -74,9 +75,13 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     fit = read_json(space.folder("fit") / "fit.json")
     structure = Structure.load(space.folder("fit") / "structure.json")
 
+    # What is left out now may lie there from before: of a structure that is not this one's.
+    left_out = skipped(budget)
+    made = {name for name in BUDGET_STAGES if name not in left_out and space.record(name) is not None}
+
     def optional(stage: str, name: str) -> dict[str, Any] | None:
         path = space.folder(stage) / name
-        return read_json(path) if space.record(stage) is not None and path.exists() else None
+        return read_json(path) if stage in made and path.exists() else None
 
     predictor = stage_model(run)
     notes: list[str] = []
@@ -137,7 +142,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     percentile = budget.budget.percentile
     dense_ms = bench["dense"][percentile] if measured and bench else predictor.dense_ms
     timing = {name: shared.seconds(name) for name in ("dense", "profile", "search")}
-    timing |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench") if space.record(name)}
+    timing |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench") if name in made}
     alternatives = alternatives_beside(run, budget, bench)
     if alternatives is not None:
         timing["alternatives"] = shared.seconds("alternatives")

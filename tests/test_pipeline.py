@@ -18,12 +18,14 @@ import torch
 import yaml
 from torch import nn
 
+from passdeploy.assemble import assemble
 from passdeploy.budget import parse_budget
 from passdeploy.cli.running import exit_code
 from passdeploy.errors import BadInput
 from passdeploy.latency import measure
 from passdeploy.latency.measure import interleave
 from passdeploy.reporting import load_report
+from passdeploy.reporting.schema import Report
 from passdeploy.reporting.verdict import verdict
 from passdeploy.stages import PER_BUDGET, SHARED, fit
 from passdeploy.stages import compile as compile_stage
@@ -383,6 +385,42 @@ def test_a_thin_network_without_numbers_is_not_equivalent(
     (got,) = again(folder)
     assert got.status == "not_equivalent"
     assert got.equivalence.masked_vs_thin == UNBOUNDED
+
+
+def rewrite(folder: Path, name: str, **changes: Any) -> None:
+    """Changes a JSON file of a finished stage, as if the stage had found something else."""
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    record = json.loads((folder / "stage.json").read_text())
+    record["outputs"][name] = digest(path)
+    (folder / "stage.json").write_text(json.dumps(record))
+
+
+def assembled(folder: Path) -> Report:
+    running = scripted.start(folder, weights=weights(folder))
+    return assemble(running, running.runs[0])
+
+
+def test_a_report_tells_nothing_of_stages_that_are_left_out_now(copied: Callable[[], Path]) -> None:
+    """They still lie there, from when the budget could be reached."""
+    folder = copied()
+    rewrite(folder / "fit", "fit.json", status="infeasible", reachable={"latency_ms": 1.0, "speedup": 1.5, "measured": True})
+    got = assembled(folder)
+    assert got.status == "infeasible"
+    assert got.dense.latency_ms is got.distribution is got.layers is got.prompt is got.rebuilds is None
+    assert got.provenance is not None
+    assert got.provenance.engine is got.provenance.engine_sha256 is None
+    assert not {"finetune", "compile", "bench"} & set(got.timing_s)
+
+
+def test_an_engine_that_is_not_equivalent_has_no_speedup(copied: Callable[[], Path]) -> None:
+    folder = copied()
+    rewrite(folder / "compile", "proof.json", ok=False, top1_agreement=0.5)
+    got = assembled(folder)
+    assert got.status == "not_equivalent"
+    assert got.speedup.latency is got.dense.latency_ms is got.distribution is None
+    assert got.equivalence.top1_agreement == 0.5
+    assert "bench" not in got.timing_s
 
 
 @pytest.mark.parametrize("percentile", ["p50", "p90", "p99"])
