@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
 
 SHARED_STAGES, BUDGET_STAGES = tuple(SHARED), tuple(PER_BUDGET)
+NOT_INPUTS = ("require_measured", "alternatives")
+"""Keys that change what is printed, required or shown beside it, not what the run itself computes."""
 
 
 def version() -> str:
@@ -86,7 +88,8 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
         return common | asked | {"compile": digest("compile"), "scope": config["scope"]}
     before, left_out = BUDGET_STAGES[: BUDGET_STAGES.index(stage)], skipped(budget)
     upstream = {name: digest(name) for name in before if name not in left_out}
-    return common | asked | upstream | beside | {"search": shared("search"), "config": json_digest(config)}
+    computed = json_digest({key: value for key, value in config.items() if key not in NOT_INPUTS})
+    return common | asked | upstream | beside | {"search": shared("search"), "config": computed}
 
 
 def skipped(budget: BudgetRun) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from passdeploy.config import RunConfig, differing_keys
 from passdeploy.config import load_file as load_config
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData, evenly
-from passdeploy.dependencies import BUDGET_STAGES, SHARED_STAGES, inputs_of, skipped, stopped_by
+from passdeploy.dependencies import BUDGET_STAGES, NOT_INPUTS, SHARED_STAGES, inputs_of, skipped, stopped_by
 from passdeploy.engines._quantize import CALIBRATION_IMAGES
 from passdeploy.engines.base import get_backend
 from passdeploy.errors import BadInput, PassdeployError
@@ -44,8 +44,6 @@ from passdeploy.workspace import (
     write_atomic,
 )
 
-# Keys that change what is printed, required or shown beside it, not what the run itself computes.
-NOT_INPUTS = ("require_measured", "alternatives")
 P = ParamSpec("P")
 T = TypeVar("T")
 

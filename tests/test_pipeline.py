@@ -482,7 +482,10 @@ def test_another_configuration_is_refused_and_nothing_lost(single: Path) -> None
 
 
 def test_what_is_only_required_may_differ(single: Path) -> None:
-    scripted.start(single, weights=weights(single), require_measured=True)
+    """And remakes nothing: a bundle that was signed meanwhile would lose its signature."""
+    running = scripted.start(single, weights=weights(single), require_measured=True)
+    (budget,) = running.runs
+    assert all(budget.space.current(name, running.inputs(name, budget)) for name in PER_BUDGET)
 
 
 def test_fresh_starts_over(copied: Callable[[], Path]) -> None:
