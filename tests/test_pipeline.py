@@ -404,7 +404,8 @@ def assembled(folder: Path) -> Report:
 def test_a_report_tells_nothing_of_stages_that_are_left_out_now(copied: Callable[[], Path]) -> None:
     """They still lie there, from when the budget could be reached."""
     folder = copied()
-    rewrite(folder / "fit", "fit.json", status="infeasible", reachable={"latency_ms": 1.0, "speedup": 1.5, "measured": True})
+    reachable = {"latency_ms": 1.0, "speedup": 1.5, "measured": True}
+    rewrite(folder / "fit", "fit.json", status="infeasible", reachable=reachable)
     got = assembled(folder)
     assert got.status == "infeasible"
     assert got.dense.latency_ms is got.distribution is got.layers is got.prompt is got.rebuilds is None

@@ -26,6 +26,9 @@ from passdeploy.errors import BadInput
 
 CALIBRATION_IMAGES = 256
 
+EXACT_SUMS = ("amx_int8", "avx512_vnni", "avx_vnni", "asimd")
+"""CPU features (the last is ARM's) of which any one adds products of 8 bits without saturating."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,6 +39,7 @@ class Recipe:
         weights: Likewise.
         method: How a tensor's range is found: ``MinMax``, ``Entropy`` or ``Percentile``.
         seven_bits: Whether weights take 7 of their 8 bits.
+        cpu_flags_any: CPU features of which the engine needs any one, lest its sums saturate; empty: none.
         operators: Types that are quantised; None: all that ONNX Runtime has kernels for.
         options: ONNX Runtime's ``extra_options``.
     """
@@ -44,6 +48,7 @@ class Recipe:
     weights: str = "QInt8"
     method: str = "MinMax"
     seven_bits: bool = False
+    cpu_flags_any: tuple[str, ...] = ()
     operators: tuple[str, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -60,11 +65,12 @@ def for_cpu() -> Recipe:
     2.1 points, and 0.05 with weights of 7 bits, as ONNX Runtime recommends
     (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
     """
-    exact = any("vnni" in flag or flag == "amx_int8" for flag in cpu_flags())
     x86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
+    exact = not x86 or any(flag in EXACT_SUMS for flag in cpu_flags())
     return Recipe(
         "QUInt8",
-        seven_bits=x86 and not exact,
+        seven_bits=not exact,
+        cpu_flags_any=EXACT_SUMS if exact else (),
         options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
     )
 

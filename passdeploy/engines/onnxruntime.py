@@ -225,11 +225,12 @@ class OnnxRuntime(Backend):
 
     def compile(self, source: CompileInput, target: Target) -> Engine:
         graph = read_graph(source, target)
-        data = graph.data
+        data, needs = graph.data, {}
         if target.precision == "int8":
             from passdeploy.engines._quantize import for_cpu, for_tensorrt, quantize
 
-            data = quantize(source, for_cpu() if target.compute_capability is None else for_tensorrt())
+            recipe = for_cpu() if target.compute_capability is None else for_tensorrt()
+            data, needs = quantize(source, recipe), {"cpu_flags_any": list(recipe.cpu_flags_any)}
         elif target.precision == "fp16":
             from passdeploy.engines._convert import to_half
 
@@ -238,6 +239,7 @@ class OnnxRuntime(Backend):
             "threads": target.threads,
             "providers": self.provider_names(target),
             "session": dict(CPU_SETTINGS),
+            **needs,
         }
         return Engine(self.name, data, self.suffix, meta)
 

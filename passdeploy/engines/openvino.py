@@ -130,14 +130,16 @@ class OpenVino(Backend):
 
     def compile(self, source: CompileInput, target: Target) -> Engine:
         graph = read_graph(source, target)
-        data = graph.data
+        data, needs = graph.data, {}
         if target.precision == "int8":
             from passdeploy.engines._quantize import for_cpu, quantize
 
-            data = quantize(source, for_cpu())
+            recipe = for_cpu()
+            data, needs = quantize(source, recipe), {"cpu_flags_any": list(recipe.cpu_flags_any)}
         meta = facts(target, self.version(), graph) | {
             "threads": target.threads,
             "settings": settings(target.threads),
+            **needs,
         }
         return Engine(self.name, data, self.suffix, meta)
 

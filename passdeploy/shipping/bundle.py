@@ -220,7 +220,9 @@ def _requirements(meta: Mapping[str, Any], target: Target) -> m.Requirements:
     if target.compute_capability is None:
         native = target.backend == "inductor"  # the others' engine files are graphs, compiled at load
         return m.Requirements(
-            machine=platform.machine() if native else None, cpu_features=tuple(sorted(meta.get("cpu_flags", ())))
+            machine=platform.machine() if native else None,
+            cpu_features=tuple(sorted(meta.get("cpu_flags", ()))),
+            cpu_features_any=tuple(meta.get("cpu_flags_any", ())),
         )
     options = meta.get("options", {})
     compiled = target.backend in ("tensorrt", "tensorrt_rtx")  # what ONNX Runtime loads is still a graph

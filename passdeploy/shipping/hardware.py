@@ -90,6 +90,10 @@ def misfit(requires: Mapping[str, Any], machine: Machine) -> str | None:
     missing = sorted(set(requires.get("cpu_features", ())) - machine.cpu_features) if machine.cpu_features else []
     if missing:
         return f"it needs a CPU with {', '.join(missing)}, which this one lacks"
+    # Where they are known, not left to the samples: their tolerance is wider than what saturated sums do to them.
+    one_of = requires.get("cpu_features_any", ())
+    if one_of and machine.cpu_features and machine.cpu_features.isdisjoint(one_of):
+        return f"its int8 weights need a CPU with one of {', '.join(one_of)}"
     capabilities = list(requires.get("compute_capabilities", ()))
     if not capabilities:
         return None

@@ -62,6 +62,7 @@ class Requirements(_Model):
 
     machine: str | None = Field(default=None, description="CPU architecture as `uname -m` gives it.")
     cpu_features: tuple[str, ...] = Field(default=(), description="Flags as in /proc/cpuinfo.")
+    cpu_features_any: tuple[str, ...] = Field(default=(), description="At least one of these flags.")
     compute_capabilities: tuple[str, ...] = Field(default=(), description='NVIDIA GPUs that it was built for: "8.0".')
     or_newer: bool = Field(default=False, description="Newer compute capabilities than the lowest given run it too.")
     driver: str | None = Field(default=None, description="CUDA version of the driver that it was built beside.")

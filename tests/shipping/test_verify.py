@@ -3,17 +3,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from passdeploy.engines import _quantize
+from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.errors import BadInput
 from passdeploy.latency import measure
 from passdeploy.latency.measure import Settings, Timed
 from passdeploy.latency.measurement import Comparison
 from passdeploy.shipping import sums
 from passdeploy.shipping.bundle import EngineSource, write_bundle
+from passdeploy.shipping.contents import open_bundle
 from passdeploy.shipping.hardware import Gpu, Machine, misfit
 from passdeploy.shipping.runner import load
 from passdeploy.shipping.sums import Refused
@@ -141,6 +145,28 @@ def test_hardware_rules() -> None:
     assert misfit({"compute_capabilities": ["7.5", "8.9"]}, L4) is None
     assert misfit({"machine": "x86_64", "cpu_features": ["avx2"]}, CPU) is None
     assert misfit({"cpu_features": ["avx512f"]}, Machine("x86_64", frozenset(), (), None)) is None
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("flags", "lacking"), [(["avx2", "avx512_vnni"], True), (["avx2"], False)])
+def test_weights_of_eight_bits_are_not_run_where_their_sums_saturate(
+    backend: str, flags: list[str], lacking: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample outputs of a few images do not tell."""
+    monkeypatch.setattr(_quantize, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(_quantize.platform, "machine", lambda: "x86_64")
+    source = make_source(tmp_path / "run")
+    target = replace(cpu_target(), backend=backend, precision="int8")
+    engine = get_backend(backend).compile(CompileInput(source.onnx, samples=source.images), target)
+    get_backend(backend).save(engine, tmp_path / "int8")
+    source = replace(source, engines=(EngineSource(tmp_path / "int8", target),))
+    contents = open_bundle(write_bundle(tmp_path / "bundle", source))
+    (requires,) = (each.requires for each in contents.engines)
+    assert ("its int8 weights need a CPU with one of" in (misfit(requires, CPU) or "")) == lacking
+    for able in ("avx512_vnni", "avx_vnni", "amx_int8"):
+        assert misfit(requires, replace(CPU, cpu_features=frozenset({"avx2", able}))) is None
+    assert misfit(requires, Machine("aarch64", frozenset({"asimd"}), (), None)) is None
+    assert misfit(requires, replace(CPU, cpu_features=frozenset())) is None  # not told
 
 
 def test_the_engine_that_fits_is_chosen_among_several(tmp_path: Path) -> None:
