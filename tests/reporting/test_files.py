@@ -34,7 +34,11 @@ def test_a_folder_of_runs_stands_for_all_of_them_and_no_copies(tmp_path: Path) -
         for copy in ("", "report", "bundle/parts", ".partial/report"):
             write_reports(variant("within_budget"), tmp_path / name / copy)
         wanted.append(tmp_path / name / "report.json")
+    served = tmp_path / "runs/models/net/1/bundle"
+    write_reports(variant("within_budget"), served / "parts")
+    (served / "SHA256SUMS").touch()
     assert find_reports(tmp_path / "runs") == wanted
+    assert find_reports(tmp_path / "runs/models") == find_reports(served) == [served / "parts/report.json"]
     assert find_reports(tmp_path / "runs" / "b" / "2x") == wanted[1:2]
     assert find_reports(wanted[0]) == wanted[:1]
     (tmp_path / "empty").mkdir()
