@@ -234,7 +234,7 @@ def example() -> s.Report:
         ],
         provenance=s.Provenance(
             command="passdeploy run --model resnet20 --data fashion-mnist --target cpu --latency 2x --out runs/demo",
-            created="2026-11-21T10:42:07Z",
+            created="2026-11-21T10:42:07+00:00",
             commit="4f1c2ab",
             model="resnet20",
             data="Fashion-MNIST",

@@ -64,6 +64,14 @@ def test_junit_fails_exactly_what_failed(status: str) -> None:
     assert ("verdict" in skipped) == (status == "unverified")
 
 
+@pytest.mark.parametrize("zone", ["+00:00", "Z"])
+def test_junit_has_the_time_without_a_zone(zone: str) -> None:
+    d = data()
+    d["provenance"]["created"] = f"2026-11-21T10:42:07{zone}"
+    (suite,) = ElementTree.fromstring(export([parse_report(d)], "junit"))
+    assert suite.get("timestamp") == "2026-11-21T10:42:07"
+
+
 def test_junit_survives_characters_that_xml_cannot_hold() -> None:
     d = data()
     d["health"][0]["message"] = "bell \x07 and <tag> & \ud83d"

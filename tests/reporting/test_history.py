@@ -43,7 +43,7 @@ def test_runs_on_other_settings_do_not_compete() -> None:
 
 def test_a_trend_joins_runs_of_one_configuration() -> None:
     d = data()
-    d["provenance"].update(created="2026-12-01T00:00:00Z", commit="bbbbbbb")
+    d["provenance"].update(created="2026-12-01T00:00:00+00:00", commit="bbbbbbb")
     d["speedup"]["latency"] = 2.2
     frame = history([*runs(), parse_report(d)])
     lines = trends(frame)

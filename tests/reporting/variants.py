@@ -86,6 +86,6 @@ def runs() -> list[Report]:
             d["pruned"]["latency_ms"][key] /= factor
         d["pruned"]["accuracy"] = accuracy
         d["speedup"].update(latency=speedup, latency_ci95=[speedup - 0.02, speedup + 0.02])
-        d["provenance"].update(created=f"2026-11-{17 + index}T10:42:07Z", commit=f"{index}f1c2ab")
+        d["provenance"].update(created=f"2026-11-{17 + index}T10:42:07+00:00", commit=f"{index}f1c2ab")
         reports.append(parse_report(d))
     return reports
