@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from passdeploy.shipping.bundle import EngineSource, write_bundle
 from passdeploy.shipping.contents import open_bundle
 from passdeploy.shipping.repository import find_bundle, model_name, write_repository
 from passdeploy.shipping.runner import load
+from passdeploy.shipping.servers.kserve import resource_name
 from passdeploy.shipping.servers.triton_config import TritonConfig, quote, render
 from passdeploy.shipping.servers.vendor import copy_runner
 from passdeploy.shipping.sums import Refused
@@ -288,6 +290,13 @@ def test_names_and_strings_are_made_safe() -> None:
     assert model_name("../weird name!") == "weird_name"
     assert model_name("...") == "model"
     assert quote('a"b\\c\n') == '"a\\"b\\\\c\\n"'
+
+
+@pytest.mark.parametrize("name", ["2x_net", "___", "Net_1", "9" * 80])
+def test_kubernetes_takes_the_name(name: str) -> None:
+    found = resource_name(name)
+    assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", found), found
+    assert len(found) <= 63
 
 
 def test_the_config_of_a_batched_engine_prefers_its_batch() -> None:

@@ -12,8 +12,9 @@ PLACEHOLDER = "pvc://models/REPOSITORY"
 
 
 def resource_name(name: str) -> str:
-    """A name that Kubernetes takes (RFC 1035 label)."""
-    return (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model")[:50].rstrip("-")
+    """A name that Kubernetes takes (RFC 1035 label, which starts with a letter)."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (label if label[:1].isalpha() else f"model-{label}")[:50].rstrip("-")
 
 
 def write_service(
