@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from passdeploy.latency.measurement import RESOLUTION, Comparison
 from passdeploy.layers import LayerTimes, by_block
 from passdeploy.targets import Target, resolve
 from passdeploy.timing import open_runner
+
+if TYPE_CHECKING:
+    from passdeploy.reporting.schema import Report
+    from passdeploy.shipping.runner import Model
 
 Opened = dict[str, Timed]
 NOT_SLOWER, SLOWER, INCONCLUSIVE = 0, 1, 3
@@ -104,10 +108,11 @@ def opened(given: list[str], target: str = "cpu", backend: str | None = None, th
     Engines that were compiled for other thread counts keep theirs. Inputs are random images of the engine's shape.
 
     Raises:
-        BadInput: Something can't be timed here.
+        BadInput: Something can't be timed here, or takes another number of images at a time than the rest.
     """
     labels = [label if given.count(label) == 1 else f"{label} #{i + 1}" for i, label in enumerate(given)]
     runners: Opened = {}
+    batches: dict[str, int] = {}
     rng = np.random.default_rng(0)
     with ExitStack() as stack:
         for label, name in zip(labels, given, strict=True):
@@ -115,20 +120,25 @@ def opened(given: list[str], target: str = "cpu", backend: str | None = None, th
                 source = open_source(name, target, backend, threads)
                 if source.engine is None:
                     assert source.bundle is not None
-                    runners[label] = _open_bundle(source.bundle, stack, rng)
+                    runners[label] = model = _open_bundle(source.bundle, stack, rng)
+                    batches[label] = model.engine.batch
                     continue
                 meta, images = source.engine.meta, _images(label, source.engine, rng)
                 kept = int(meta.get("threads", threads))
                 fitting = _target(target, source.engine.backend, str(meta["precision"]), len(images), kept)
                 runners[label] = stack.enter_context(open_runner(source.engine, fitting, images))
+                batches[label] = len(images)
             except (BadInput, Unavailable):
                 raise
             except Exception as error:  # whatever a runtime raises for a network that it can't run
                 raise BadInput(f"bench {label}: cannot be timed: {one_line(error)}") from error
+        if len(set(batches.values())) > 1:  # what is compared is the time of a call
+            sizes = ", ".join(f"{label}: {batch}" for label, batch in batches.items())
+            raise BadInput(f"bench: takes engines of one batch size ({sizes}); compile them for the same --batch")
         yield runners
 
 
-def _open_bundle(folder: Path, stack: ExitStack, rng: np.random.Generator) -> Timed:
+def _open_bundle(folder: Path, stack: ExitStack, rng: np.random.Generator) -> Model:
     from passdeploy.shipping.runner import load
 
     model = stack.enter_context(load(folder))
@@ -170,12 +180,30 @@ def check_judged(given: list[str], fail_if_slower: str | None, against: Path | N
     """Refuses what can't be judged, before it is measured.
 
     Raises:
-        BadInput: Too few engines.
+        BadInput: Too few engines, or a stored report that they can't be held against.
     """
     if against is not None and len(given) != 2:
         raise BadInput("--against: give two engines, the dense one first; their ratio is what is compared")
+    if against is not None:
+        _stored(against)
     if fail_if_slower is not None and len(given) < 2:
         raise BadInput("--fail-if-slower: give two or more to compare, the reference first")
+
+
+def _stored(path: Path) -> Report:
+    """A report whose speed-up is of what is measured here: engines alone.
+
+    Raises:
+        BadInput: It has none, or one of another scope.
+    """
+    from passdeploy.reporting import load_report
+
+    report = load_report(path)
+    if report.speedup.latency is None or report.speedup.latency_ci95 is None:
+        raise BadInput(f"{path}: has no measured speed-up to compare with")
+    if report.budget.scope != "engine":
+        raise BadInput(f"{path}: its speed-up is of scope {report.budget.scope}, and bench times engines alone")
+    return report
 
 
 def outcome(comparison: Comparison, margin: float) -> int:
@@ -195,13 +223,11 @@ def against_report(comparison: Comparison, path: Path, margin: float) -> tuple[i
         Outcome as for `outcome`, and a sentence.
 
     Raises:
-        BadInput: The report has no measured speed-up.
+        BadInput: The report has no measured speed-up, or one of another scope.
     """
-    from passdeploy.reporting import load_report
-
-    report = load_report(path)
-    if report.speedup.latency is None or report.speedup.latency_ci95 is None:
-        raise BadInput(f"{path}: has no measured speed-up to compare with")
+    report = _stored(path)
+    assert report.speedup.latency is not None
+    assert report.speedup.latency_ci95 is not None
     thin = next(name for name in comparison.measurements if name != comparison.reference)
     now = comparison.ratio(thin, 0.99)
     low, high = report.speedup.latency_ci95

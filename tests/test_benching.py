@@ -194,6 +194,32 @@ def test_what_cannot_be_judged_is_not_measured(given: list[str], flags: dict[str
         benching.check_judged(given, **{"fail_if_slower": None, "against": None} | flags)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": {"scope": "end_to_end"}}, r"report\.json: its speed-up is of scope end_to_end"),
+        ({"speedup": {"latency": None, "latency_ci95": None}}, "no measured speed-up"),
+    ],
+)
+def test_a_report_that_engines_cannot_be_held_against_is_refused_first(
+    change: dict[str, dict[str, Any]], message: str, tmp_path: Path
+) -> None:
+    example = json.loads((Path(__file__).parent / "reporting" / "example.json").read_text())
+    for section, values in change.items():
+        example[section] |= values
+    (tmp_path / "report.json").write_text(json.dumps(example))
+    with pytest.raises(BadInput, match=message):
+        benching.check_judged(["a", "b"], None, tmp_path / "report.json")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_calls_of_different_batches_are_not_compared(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    one, two = (export_elsewhere(tmp_path / f"{batch}.onnx", net, batch, 3, 8, 8) for batch in (1, 2))
+    with pytest.raises(BadInput, match=rf"one batch size \({one}: 1, {two}: 2\); compile them for the same --batch"):
+        compare(str(one), str(two))
+
+
 def test_what_is_not_attached_is_not_timed(network: Path) -> None:
     with pytest.raises(BadInput, match="nothing can be timed here"):
         compare(str(network), target="a100", backend="tensorrt_rtx")
