@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from passdeploy.config import RunConfig, Section
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 QUICK = ("passdeploy targets", "passdeploy doctor", "passdeploy groups")
+INSTALLERS = ("pip", "venv")
+"""Modules of the user's Python, which this one may lack."""
 ELSEWHERE = ("docker", "nvcc", "tritonserver", "mlserver", "kubectl", "curl", "pip", "git", "pre-commit", "trtexec")
 
 
@@ -57,12 +60,13 @@ def test_the_pages_have_commands() -> None:
     assert len(CASES) > 15
 
 
-@pytest.mark.parametrize(("page", "line"), CASES, ids=[f"{page}: {line}" for page, line in CASES])
-def test_command(page: str, line: str) -> None:
+def check(line: str) -> None:
+    """Fails unless what a command line names is there."""
     words = shlex.split(re.split(r" [>|] ", line)[0])
     words[0] = words[0].removeprefix(".venv/bin/")
-    if words[:3] == ["python", "-m", "passdeploy"]:
-        words = ["passdeploy", *words[3:]]
+    started = words[2] if words[0].startswith("python") and words[1:2] == ["-m"] else None
+    if started == "passdeploy":
+        words = words[2:]
     if words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
         done = subprocess.run(["make", "-n", *targets, "PYTHON=python3"], cwd=ROOT, capture_output=True, text=True)
@@ -73,10 +77,30 @@ def test_command(page: str, line: str) -> None:
         parsed = verb.commands[words[1]].make_context(words[1], [w for w in words[2:] if w != "..."])  # type: ignore[attr-defined]
         assert parsed.params
     elif words[0].startswith("python"):
+        assert started is None or started in INSTALLERS or find_spec(started) is not None, line
         scripts = [word for word in words if word.endswith(".py")]
         assert all((ROOT / script).is_file() for script in scripts), line
     else:
         assert words[0] in ELSEWHERE
+
+
+@pytest.mark.parametrize(("page", "line"), CASES, ids=[f"{page}: {line}" for page, line in CASES])
+def test_command(page: str, line: str) -> None:
+    check(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("python -m passdeploy.shipping.srve x", "srve"),
+        ("python3 -m passdeploy doctr", "doctr"),
+        ("passdeploy doctr", "doctr"),
+        ("python3 benchmarks/nothing.py", "nothing"),
+    ],
+)
+def test_what_is_spelt_otherwise_is_noticed(line: str, told: str) -> None:
+    with pytest.raises(Exception, match=told):
+        check(line)
 
 
 @pytest.mark.parametrize("line", QUICK)
