@@ -117,6 +117,7 @@ def _fill(folder: Path, source: BundleSource, created: datetime, *, signed: bool
         seed=source.report.get("seed"),
         status=source.report.get("status", "unverified"),
         budget=_budget(source.report),
+        metric=source.report.get("provenance", {}).get("metric"),
         accuracy=source.report.get("pruned", {}).get("accuracy"),
         dense_accuracy=source.report.get("dense", {}).get("accuracy"),
         equivalence=dict(source.report.get("equivalence", {})),

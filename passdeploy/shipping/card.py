@@ -87,7 +87,7 @@ the data: {_cell(manifest.data_licence)}); on images of another kind its accurac
 ## How good it is
 | | dense | shipped |
 |---|---|---|
-| {metric}, test data | {_percent(manifest.dense_accuracy)} | {_percent(manifest.accuracy)} |
+| {_cell(manifest.metric or metric)}, test data | {_percent(manifest.dense_accuracy)} | {_percent(manifest.accuracy)} |
 
 No choice (early stopping, thresholds, structure) was made on the test data. Pruning can hurt some classes more than
 others; the overall accuracy does not show that.

@@ -150,9 +150,8 @@ class BundleManifest(_Model):
     seed: int | None = None
     status: Status
     budget: Budget | None = None
-    accuracy: float | None = Field(
-        default=None, ge=0, le=1, description="Top-1 on test data that no choice was made on."
-    )
+    metric: str | None = Field(default=None, description='What the accuracies are, such as "top-1 accuracy".')
+    accuracy: float | None = Field(default=None, ge=0, le=1, description="On test data that no choice was made on.")
     dense_accuracy: float | None = Field(default=None, ge=0, le=1)
     equivalence: dict[str, float | None] = Field(default_factory=dict, description="The proofs of the report.")
     input: Port
