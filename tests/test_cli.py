@@ -305,6 +305,26 @@ def test_errors_as_json(passdeploy: Call) -> None:
     assert len(said.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "a", "b"], "interrupted"),
+        (["doctor"], "interrupted"),
+        (["compare", "--latency", "2x"], "interrupted: the same command continues where it stopped"),
+        (["run", "--fresh"], "interrupted: the same command without --fresh continues where it stopped"),
+    ],
+)
+def test_ctrl_c_promises_to_go_on_where_that_is_so(
+    passdeploy: Call, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    got = passdeploy(*arguments)
+    assert (got.code, got.err.strip()) == (130, said)
+
+
 def test_a_disk_that_fills(tmp_path: Path) -> None:
     """Files may not grow beyond a few kilobytes: one line, exit 2, and with room again the run goes on."""
     run = tmp_path / "run"

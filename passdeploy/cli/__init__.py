@@ -25,6 +25,8 @@ from passdeploy.cli.options import app, print_json
 from passdeploy.errors import BadInput, PassdeployError
 
 INTERRUPTED, TERMINATED = 130, 143
+CONTINUED = ("run", "profile", "search", "fit", "finetune", "compile", "compare", "study")
+"""Verbs that keep in a folder what they have done so far; the others start over."""
 
 
 class InternalError(PassdeployError):
@@ -92,5 +94,6 @@ def main() -> None:
         fail(InternalError(f"internal error: {said}; --debug shows where"), as_json)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this status, silently
         same = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
-        Console(stderr=True, emoji=False).print(f"interrupted: {same} continues where it stopped")
+        then = f": {same} continues where it stopped" if {*sys.argv[1:2]} & {*CONTINUED} else ""
+        Console(stderr=True, emoji=False).print(f"interrupted{then}")
     raise SystemExit(code if isinstance(code, int) else 0)
