@@ -13,14 +13,16 @@ from passdeploy.shipping.manifest import BundleManifest
 SBOM = "sbom.cdx.json"
 
 _MADE_WITH = ("torch", "torchvision", "torch-pruning", "numpy", "onnx", "onnxscript", "onnxsim", "safetensors")
-_DISTRIBUTION = {
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "tensorrt_rtx": "tensorrt-rtx-cu13",
-    "tensorrt": "tensorrt",
-    "torch_tensorrt": "torch-tensorrt",
-    "inductor": "torch",
+_DISTRIBUTIONS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime_tensorrt": ("onnxruntime-gpu",),
+    "openvino": ("openvino",),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13",),
+    "tensorrt": ("tensorrt",),
+    "torch_tensorrt": ("torch-tensorrt",),
+    "inductor": ("torch",),
 }
+"""Backend -> the distributions that it may come in."""
 
 
 def _licences(name: str) -> list[dict[str, Any]]:
@@ -30,6 +32,20 @@ def _licences(name: str) -> list[dict[str, Any]]:
     except PackageNotFoundError:
         return []
     return [{"expression": expression}] if expression else []
+
+
+def _installed(name: str) -> str | None:
+    """Version of a distribution; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _distribution(backend: str) -> str:
+    """The one that is installed, else the first."""
+    names = _DISTRIBUTIONS.get(backend, (backend,))
+    return next((name for name in names if _installed(name)), names[0])
 
 
 def _library(name: str, of_version: str, scope: str) -> dict[str, Any]:
@@ -60,16 +76,13 @@ def _libraries(manifest: BundleManifest, versions: Mapping[str, Any]) -> list[di
     """What it was made with (scope excluded: not needed to run it) and what runs it (required)."""
     made: dict[str, dict[str, Any]] = {}
     for name in _MADE_WITH:
-        known = versions.get(name)
+        known = versions.get(name) or _installed(name)
         if known is None:
-            try:
-                known = version(name)
-            except PackageNotFoundError:
-                continue
+            continue
         made[name] = _library(name, str(known), "required" if name == "numpy" else "excluded")
     made["passdeploy"] = _library("passdeploy", manifest.passdeploy_version, "required")
     for engine in manifest.engines:
-        name = _DISTRIBUTION.get(engine.backend, engine.backend)
+        name = _distribution(engine.backend)
         made[name] = _library(name, engine.backend_version, "required")
     return [made[name] for name in sorted(made)]
 

@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 
 from passdeploy.errors import BadInput
 from passdeploy.shipping import manifest as m
+from passdeploy.shipping import sbom
 from passdeploy.shipping.bundle import BundleSource, EngineSource, write_bundle
 from passdeploy.shipping.contents import open_bundle
 from passdeploy.shipping.sums import digest_file
@@ -78,6 +79,26 @@ def test_sbom_lists_model_engine_and_libraries(sealed_bundle: Path) -> None:
     assert components["onnxruntime"]["scope"] == "required"
     references = [c["bom-ref"] for c in document["components"]]
     assert len(references) == len(set(references))
+
+
+@pytest.mark.parametrize(
+    ("installed", "backend", "named"),
+    [
+        ("onnxruntime", "onnxruntime", "onnxruntime"),
+        ("onnxruntime-gpu", "onnxruntime", "onnxruntime-gpu"),
+        ("onnxruntime-gpu", "onnxruntime_tensorrt", "onnxruntime-gpu"),
+        ("onnxruntime", "openvino", "openvino"),
+    ],
+)
+def test_sbom_names_the_distribution_that_the_engine_runs_on(
+    installed: str, backend: str, named: str, sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sbom, "_installed", lambda name: "1.0" if name == installed else None)
+    manifest = m.read((sealed_bundle / "bundle.json").read_bytes())
+    (engine,) = manifest.engines
+    other = manifest.model_copy(update={"engines": (engine.model_copy(update={"backend": backend}),)})
+    components = json.loads(sbom.sbom(other, {}))["components"]
+    assert {c["name"] for c in components if c.get("scope") == "required"} == {named, "passdeploy"}
 
 
 def test_without_engines_or_measurements_it_claims_nothing(tmp_path: Path) -> None:
