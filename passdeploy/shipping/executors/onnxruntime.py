@@ -12,8 +12,6 @@ from passdeploy.shipping.contents import EngineInfo
 from passdeploy.shipping.executors.base import Executor
 from passdeploy.shipping.sums import Refused
 
-_GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
-
 
 class OrtExecutor(Executor):
     """Runs a session; inputs and outputs are host arrays."""
@@ -57,11 +55,9 @@ def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], threads
     on_gpu = bool(engine.requires.get("compute_capabilities"))
     providers: list[Any] = ["CPUExecutionProvider"]
     if on_gpu:
-        names = [name for name in engine.meta.get("providers", ()) if name in _GPU_PROVIDERS]
-        missing = [name for name in names if name not in ort.get_available_providers()]
-        if missing or not names:
-            raise Refused(f"engine {engine.id}: this onnxruntime has no {missing or _GPU_PROVIDERS[0]}")
-        providers = [CUDA if name == CUDA[0] else name for name in names]  # with the options that were measured
+        if CUDA[0] not in ort.get_available_providers():
+            raise Refused(f"engine {engine.id}: this onnxruntime has no {CUDA[0]}")
+        providers = [CUDA]  # with the options that were measured
     settings = {str(key): str(value) for key, value in engine.meta.get("session", {}).items()}
     try:
         loaded = session(data, threads or engine.threads, providers, settings)
