@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from passdeploy.engines.base import CompileInput, Engine, get_backend
+from passdeploy.engines.base import TOLERANCE, CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import NotEquivalent
 from passdeploy.export import INPUT, OUTPUT, export_onnx, export_program, onnx_function
@@ -24,7 +24,6 @@ from passdeploy.reporting.engines import Latency, MaskedInfo
 from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import Prompted
 from passdeploy.stages.common import input_stage
-from passdeploy.stages.proof import TOLERANCE
 from passdeploy.structure import Structure
 from passdeploy.surgery import relative_difference, thin
 from passdeploy.timing import compare_engines, open_runner

@@ -28,6 +28,8 @@ LAYER_CALLS = 40
 Arrays = dict[str, np.ndarray]
 INPUT, OUTPUT = "images", "logits"
 """Names of a graph's input and of its output."""
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1}
+"""Largest max|a-b| / max|a| between the ONNX file and the engine of a precision; all other proofs are in fp32."""
 
 
 @dataclass(frozen=True)

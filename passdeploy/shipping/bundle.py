@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from passdeploy.engines.base import TOLERANCE
 from passdeploy.errors import BadInput
 from passdeploy.shipping import manifest as m
 from passdeploy.shipping.card import MODEL_CARD, README, model_card, readme
@@ -38,10 +39,7 @@ from passdeploy.shipping.sums import SUMS, digest_bytes, digest_file, write
 if TYPE_CHECKING:
     from passdeploy.targets import Target
 
-__all__ = ["SAMPLES", "TOLERANCE", "BundleSource", "EngineSource", "write_bundle"]
-
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1}
-"""max|a-b| / max|a| that an engine of a precision may differ from the fp32 graph on the samples."""
+__all__ = ["SAMPLES", "BundleSource", "EngineSource", "write_bundle"]
 
 SAMPLES = 8
 """Images that a bundle carries at most."""

@@ -24,7 +24,7 @@ class EngineSource:
         latency: As in a report's `latency_ms`; None when it was never measured. With a single engine the report's is
             taken when this is None and the target is attached.
         dense_latency: The dense engine's on the same target.
-        tolerance: On the samples; None: that of the precision (`bundle.TOLERANCE`).
+        tolerance: On the samples; None: that of the precision (`passdeploy.engines.base.TOLERANCE`).
         calibration: Images that the ranges of an int8 or fp8 engine came from; their digest is recorded.
     """
 

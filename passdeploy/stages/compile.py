@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from passdeploy.data.base import evenly
-from passdeploy.engines.base import CompileInput, Engine, get_backend
+from passdeploy.engines.base import TOLERANCE, CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.export import INPUT, OUTPUT, export_onnx, export_program, onnx_function
 from passdeploy.rebuilds import with_rebuilds
 from passdeploy.stages.accuracy import accuracy_in_precision, filled
 from passdeploy.stages.common import plain
 from passdeploy.stages.finetune import thin_model
-from passdeploy.stages.proof import AGREEMENT_IMAGES, TOLERANCE, array_difference, in_batches, proof_holds
+from passdeploy.stages.proof import AGREEMENT_IMAGES, array_difference, in_batches, proof_holds
 from passdeploy.timing import open_runner
 from passdeploy.workspace import link_file, link_folder, read_json, write_json
 

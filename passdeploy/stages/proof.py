@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from passdeploy.engines.base import TOLERANCE
 from passdeploy.surgery import relative_difference
 
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1}
-"""Largest max|a-b| / max|a| between the ONNX file and the engine of a precision; all other proofs are in fp32."""
 TOP1_AGREEMENT = 0.99
 """At least this share of the images must get the same class from the engine as from the ONNX file."""
 AGREEMENT_IMAGES = 1000
