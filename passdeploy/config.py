@@ -56,7 +56,9 @@ class SearchConfig(Section):
         memory: Which earlier masks it sees: the previous group's, or the mean over all of them.
         allocator: ``latency`` (greedy on predicted latency), ``global`` (one threshold, as in the paper) or
             ``uniform``.
-        latency_weight: Weight of the expected-latency term.
+        signal: What the hypernetwork learns from: ``measured`` (what small changes of the masks do to the loss), or
+            ``gradient`` (of the loss, straight through the masks, as in the paper).
+        latency_weight: Weight of the expected-latency term beside the gradient.
         ramp: Share of the steps over which the budget tightens.
         resolve_every: Steps between two solutions of the allocation.
         hyper_every: Steps between two updates of the hypernetwork.
@@ -68,7 +70,7 @@ class SearchConfig(Section):
     epochs: Positive = 0.75
     min_steps: int = Field(default=150, ge=1)
     lr: NonNegative = 0.05
-    hyper_lr: NonNegative = 3e-3
+    hyper_lr: NonNegative = 5e-3
     prior: Literal["sensitivity", "none"] = "sensitivity"
     co_adapt: bool = True
     depth: bool = True
@@ -76,10 +78,11 @@ class SearchConfig(Section):
     statistics: bool = True
     memory: Literal["previous", "all"] = "previous"
     allocator: Literal["latency", "global", "uniform"] = "latency"
+    signal: Literal["measured", "gradient"] = "measured"
     latency_weight: NonNegative = 0.1
     ramp: float = Field(default=0.6, ge=0, le=1)
     resolve_every: int = Field(default=8, ge=1)
-    hyper_every: int = Field(default=2, ge=1)
+    hyper_every: int = Field(default=4, ge=1)
     temperature: Positive = 0.5
     distill: float = Field(default=0.5, ge=0, le=1)
     keep_at_least: float = Field(default=0.1, ge=0, le=1)

@@ -145,6 +145,11 @@ class Run:
         return self.unmeasurable is None
 
     @property
+    def closed(self) -> bool:
+        """Whether the closed loop decides: budgets are in latency, and engines can be measured."""
+        return self.measured and self.config.axis == "latency"
+
+    @property
     def unmeasurable(self) -> str | None:
         """Why engines for the target can't be timed on this machine; None where they can."""
         if not self.target.attached:

@@ -151,7 +151,7 @@ def test_memory_of_all_masks_sees_more_than_the_previous_one() -> None:
 
 
 def test_ablation_leaves_out_what_the_design_names() -> None:
-    named = {"no prompt", "no recurrence", "no statistics", "no latency term", "global threshold", "no depth"}
+    named = {"no prompt", "no recurrence", "no statistics", "gradient signal", "global threshold", "no depth"}
     assert named <= set(PARTS)
 
 

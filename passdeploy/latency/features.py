@@ -30,9 +30,12 @@ TERMS = (
     "count",  # launch
     "reorder_count",
     "residue",  # what is left where a block was removed: elements of its output
+    "input_odd",  # elements to be rearranged because the input channels are no multiple of 4
+    "output_odd",
+    "odd_count",
 )
-WEIGHT_KNEES = (1e6, 2e6, 4e6, 8e6, 16e6, 32e6)
-"""Total weight bytes from which on they may no longer fit a cache; the fit chooses among them."""
+CACHES = (1e6, 2e6, 4e6, 8e6, 16e6, 24e6)
+"""Bytes of weights that a cache may hold; the fit chooses among them."""
 ODD = 4
 
 
@@ -140,13 +143,14 @@ class Features:
         few = np.where(self.grouped, 1.0, np.where(self.image, cin, few))
         off_in = ((cin % s > 0) & ~self.image).astype(float)
         off_out = (cout % s > 0).astype(float)
-        odd = ((cin % ODD > 0) & ~self.image) | (cout % ODD > 0)
+        odd_in = ((cin % ODD > 0) & ~self.image).astype(float)
+        odd_out = (cout % ODD > 0).astype(float)
         out = np.empty((*cin.shape, len(TERMS)))
         work = runs * self.work
         out[..., 0] = work * inputs * cout
         out[..., 1] = work * inputs * up_out
         out[..., 2] = work * few * up_out
-        out[..., 3] = out[..., 0] * odd
+        out[..., 3] = out[..., 0] * np.maximum(odd_in, odd_out)
         out[..., 4] = runs * self.in_area * cin
         out[..., 5] = runs * self.out_area * up_out
         out[..., 6] = out[..., 4] * off_in
@@ -155,6 +159,9 @@ class Features:
         out[..., 9] = runs
         out[..., 10] = runs * (off_in + off_out)
         out[..., 11] = (1 - runs) * self.out_area * cout * self._removable
+        out[..., 12] = out[..., 4] * odd_in
+        out[..., 13] = runs * self.out_area * cout * odd_out
+        out[..., 14] = runs * (odd_in + odd_out)
         return out
 
     def cost(self, w: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
@@ -176,6 +183,11 @@ class Features:
             if used[3]:
                 odd = (np.fmod(cin, ODD) * ~self.image + np.fmod(cout, ODD)) > 0
                 total += (both * odd) @ (c[3] * self.work)
+        for unit, (in_area, out_area, number) in ((s, (6, 7, 10)), (ODD, (12, 13, 14))):
+            if used[[in_area, out_area, number]].any():
+                off_in, off_out = runs * ((np.fmod(cin, unit) > 0) & ~self.image), runs * (np.fmod(cout, unit) > 0)
+                total += (off_in * cin) @ (c[in_area] * self.in_area) + (off_out * cout) @ (c[out_area] * self.out_area)
+                total += (off_in + off_out) @ c[number]
         if used[1]:
             total += (runs_in * up_out) @ (c[1] * self.work)
         if used[2]:
@@ -185,12 +197,6 @@ class Features:
             total += (runs * cin) @ (c[4] * self.in_area)
         if used[5]:
             total += (runs * up_out) @ (c[5] * self.out_area)
-        if used[6] or used[10]:
-            off = runs * ((np.fmod(cin, s) > 0) & ~self.image)
-            total += (off * cin) @ (c[6] * self.in_area) + off @ c[10]
-        if used[7] or used[10]:
-            off = runs * (up_out != cout)
-            total += (off * cout) @ (c[7] * self.out_area) + off @ c[10]
         if used[11]:
             total += (cout - runs * cout) @ (c[11] * self.out_area * self._removable)
         return total
@@ -200,6 +206,16 @@ class Features:
         cin, cout, runs = self.channels(w)
         weights: np.ndarray = (runs * np.where(self.grouped, 1.0, cin) * cout) @ self.weight_bytes
         return weights
+
+    @staticmethod
+    def spilled(weights: Any, cache: float) -> Any:
+        """Bytes of the weights that come from beyond a cache: all, once they are read in turn and are twice its size.
+
+        Args:
+            weights: Bytes of all weights, an array or a tensor.
+            cache: Bytes that the cache holds.
+        """
+        return weights * (weights / cache - 1).clip(0, 1)
 
     def soft_terms(self, w: torch.Tensor) -> torch.Tensor:
         """The same, differentiable: linear between the steps, no misalignment (what it could be if rounded well)."""
@@ -228,6 +244,9 @@ class Features:
                 runs,
                 none,
                 residue,
+                none,
+                none,
+                none,
             ],
             dim=-1,
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from passdeploy.errors import BadInput
-from passdeploy.latency.features import TERMS, WEIGHT_KNEES, Features
+from passdeploy.latency.features import CACHES, TERMS, Features
 from passdeploy.latency.regression import Fit, cross_validate, fit_base
 from passdeploy.workspace import write_json
 
@@ -64,7 +64,7 @@ class LatencyModel:
 
     def __post_init__(self) -> None:
         self._coefficients = self.base.families[self.features.family]
-        self._knees = [(knee, c) for knee, c in zip(WEIGHT_KNEES, self.base.knees, strict=True) if c > 0]
+        self._caches = [(cache, c) for cache, c in zip(CACHES, self.base.caches, strict=True) if c > 0]
 
     @classmethod
     def fit(
@@ -127,10 +127,10 @@ class LatencyModel:
         """Predicted latency over the dense engine's [n], for kept units [n, groups]."""
         w = np.asarray(w, dtype=float)
         ratio: np.ndarray = self.features.cost(w, self._coefficients) + self.base.constant
-        if self._knees:
+        if self._caches:
             weights = self.features.weights(w)
-            for knee, c in self._knees:
-                ratio += c * np.maximum(weights - knee, 0)
+            for cache, c in self._caches:
+                ratio += c * self.features.spilled(weights, cache)
         return ratio
 
     def predict_many(self, w: np.ndarray) -> np.ndarray:
@@ -151,10 +151,10 @@ class LatencyModel:
 
         terms = self.features.soft_terms(w[None])[0]
         ratio = (terms * torch.as_tensor(self._coefficients, dtype=w.dtype, device=w.device)).sum() + self.base.constant
-        if self._knees:
+        if self._caches:
             weights = terms[:, TERMS.index("weights")].sum()
-            for knee, c in self._knees:
-                ratio = ratio + c * torch.relu(weights - knee)
+            for cache, c in self._caches:
+                ratio = ratio + c * self.features.spilled(weights, cache)
         return ratio * self.dense_ms
 
     @property

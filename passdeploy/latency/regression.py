@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passdeploy.latency.features import TERMS, WEIGHT_KNEES, Features
+from passdeploy.latency.features import CACHES, TERMS, Features
 from passdeploy.latency.nnls import nnls
 
 if TYPE_CHECKING:
@@ -28,27 +28,27 @@ class Fit:
         step: Width step of the hardware.
         ridge: Strength of the regularisation.
         families: What a family of operators pays per unit of every term [families, terms].
-        knees: Per byte of weights beyond each of `WEIGHT_KNEES`.
+        caches: Per byte of weights that each of `CACHES` does not hold.
         constant: Paid by every structure.
     """
 
     step: int
     ridge: float
     families: np.ndarray
-    knees: np.ndarray
+    caches: np.ndarray
     constant: float
 
 
 def _columns(features: Features, w: np.ndarray) -> np.ndarray:
-    """Design matrix [n, families * terms + knees + 1]."""
+    """Design matrix [n, families * terms + caches + 1]."""
     terms = features.terms(w)
     count = len(features.families)
     members = np.zeros((count, len(features.family)))
     members[features.family, np.arange(len(features.family))] = 1
     by_family = np.einsum("nok,fo->nfk", terms, members).reshape(len(terms), -1)
     weights = terms[..., TERMS.index("weights")].sum(1)
-    knees = np.maximum(weights[:, None] - np.asarray(WEIGHT_KNEES), 0)
-    return np.concatenate([by_family, knees, np.ones((len(terms), 1))], axis=1)
+    spilled = np.stack([features.spilled(weights, cache) for cache in CACHES], axis=1)
+    return np.concatenate([by_family, spilled, np.ones((len(terms), 1))], axis=1)
 
 
 def _solve(columns: np.ndarray, ratios: np.ndarray, weights: np.ndarray, ridge: float) -> np.ndarray:
@@ -133,6 +133,6 @@ def fit_base(
         step,
         ridge,
         solution[:split].reshape(len(features.families), len(TERMS)),
-        solution[split : split + len(WEIGHT_KNEES)],
+        solution[split : split + len(CACHES)],
         float(solution[-1]),
     )

@@ -37,7 +37,7 @@ class Allocation:
         structure: The kept units.
         widths: Kept units per group, in the groups' order.
         predicted_ms: By the latency model.
-        price: Loss per millisecond at which the last unit was given up; 0 when nothing was.
+        price: Loss per millisecond of what would come back first; 0 when nothing was given up.
     """
 
     structure: Structure

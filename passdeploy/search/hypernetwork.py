@@ -65,8 +65,8 @@ class HyperNetwork(nn.Module):
         recurrence: False: each group starts from the prompt's state (ablation).
         statistics: False: units are told apart by their index only (ablation).
         temperature: Of the sigmoid behind the straight-through masks.
-        reach: The learnt correction of a log importance stays within plus and minus this; 0: no bound,
-            and no prior to start from.
+        reach: The learnt correction of a log importance stays within plus and minus this, and is none in the mean over
+            the groups, since what all scores share decides nothing; 0: no bound, and no prior to start from.
         memory: What is seen of earlier masks: the ``previous`` group's (the paper), or the mean over ``all`` of them.
     """
 
@@ -127,14 +127,18 @@ class HyperNetwork(nn.Module):
             with the gradient of ``sigmoid((score - threshold) / temperature)``.
         """
         known = statistics if self.statistics else statistics.anonymous()
+        widths = [len(base) for base in prior]
         state, memory = self.initial(self.encoder(prompt)).chunk(2)
         condition = torch.full((len(prior), 1), math.log(budget))
         seen = torch.cat([known.group, known.pooled, self._earlier(cuts.hard), condition], 1)
         states = self._walk(seen, (state.tanh()[None], memory[None]))
         owner = known.owner
         delta = self.head(torch.cat([states[owner], known.units], 1))[:, 0]
-        scores = torch.cat(list(prior)) + (self.reach * torch.tanh(delta / self.reach) if self.reach else delta)
+        if self.reach:
+            # Left in, what all scores share would drift until every tanh is at its bound and has no slope left.
+            shared = torch.stack([part.mean() for part in delta.split(widths)]).mean()
+            delta = self.reach * torch.tanh((delta - shared) / self.reach)
+        scores = torch.cat(list(prior)) + delta
         soft = torch.sigmoid((scores - cuts.thresholds[owner]) / self.temperature)
         masks = torch.cat(cuts.hard) + (soft - soft.detach())  # in this order: exactly 0 or 1
-        widths = [len(base) for base in prior]
         return list(scores.split(widths)), list(masks.split(widths))

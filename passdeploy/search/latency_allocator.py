@@ -29,11 +29,11 @@ class LatencyAllocator(KnapsackAllocator):
         cost = self.tables(importance)
         # Widths inside a removed block mean nothing; should it come back, it comes back whole.
         start = np.where(self.alive(start[None])[0], start, self.widest())
-        widths, price = self._greedy(cost, target_ms, start, blocks)
-        if widths is not None:
-            widths = self._exchange(widths, cost, target_ms, blocks)
-            price = price or self._price(widths, cost, blocks)
-        return self._allocation(importance, widths, price)
+        widths = self._greedy(cost, target_ms, start, blocks)
+        if widths is None:
+            return None
+        widths = self._exchange(widths, cost, target_ms, blocks)
+        return self._allocation(importance, widths, self._price(widths, cost, blocks))
 
     def _price(self, widths: np.ndarray, cost: np.ndarray, blocks: bool) -> float:
         """Loss per millisecond of what would come back first; 0 when everything is there."""
@@ -47,13 +47,14 @@ class LatencyAllocator(KnapsackAllocator):
 
     def _widths(self, importance: Importance, target_ms: float) -> tuple[np.ndarray | None, float]:
         cost = self.tables(importance)
-        widths, price = self._greedy(cost, target_ms, self.widest(), blocks=True)
-        if widths is None or price == 0.0:
-            return widths, price
+        widths = self._greedy(cost, target_ms, self.widest(), blocks=True)
+        if widths is None or (widths == self.widest()).all():
+            return widths, 0.0
         packed, _ = super()._widths(importance, target_ms)
         starts = [widths] if packed is None else [widths, packed]
         found = [self._exchange(start, cost, target_ms, blocks=True) for start in starts]
-        return min(found, key=lambda row: float(self.losses(row[None], cost)[0])), price
+        best = min(found, key=lambda row: float(self.losses(row[None], cost)[0]))
+        return best, self._price(best, cost, blocks=True)
 
     def _moves(self, widths: np.ndarray, up: bool, blocks: bool, reach: int) -> np.ndarray:
         """All rows in which one group that matters is up to `reach` levels of its grid higher (lower)."""
@@ -68,15 +69,8 @@ class LatencyAllocator(KnapsackAllocator):
             rows[row, g] = level
         return rows
 
-    def _greedy(
-        self, cost: np.ndarray, target_ms: float, widths: np.ndarray, blocks: bool
-    ) -> tuple[np.ndarray | None, float]:
-        """Downwards where loss per saved millisecond is lowest; None when the target can't be reached.
-
-        Returns:
-            The widths, and the price of the last move.
-        """
-        price = 0.0
+    def _greedy(self, cost: np.ndarray, target_ms: float, widths: np.ndarray, blocks: bool) -> np.ndarray | None:
+        """Downwards where loss per saved millisecond is lowest; None when the target can't be reached."""
         now, loss = float(self.predict(widths[None])[0]), float(self.losses(widths[None], cost)[0])
         while now > target_ms:
             for reach in (self.LOOKAHEAD, int(self.full.max())):
@@ -90,12 +84,12 @@ class LatencyAllocator(KnapsackAllocator):
                 if useful.any():
                     break
             else:
-                return None, price
+                return None
             losses = self.losses(candidates, cost)
             rate = np.where(useful, (losses - loss) / np.maximum(saved, 1e-12), np.inf)
             best = int(np.argmin(rate))
-            widths, now, loss, price = candidates[best], float(latency[best]), float(losses[best]), float(rate[best])
-        return widths, max(price, 0.0)
+            widths, now, loss = candidates[best], float(latency[best]), float(losses[best])
+        return widths
 
     def _exchange(self, widths: np.ndarray, cost: np.ndarray, target_ms: float, blocks: bool) -> np.ndarray:
         """Raises groups while the target allows, and where it does not, lowers another one for it."""

@@ -37,6 +37,22 @@ def _curve(points: list[float]) -> list[float]:
     return [*values, values[-1] + 2 * slope]
 
 
+def rising(values: Tensor) -> Tensor:
+    """The nearest rising sequence of the same sum: neighbours that fall are averaged (pool adjacent violators).
+
+    Averaged ones still rise a little, so that they keep their order.
+    """
+    blocks: list[tuple[float, int]] = []  # mean and length
+    for value in values.tolist():
+        mean, length = value, 1
+        while blocks and blocks[-1][0] > mean:
+            before, held = blocks.pop()
+            mean, length = (before * held + mean * length) / (held + length), held + length
+        blocks.append((mean, length))
+    pooled = torch.cat([torch.full((length,), mean, dtype=values.dtype) for mean, length in blocks])
+    return pooled * (1 + 1e-6 * torch.arange(len(values)) / max(1, len(values)))
+
+
 def spread(magnitude: Tensor, losses: list[float]) -> Tensor:
     """Distributes a group's loss curve over its units.
 
@@ -45,7 +61,8 @@ def spread(magnitude: Tensor, losses: list[float]) -> Tensor:
         losses: Loss with the lowest 1/4, 1/2, 3/4 of the units removed.
 
     Returns:
-        (units,) importance > 0; the sum over the lowest share of units is the curve's value there.
+        (units,) importance > 0, rising with the magnitude; its sum over the lowest share of units is the curve's value
+        there, as far as a rising order allows, and its sum over all is the curve's last.
     """
     curve = _curve(losses)
     units = len(magnitude)
@@ -57,8 +74,7 @@ def spread(magnitude: Tensor, losses: list[float]) -> Tensor:
         if len(chosen):
             weights = magnitude[chosen].double() + 1e-9
             importance[chosen] = (curve[segment + 1] - curve[segment]) * weights / weights.sum()
-    # Ranking by magnitude must survive the segments' different slopes.
-    importance[ranked] = importance[ranked].cummax(0).values
+    importance[ranked] = rising(importance[ranked])
     return importance.clamp_min(1e-9)
 
 

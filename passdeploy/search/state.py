@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from passdeploy.groups import Groups
 from passdeploy.search.allocator import Allocation, Allocator, Importance
@@ -64,6 +66,66 @@ def unit_savings(allocator: Allocator) -> np.ndarray:
     return (allocator.dense_ms - allocator.predict(rows)) / removed
 
 
+Value = TypeVar("Value")
+
+LEAST_SPREAD = 0.01
+"""Standard deviation of the log scores' corrections below which a hypernetwork has learnt nothing."""
+MOST_AT_BOUND = 0.5
+"""Share of the corrections that may lie at their bounds, where nothing more can be learnt."""
+PROBED = 6
+"""Groups that a probe changes: several, since each measurement of the loss is then one of all of them."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A small change of the masks, whose effect on the loss is measured.
+
+    Attributes:
+        hard: Per group (units,), the changed masks.
+        removed: (all units,), 1 for a unit that the change removes, -1 for one that it brings back.
+    """
+
+    hard: tuple[Tensor, ...]
+    removed: Tensor
+
+    def predicted(self, scores: list[Tensor]) -> Tensor:
+        """The loss that the change costs if the scores, per group (units,), are right: a scalar."""
+        return (self.removed * torch.cat(scores).exp()).sum()
+
+
+@dataclass
+class Consequences:
+    """How the changes of the loss that scores predict compare with those that are measured.
+
+    Scores are right up to a common factor, which decides nothing: it is fitted to what was measured last.
+
+    Attributes:
+        product: Running sum of predicted times measured changes.
+        square: Running sum of the predicted ones' squares.
+        size: Running sum of the measured ones' sizes.
+        weight: Running sum of ones.
+    """
+
+    product: float = 0.0
+    square: float = 0.0
+    size: float = 0.0
+    weight: float = 0.0
+
+    KEPT = 0.95
+    """What is left of the sums at the next probe."""
+
+    def error(self, predicted: Tensor, measured: float) -> Tensor:
+        """What the hypernetwork minimises: the distance between the two, in units of the usual change."""
+        guess = float(predicted.detach())
+        self.product = self.KEPT * self.product + guess * measured
+        self.square = self.KEPT * self.square + guess**2
+        self.size = self.KEPT * self.size + abs(measured)
+        self.weight = self.KEPT * self.weight + 1
+        factor = max(self.product, 0.0) / max(self.square, 1e-30)
+        usual = max(self.size / self.weight, 1e-12)
+        return F.smooth_l1_loss(factor * predicted / usual, predicted.new_tensor(measured / usual))
+
+
 @dataclass
 class State:
     """The parts that are trained, and the allocation that the masks follow."""
@@ -80,7 +142,7 @@ class State:
         pixels = self.model.stage.pixels()
         return torch.zeros(self.context.data.input_shape) if pixels is None else pixels.cpu()
 
-    def named(self, values: list[Tensor]) -> dict[str, Tensor]:
+    def named(self, values: Sequence[Value]) -> dict[str, Value]:
         return dict(zip(self.context.groups.names, values, strict=True))
 
     @torch.no_grad()
@@ -110,8 +172,33 @@ class State:
     def cuts(self, previous: Cuts, ratio: float, scratch: bool = True) -> Cuts:
         """The cuts of the current scores' allocation, which starts from the previous one's unless from `scratch`."""
         scores = self.scores(previous, ratio)
-        allocation = self.solve(scores, ratio, None if scratch else widths_of(previous))
+        return self.cuts_of(self.solve(scores, ratio, None if scratch else widths_of(previous)), scores)
+
+    def cuts_of(self, allocation: Allocation, scores: Importance) -> Cuts:
+        """The cuts of an allocation that was made from `scores`."""
         return cuts_of(allocation, scores, self.context.groups, self.savings, self.hyper.temperature)
+
+    def probe(self, cuts: Cuts, scores: list[Tensor], generator: torch.Generator) -> Probe:
+        """A few groups at random, each a level of its grid wider or narrower than under `cuts`."""
+        widths = widths_of(cuts)
+        alive = self.allocator.alive(widths[None])[0]
+        grids = self.allocator.grids
+        free = [g for g, grid in enumerate(grids) if alive[g] and len(grid) > 1]
+        hard = list(cuts.hard)
+        for index in torch.randperm(len(free), generator=generator)[:PROBED].tolist():
+            g = free[index]
+            levels = [int(v) for v in (*grids[g][grids[g] < widths[g]][-1:], *grids[g][grids[g] > widths[g]][:1])]
+            level = levels[int(torch.randint(len(levels), (1,), generator=generator))]
+            # What is kept stays first: only the difference is the probe's.
+            rank = scores[g].detach()
+            order = (rank + (rank.max() - rank.min() + 1) * hard[g]).argsort(descending=True)
+            hard[g] = torch.zeros_like(hard[g]).index_fill(0, order[:level], 1.0)
+        return Probe(tuple(hard), self._gone(tuple(hard)) - self._gone(cuts.hard))
+
+    def _gone(self, hard: tuple[Tensor, ...]) -> Tensor:
+        """(all units,), 1 = removed; inside of removed blocks nothing counts, as for the allocator."""
+        alive = self.allocator.alive(np.array([[int(mask.sum()) for mask in hard]]))[0]
+        return torch.cat([(1 - mask) * float(there) for mask, there in zip(hard, alive, strict=True)])
 
     def open(self) -> Cuts:
         """Everything kept."""
@@ -152,24 +239,56 @@ def prepare(context: SearchContext) -> State:
     return State(context, allocator, model, hyper, statistics, prior, unit_savings(allocator))
 
 
-def health(curves: dict[str, list[float]], search: State, cuts: list[Cuts]) -> list[dict[str, Any]]:
-    """Checks a finished search: each is ``{"name", "ok", "message"}``."""
+def _learning(search: State, importance: Importance) -> list[tuple[str, bool, str]]:
+    """Whether the hypernetwork found anything, and has room left to find more."""
+    found = np.concatenate([np.log(np.asarray(importance[name])) for name in search.context.groups.names])
+    correction = found - torch.cat(search.prior).numpy()
+    spread, reach = float(correction.std()), search.hyper.reach
+    said = f"corrections of log scores spread by {spread:.2f}, from {correction.min():+.2f} to {correction.max():+.2f}"
+    checks = [("the hypernetwork learns", spread > LEAST_SPREAD, said)]
+    if reach:
+        at_bound = float((np.abs(correction) > 0.95 * reach).mean())
+        ratio = search.context.ratios[0]
+        before = search.solve(search.named([base.double().exp().numpy() for base in search.prior]), ratio).structure
+        after = search.solve(importance, ratio).structure
+        changed = sum(int((np.array(mask) != after.masks[name]).sum()) for name, mask in before.masks.items())
+        checks.append(
+            (
+                "scores have room",
+                at_bound < MOST_AT_BOUND,
+                f"{at_bound:.0%} of them at their bounds; {changed} units decided otherwise than at the start",
+            )
+        )
+    return checks
+
+
+def health(
+    curves: dict[str, list[float]], search: State, cuts: list[Cuts], importance: Importance
+) -> list[dict[str, Any]]:
+    """Checks a finished search: each is ``{"name", "ok", "message"}``.
+
+    Args:
+        curves: Of the search.
+        search: What was trained.
+        cuts: Per budget, the last ones.
+        importance: Of the first budget, as found.
+    """
     checks = []
-    loss = curves["loss"]
+    tightest = min(curves["asked_ratio"])
+    loss = [value for value, asked in zip(curves["loss"], curves["asked_ratio"], strict=True) if asked == tightest]
     best, last = min(loss), loss[-1]
     checks.append(
         (
             "loss settles",
             bool(np.isfinite(last)) and last <= 1.5 * best + 0.1,
-            f"from {loss[0]:.3f} to {last:.3f}, lowest {best:.3f}",
+            f"from {loss[0]:.3f} to {last:.3f} at the tightest budget, lowest {best:.3f}",
         )
     )
-    moved = sum(curves["moved"])
-    checks.append(("masks move", moved > 0, f"{int(moved)} mask bits changed during the search"))
+    checks += _learning(search, importance)
     if search.model.stage.prompt is not None:
         gradient = curves["prompt_grad"][-1]
         checks.append(("prompt learns", gradient > 1e-7, f"mean gradient norm at the end {gradient:.2g}"))
-    groups, alive = search.context.groups.groups, None
+    groups = search.context.groups.groups
     widths = widths_of(cuts[0])[None]
     alive = search.allocator.alive(widths)[0]
     collapsed = [

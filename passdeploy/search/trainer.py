@@ -1,18 +1,25 @@
 """PASS: the prompt, the hypernetwork and (ours) the weights are trained jointly under the latency budget.
 
 Each step trains the masked network. The masks are those of the allocation that the current scores give under the
-current budget, which tightens over the search and is solved again every few steps; gradients reach the scores, and
-through them the LSTM and the prompt, straight through the binarisation.
+current budget, which tightens over the search and is solved again every few steps.
+
+Scores are losses: what removing a unit costs. Every few steps a few groups are made a little wider or narrower on the
+same batch (ours), and the hypernetwork learns to predict by how much that changes the loss, under the masks and with
+the weights as they are by then; what the search started from was measured one group at a time in the dense network. The
+paper's gradient, straight through the binarisation, can be had instead (``search.signal: gradient``). It says little
+once weights train along: batch norm makes the loss indifferent to the scale of what is kept, so that the gradients of
+a group's kept units sum to nothing, while those of removed ones always ask to come back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from passdeploy.config import SearchConfig
 from passdeploy.kernels.masked_forward import search_masker
@@ -20,7 +27,7 @@ from passdeploy.placing import place
 from passdeploy.search.hypernetwork import Cuts
 from passdeploy.search.method import SearchContext, SearchResult, register_method, search_steps
 from passdeploy.search.prompt import InputStage, Prompted
-from passdeploy.search.state import State, health, prepare, widths_of
+from passdeploy.search.state import Consequences, State, health, prepare, widths_of
 from passdeploy.tasks import task_of
 from passdeploy.teacher import Teacher
 from passdeploy.training import (
@@ -87,6 +94,7 @@ def search_pass(context: SearchContext) -> SearchResult:
     masker = search_masker(model, context.groups, "network.")
     cuts = [search.open() for _ in context.ratios]
     solved = [1.0 for _ in context.ratios]  # the share that each budget's allocation was asked for
+    consequences = [Consequences() for _ in context.ratios]
     curves: dict[str, list[float]] = {
         key: []
         for key in ("step", "loss", "accuracy", "latency_ratio", "asked_ratio", "blocks", "moved", "prompt_grad")
@@ -101,8 +109,13 @@ def search_pass(context: SearchContext) -> SearchResult:
         start, curves, sums = state["step"], state["curves"], _Sums(**state["sums"])
         cuts = [Cuts(entry["thresholds"], tuple(entry["hard"])) for entry in state["cuts"]]
         solved = state["solved"]
+        consequences = [Consequences(**entry) for entry in state["consequences"]]
     dtype, task = autocast_dtype(device), task_of(context.data)
     trained = settings.co_adapt or model.stage.prompt is not None
+
+    def on_device(values: Sequence[Tensor]) -> dict[str, Tensor]:
+        return search.named([value.to(device) for value in values])
+
     for step, images, labels in training_batches(context.data, train.batch, train.seed, total, start):
         turn, which = divmod(step, len(context.ratios))  # budgets take turns
         asked = ramped(context.ratios[which], step / total, settings.ramp)
@@ -115,21 +128,25 @@ def search_pass(context: SearchContext) -> SearchResult:
             sums.moved += sum(int((a != b).sum()) for a, b in zip(before, cuts[which].hard, strict=True))
         # Without weights or a prompt to train there is nothing else to be done in a step.
         learn = turn % settings.hyper_every == 0 or not trained
+        values = list(cuts[which].hard)
         if learn:
-            _, values = hyper(search.prompt(), search.statistics, search.prior, cuts[which], asked)
-        else:
-            values = list(cuts[which].hard)
-        masks = search.named([value.to(device) for value in values])
+            scores, straight = hyper(search.prompt(), search.statistics, search.prior, cuts[which], asked)
+            values = straight if settings.signal == "gradient" else values
         for group in weights.param_groups:
             group["lr"] = _rate(step, total, settings)
         images = images.to(device, memory_format=torch.channels_last)
         labels = labels.to(device)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             target = None if teacher is None else teacher(images)
-            logits = masker(masks, images)
+            logits = masker(on_device(values), images)
         loss = task_loss(task, logits, labels, target, train)
         objective = loss
-        if learn and settings.latency_weight and hasattr(context.predictor, "predict_soft"):
+        if learn and settings.signal == "measured":
+            probe = search.probe(cuts[which], scores, torch.Generator().manual_seed(config.seed * 1_000_003 + step))
+            with torch.no_grad(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                changed = task_loss(task, masker(on_device(probe.hard), images), labels, target, train)
+            objective = objective + consequences[which].error(probe.predicted(scores), float(changed - loss.detach()))
+        elif learn and settings.latency_weight and hasattr(context.predictor, "predict_soft"):
             expected = context.predictor.predict_soft(torch.stack([value.sum() for value in values]))
             objective = objective + settings.latency_weight * expected / search.allocator.dense_ms
         weights.zero_grad()
@@ -139,9 +156,6 @@ def search_pass(context: SearchContext) -> SearchResult:
             sums.prompt_grad += float(model.stage.prompt.grad.norm())
         if learn:
             nn.utils.clip_grad_norm_(hyper.parameters(), 1.0)
-        else:
-            for parameter in hyper.parameters():
-                parameter.grad = None  # Adam leaves them alone
         if settings.co_adapt:
             nn.utils.clip_grad_norm_(model.network.parameters(), LARGEST_GRADIENT)
             weights.step()
@@ -152,7 +166,9 @@ def search_pass(context: SearchContext) -> SearchResult:
             _record(curves, step + 1, sums, asked, cuts[which], search)
             sums = _Sums()
             if context.checkpoint.due():
-                context.checkpoint.save(_state(step + 1, model, hyper, weights, adam, curves, sums, cuts, solved))
+                context.checkpoint.save(
+                    _state(step + 1, model, hyper, weights, adam, curves, sums, cuts, solved, consequences)
+                )
         state_line = f"loss {curves['loss'][-1]:.3f}, {1 / asked:.2f}x" if curves["loss"] else ""
         context.progress(step + 1, total, state_line)
     importance = []
@@ -168,7 +184,7 @@ def search_pass(context: SearchContext) -> SearchResult:
         depth=settings.depth,
         adapted=settings.co_adapt,
         curves=curves,
-        health=health(curves, search, cuts),
+        health=health(curves, search, cuts, {name: values.numpy() for name, values in importance[0].items()}),
     )
 
 
@@ -221,6 +237,7 @@ def _state(
     sums: _Sums,
     cuts: list[Cuts],
     solved: list[float],
+    consequences: list[Consequences],
 ) -> dict[str, Any]:
     return {
         "step": step,
@@ -232,4 +249,5 @@ def _state(
         "sums": vars(sums),
         "cuts": [{"thresholds": c.thresholds, "hard": list(c.hard)} for c in cuts],
         "solved": solved,
+        "consequences": [vars(each) for each in consequences],
     }

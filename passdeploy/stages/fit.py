@@ -19,6 +19,7 @@ from passdeploy.latency.loop import close_gap, close_loop
 from passdeploy.latency.measure import BENCH, Settings
 from passdeploy.latency.stats import min_samples
 from passdeploy.search.allocator import ALLOCATORS, width_grids
+from passdeploy.search.latency_allocator import LatencyAllocator
 from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.stages.common import input_stage, kept_widths, meter
@@ -132,6 +133,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     groups, asked = run.subject.groups, budget.budget
     grids = width_grids(groups, predictor.step, run.config.search.keep_at_least, result.depth)
     allocator = ALLOCATORS[result.allocator](groups, predictor, grids)
+    between = LatencyAllocator(groups, predictor, grids)  # fills gaps for every method, whatever its own rule
     importance = result.importance_arrays(budget.index)
     facts: dict[str, Any] = {"messages": [], "candidates": [], "reachable": None, "masked_vs_thin": None}
     dense_ms = predictor.dense_ms
@@ -146,11 +148,10 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         return allocator.structure(importance, widths), float(allocator.predict(widths[None])[0])
 
     def narrow(slower: Structure, target_ms: float) -> tuple[Structure, float] | None:
-        found = allocator.narrow(importance, target_ms, kept_widths(run, slower))
+        found = between.narrow(importance, target_ms, kept_widths(run, slower))
         return None if found is None else (found.structure, found.predicted_ms)
 
-    closed = run.measured and run.config.axis == "latency"
-    if closed:
+    if run.closed:
         structure, status, reached = _fit_measured(
             run, budget, folder, facts, allocate, fastest, narrow, dense_ms, stage
         )
@@ -163,7 +164,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         structure, predicted = allocated or fastest()
         reached = {"latency_ms": predicted, "speedup": dense_ms / predicted, "measured": False}
     if status == "infeasible":
-        how = "measured" if closed else "predicted"
+        how = "measured" if run.closed else "predicted"
         unit = "ms" if run.config.axis == "latency" else "MACs"
         facts["reachable"] = reached
         # Of a speed-up, the percentile of the time may be unknown: too few samples.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from passdeploy.checkpoint import Checkpoint
+from passdeploy.latency.loop import AIM
 from passdeploy.search.method import SearchContext, SearchResult, get_method
 from passdeploy.stages.profile import Predictor, stage_model
 
@@ -21,11 +22,15 @@ already: the measurement that decides may say otherwise, and then the scores are
 
 
 def asked_ratios(run: Run, predictor: Predictor) -> tuple[float, ...]:
-    """The share of the dense latency to search for, per budget; 1 only where no measurement can contradict."""
-    ratios = []
+    """The share of the dense latency to search for, per budget; 1 only where no measurement can contradict.
+
+    Where engines are measured it is where the closed loop will aim: what is trained then is what ships.
+    """
+    ratios, closed = [], run.closed
     for budget in run.budgets:
-        decided = budget.speedup == 1 or predictor.summary()["kind"] == "analytic"
-        ratios.append(min(1.0 if decided else NEARLY_DENSE, budget.target_ratio(predictor.dense_ms)))
+        decided = budget.speedup == 1 or not closed
+        asked = budget.target_ratio(predictor.dense_ms)
+        ratios.append(min(1.0, asked) if decided else min(NEARLY_DENSE, asked / AIM))
     return tuple(ratios)
 
 

@@ -1,4 +1,4 @@
-"""What each part of PASS contributes: prompt, recurrence, statistics, latency term, allocator, budget, depth, ..."""
+"""What each part of PASS contributes: prompt, recurrence, statistics, signal, allocator, budget, depth, ..."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ PARTS: dict[str, Arm] = {
         Arm("no prompt", "pass-no-prompt"),
         Arm("no recurrence", "pass-no-recurrence"),
         Arm("no statistics", "pass-no-statistics"),
-        Arm("no latency term", "pass", {"search": {"latency_weight": 0.0}}),
+        Arm("gradient signal", "pass", {"search": {"signal": "gradient"}}),
+        Arm("gradient, no latency term", "pass", {"search": {"signal": "gradient", "latency_weight": 0.0}}),
         Arm("global threshold", "pass", {"search": {"allocator": "global"}}),
         Arm("no depth", "pass", {"search": {"depth": False}}),
         Arm("no sensitivity prior", "pass", {"search": {"prior": "none"}}),

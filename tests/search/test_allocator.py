@@ -142,7 +142,7 @@ def test_it_loses_no_more_than_either_of_the_searches_it_starts_from(seed: int, 
         assert packed is None
         return
     cost = chosen.tables(scores)
-    descended, _ = chosen._greedy(cost, target, chosen.widest(), blocks=True)
+    descended = chosen._greedy(cost, target, chosen.widest(), blocks=True)
     rows = np.array([widths for widths in (descended, None if packed is None else packed.widths) if widths is not None])
     assert chosen.losses(found.widths[None], cost)[0] <= chosen.losses(rows, cost).min() + 1e-9
 

@@ -47,6 +47,22 @@ def test_masks_are_exact_for_any_widths(widths: list[int], recurrence: bool, sta
     assert head.weight.grad.abs().sum() > 0
 
 
+def test_what_all_scores_share_is_left_out() -> None:
+    """However far the head is driven: what decides is how corrections differ, and the bound must leave them room."""
+    seen, prior, cuts = made_up([8, 16, 1])
+    torch.manual_seed(0)
+    hyper = HyperNetwork()
+    last = hyper.head[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight.normal_(0, 0.3)
+        before = hyper(torch.ones(3, 8, 8), seen, prior, cuts, 0.5)[0]
+        last.bias += 100
+        after = hyper(torch.ones(3, 8, 8), seen, prior, cuts, 0.5)[0]
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+    assert max(float((a - b).abs().max()) for a, b in zip(before, prior, strict=True)) > 0.01
+
+
 def test_it_starts_at_the_prior_and_learns_from_the_prompt() -> None:
     seen, prior, cuts = made_up([8, 16, 1])
     torch.manual_seed(0)
@@ -80,14 +96,14 @@ def test_what_the_scores_depend_on() -> None:
     _, _, cuts = made_up([8, 16, 4])
     flipped = Cuts(cuts.thresholds, (1 - cuts.hard[0], *cuts.hard[1:]))
     torch.manual_seed(0)
-    hyper = HyperNetwork()
+    hyper = HyperNetwork(reach=0.0)  # with a prior, what all groups share is taken out of each
     before, after = scores_with(hyper, cuts), scores_with(hyper, flipped)
     assert torch.equal(before[:8], after[:8])
     assert not torch.equal(before[8:24], after[8:24])
     assert not torch.equal(before[24:], after[24:])
     assert not torch.equal(before, scores_with(hyper, cuts, budget=0.3))
     torch.manual_seed(0)
-    forgetful = HyperNetwork(recurrence=False)
+    forgetful = HyperNetwork(recurrence=False, reach=0.0)
     before, after = scores_with(forgetful, cuts), scores_with(forgetful, flipped)
     assert not torch.equal(before[8:24], after[8:24])
     assert torch.equal(before[24:], after[24:])
@@ -109,15 +125,18 @@ def test_the_batched_walk_is_the_walk_group_by_group(memory: str, recurrence: bo
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in hyper.lstm.state_dict().items()})
     hidden, carried = hyper.initial(hyper.encoder(prompt)).chunk(2)
     start = state = (hidden.tanh()[None], carried[None])
-    earlier = [torch.ones(16)]
+    earlier, deltas = [torch.ones(16)], []
     for g, units in enumerate(seen.unit):
         before = earlier[-1] if memory == "previous" or g == 0 else torch.stack(earlier[1:]).mean(0)
         pooled = torch.cat([units.mean(0), units.amax(0), units.amin(0)])
         inputs = torch.cat([seen.group[g], pooled, before, torch.tensor([0.4]).log()])
         state = cell(hyper.embed(inputs).relu()[None], state if recurrence else start)
         delta = torch.stack([hyper.head(torch.cat([state[0][0], unit])) for unit in units])[:, 0]
-        torch.testing.assert_close(scores[g], prior[g] + 2 * torch.tanh(delta / 2), atol=1e-5, rtol=1e-4)
+        deltas.append(delta)
         earlier.append(nn.functional.adaptive_avg_pool1d(cuts.hard[g][None], 16)[0])
+    shared = torch.stack([delta.mean() for delta in deltas]).mean()
+    for score, base, delta in zip(scores, prior, deltas, strict=True):
+        torch.testing.assert_close(score, base + 2 * torch.tanh((delta - shared) / 2), atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import pytest
 import torch
 from torch import nn
 
 from passdeploy._torchvision import torchvision
 from passdeploy.search.method import SearchContext
-from passdeploy.search.sensitivity import measure
+from passdeploy.search.sensitivity import measure, rising, spread
 from passdeploy.training import use_batch_statistics
 from tests.search import test_baselines
 
@@ -35,3 +36,28 @@ def test_only_batch_norms_are_in_train_mode() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), dropped(), nn.Dropout(0.5), nn.BatchNorm1d(3)).train()
     use_batch_statistics(model)
     assert [module.training for module in model] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("losses", "first"),
+    [([0.01, 0.03, 0.08], 0.01), ([0.001, 0.03, 0.035], 0.001), ([0.08, 0.12, 0.3], 0.2 / 3), ([0.5, 0.5, 0.5], None)],
+)
+def test_a_groups_loss_is_spread_whole_over_its_units(losses: list[float], first: float | None) -> None:
+    """By magnitude; where the measured curve flattens the rest of the loss stays where it was measured."""
+    magnitude = torch.tensor([5.0, 1, 3, 2, 8, 7, 6, 4])
+    importance = spread(magnitude, losses)
+    assert (importance > 0).all()
+    assert torch.equal(importance.argsort(), magnitude.argsort())
+    last = losses[2] + 2 * max(losses[2] - losses[1], losses[2] / 3)
+    assert float(importance.sum()) == pytest.approx(last, rel=0.01)
+    lowest = importance[magnitude.argsort()].cumsum(0)
+    if losses == [0.01, 0.03, 0.08]:  # rises by itself: nothing to be averaged
+        assert lowest[[1, 3, 5]].tolist() == pytest.approx(losses, rel=1e-3)
+    if first is not None:
+        assert float(lowest[1]) <= first * 1.01
+
+
+def test_rising() -> None:
+    found = rising(torch.tensor([1.0, 3, 2, 4, 0, 9], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([1, 2.25, 2.25, 2.25, 2.25, 9], rel=1e-5)
+    assert (found.diff() > 0).all()
