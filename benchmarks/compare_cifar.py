@@ -1,7 +1,7 @@
 """The comparison of the README: every method screened, then the best three and pass with several seeds.
 
     python benchmarks/compare_cifar.py screen                     every method, 2x, one seed, judged on validation
-    python benchmarks/compare_cifar.py final                      the best three of the screening and pass, 2x and 3x
+    python benchmarks/compare_cifar.py final                      pass, its start and the best three, 2x and 3x
     python benchmarks/compare_cifar.py page [--results FOLDER ...]   docs/studies/comparison-DATA.md from the rows
     python benchmarks/compare_cifar.py screen --data fashion-mnist
 
@@ -41,8 +41,10 @@ from passdeploy.workspace import write_atomic
 PAGES = Path(__file__).parents[1] / "docs" / "studies"
 BEST = 3
 SCREENED_AT = "2x"
-OURS = ("pass", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics", "sensitivity")
-"""PASS and parts of it (`sensitivity` is what its search starts from): shown, but no rivals."""
+START = "sensitivity"
+"""What pass's search starts from, without the search: the control of the finals."""
+OURS = ("pass", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics", START)
+"""PASS and parts of it: shown, but no rivals."""
 
 
 def configuration(args: argparse.Namespace, latency: str) -> RunConfig:
@@ -86,7 +88,7 @@ def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str
             row
             for budget in budgets
             for row in rows_at(path, configuration(args, budget))
-            if row.method in (*finalists, "sensitivity")
+            if row.method in (*finalists, START)
         ]
         for path in paths
     ]
@@ -100,7 +102,7 @@ def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str
         ),
         f"Run with `python benchmarks/compare_cifar.py screen {settings}` and then `final`; rows, seed by seed: "
         f"{', '.join(f'`benchmarks/results/{path.parent.name}/{path.name}`' for path in paths)}. "
-        "`sensitivity` is what pass's search starts from, "
+        f"`{START}` is what pass's search starts from, "
         "without the search; [what was tried](tried.md) to make the search worth more.",
     ]
     figure = tradeoff(finals[0], "test", "pass") if finals else None
@@ -123,7 +125,9 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--target", default="cpu")
-    parser.add_argument("--methods", default=None, help="default: all, or the best three of the screening and pass")
+    parser.add_argument(
+        "--methods", default=None, help="default: all, or pass, its start and the best three of the screening"
+    )
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--search-epochs", type=float, default=0.43)
     parser.add_argument("--latency", default="2x,3x", help="budgets of `final`")
@@ -145,7 +149,7 @@ def main() -> None:
         best = best_of(rows_at(path, configuration(args, SCREENED_AT)))
         if not args.methods and not best:
             raise SystemExit("compare_cifar: run `screen` with the same settings first, or name --methods")
-        names = args.methods or ",".join(["pass", *best])
+        names = args.methods or ",".join(["pass", START, *best])
         for budget in budgets:
             out = args.out / f"{args.data}-{budget}"
             found = compare(configuration(args, budget), names, args.seeds, out, rows=path, ui=ui)

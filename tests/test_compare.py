@@ -51,7 +51,7 @@ def test_rows_round_trip_and_the_last_of_a_key_counts(tmp_path: Path, name: str)
     assert file.read() == []
     file.append([ROW, replace(ROW, split="validation")])
     file.append([replace(ROW, accuracy=0.5)])
-    assert file.read() == [replace(ROW, accuracy=0.5), replace(ROW, split="validation")]
+    assert file.read() == [replace(ROW, split="validation"), replace(ROW, accuracy=0.5)]
 
 
 def test_a_row_cut_off_by_a_kill_is_dropped_and_the_file_goes_on(tmp_path: Path) -> None:

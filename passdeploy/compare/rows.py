@@ -111,12 +111,16 @@ class RowFile:
             raise BadInput(f"{self.path}: cannot be read as rows of a comparison ({error}); move it away") from None
 
     def read(self) -> list[Row]:
-        """All rows, in the order of their first appearance."""
+        """All rows, each where it stands last: what was run again is new."""
         try:
             rows = [Row.from_json(entry) for entry in self._entries()]
         except TypeError as error:
             raise BadInput(f"{self.path}: not rows of a comparison ({error}); move it away") from None
-        return list({row.key: row for row in rows}.values())
+        last: dict[tuple[Any, ...], Row] = {}
+        for row in rows:
+            last.pop(row.key, None)
+            last[row.key] = row
+        return list(last.values())
 
     def append(self, rows: Iterable[Row]) -> None:
         """Adds rows; other processes may do so meanwhile. Raises `NotWritten` when the disk takes them not."""

@@ -164,7 +164,7 @@ def points(value: Mean) -> str:
 def differences(rows: Sequence[Row], reference: str) -> list[str]:
     """A sentence per arm and budget: what it gains or loses against the reference."""
     found: list[Cell] = cells(rows, SPLIT, reference)
-    sentences = []
+    sentences, several = [], len({row.seed for row in rows}) > 1
     for method in dict.fromkeys(row.method for row in rows):
         if method == reference:
             continue
@@ -172,11 +172,12 @@ def differences(rows: Sequence[Row], reference: str) -> list[str]:
         for budget in budgets(rows):
             own = [cell for cell in found if cell.method == method and cell.budget == budget]
             if own and own[0].difference is not None:
-                parts.append(f"{points(own[0].difference)} at {budget}")
+                alone = " (one seed)" if several and own[0].difference.n == 1 else ""
+                parts.append(f"{points(own[0].difference)} at {budget}{alone}")
             elif own:
                 parts.append(f"at {budget} {own[0].statuses[0].replace('_', ' ')}")
         sentences.append(f"{method}, against {reference}: {'; '.join(parts) or 'nothing to compare'}.")
-    if len({row.seed for row in rows}) == 1:
+    if not several:
         sentences.append("One seed: a hint, no result; differences of half a point are noise.")
     return sentences
 

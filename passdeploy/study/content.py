@@ -61,7 +61,8 @@ def moves(run: Run) -> dict[str, Any]:
     search.hyper.load_state_dict(result.extra)
     search.model.stage.load_state_dict(result.stage)
     learnt, ratio = search.prompt(), context.ratios[0]
-    cuts = search.open()
+    cuts = search.cuts(search.open(), ratio)  # what the scores decide at the budget
+    frame = torch.ones(()) if search.model.stage.prompt is None else search.model.stage.frame
 
     def scores(prompt: Tensor) -> dict[str, Tensor]:
         values, _ = search.hyper(prompt, search.statistics, search.prior, cuts, ratio)
@@ -73,7 +74,7 @@ def moves(run: Run) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(run.config.seed)
     strangers = []
     for _ in range(STRANGERS):
-        other = scores(torch.randn(learnt.shape, generator=generator) * learnt.std())
+        other = scores(torch.randn(learnt.shape, generator=generator) * learnt.std() * frame)
         strangers.append(float(torch.cat([(other[name] - base[name]).abs() for name in channels]).mean()))
     with torch.enable_grad():
         gradient = taylor(context)
