@@ -66,7 +66,7 @@ class Judge:
         self.context, self.device = context, training_device()
         stage = InputStage(context.data.preprocess)
         self.model = Prompted(stage, copy.deepcopy(context.network))
-        place(self.model.train(), self.device)
+        self.layout = place(self.model.train(), self.device)
         self.masker = Masker(self.model, context.groups, "network.")
         dense = Prompted(InputStage(context.data.preprocess), context.network)
         self.teacher = Teacher(dense, self.device, context.data.input_shape)
@@ -75,7 +75,7 @@ class Judge:
 
     def outputs(self, structure: Structure, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the masked network, and the dense one's."""
-        images = images.to(self.device, memory_format=torch.channels_last)
+        images = images.to(self.device, memory_format=self.layout)
         masks = as_masks(self.context.groups.canonical(structure).masks)
         dtype = autocast_dtype(self.device)
         with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):

@@ -189,7 +189,7 @@ def train(
         curve_every: Steps between two points of the returned curve.
     """
     device, checkpoint = training_device(), checkpoint or Checkpoint(None)
-    place(model.train(), device)
+    how = place(model.train(), device)
     tutor = Teacher(teacher, device, data.input_shape) if teacher is not None and settings.distill else None
     total = max(settings.min_steps, round(settings.epochs * steps_per_epoch(data.train, settings.batch)))
     total += settings.extra_steps
@@ -208,7 +208,7 @@ def train(
     for step, images, labels in training_batches(data, settings.batch, settings.seed, total, start):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, total, settings.lr, settings.warmup)
-        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        images = images.to(device, memory_format=how, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             target = None if tutor is None else tutor(images)

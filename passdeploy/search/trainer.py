@@ -79,7 +79,7 @@ def search_pass(context: SearchContext) -> SearchResult:
     settings, config = context.config.search, context.config
     device = training_device()
     model, hyper = search.model, search.hyper
-    place(model.train(), device)
+    how = place(model.train(), device)
     dense = Prompted(InputStage(context.data.preprocess), context.network)
     teacher = Teacher(dense, device, context.data.input_shape) if settings.distill else None
     if not settings.co_adapt:
@@ -134,7 +134,7 @@ def search_pass(context: SearchContext) -> SearchResult:
             values = straight if settings.signal == "gradient" else values
         for group in weights.param_groups:
             group["lr"] = _rate(step, total, settings)
-        images = images.to(device, memory_format=torch.channels_last)
+        images = images.to(device, memory_format=how)
         labels = labels.to(device)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             target = None if teacher is None else teacher(images)
