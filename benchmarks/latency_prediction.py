@@ -3,6 +3,7 @@
     python benchmarks/latency_prediction.py --model resnet20 --size 32 --backend onnxruntime
     python benchmarks/latency_prediction.py --all            every configuration and backend
     python benchmarks/latency_prediction.py --table          prints the table from what lies in benchmarks/results
+    python benchmarks/latency_prediction.py --refit FOLDER ...   today's latency model on measurements from before
 
 The network is profiled as `passdeploy profile` does; then other structures are measured, each in several rounds some
 time apart: what is predicted is their median, and how far two measurements of one structure lie apart is the
@@ -17,7 +18,7 @@ import argparse
 import json
 import os
 import time
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ from passdeploy.engines.base import get_backend
 from passdeploy.export import OnnxSlicer
 from passdeploy.groups import find_groups, macs, operators
 from passdeploy.latency.log import MeasurementLog
+from passdeploy.latency.model import LatencyModel
 from passdeploy.latency.profile import keep_first, profile, varied_widths
+from passdeploy.latency.sampler import trust
 from passdeploy.latency.steps import steps_of
 from passdeploy.meter import Meter
 from passdeploy.models import build
@@ -131,6 +134,45 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def refit(folder: Path) -> list[tuple[str, dict[str, float], dict[str, float]]]:
+    """Per file of measurements: what it is of, the errors when it was made, and those of today's latency model.
+
+    For work on the model, without measuring anything. A model that was chosen by these errors needs new measurements
+    before anything is said of it.
+    """
+    found = []
+    for path in sorted(folder.glob("*.log.jsonl")):
+        row = json.loads(path.with_name(path.name.replace(".log.jsonl", ".json")).read_text())
+        network = build(row["model"], 10).eval()
+        example = torch.randn(1, 3, row["size"], row["size"])
+        groups = find_groups(network, example)
+        records = MeasurementLog(path).records
+        profiled = [r for r in records if r.purpose == "profile" and r.repeat == 0]
+        held_out: dict[str, list[float]] = {}
+        for r in records:
+            if r.purpose == "held-out":
+                held_out.setdefault(r.digest, []).append(r.value["ratio"])
+        wanted = {r.digest for r in records}
+        widths: dict[str, np.ndarray] = {}
+        for seed in (0, HELD_OUT_SEED):
+            for w in islice(varied_widths(groups, seed), 2 * len(wanted)):
+                widths.setdefault(keep_first(groups, w).digest(), w.astype(float))
+        units = [group.units for group in groups.groups]
+        fitted = LatencyModel.fit(
+            operators(network, example, groups),
+            units,
+            np.stack([np.array(units, dtype=float), *(widths[r.digest] for r in profiled)]),
+            np.array([1.0, *(r.value["ratio"] for r in profiled)]),
+            row["dense_ms"],
+            steps=[row["step"]],
+            weights=np.array([1.0, *trust([r.value["dense_floor_ms"] for r in profiled])]),
+        )
+        measured = np.array([np.median(ratios) for ratios in held_out.values()])
+        now = errors(fitted.ratios_many(np.stack([widths[digest] for digest in held_out])), measured)
+        found.append((path.name.removesuffix(".log.jsonl"), row["passdeploy"], now))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet20")
@@ -141,9 +183,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each of them")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--refit", type=Path, nargs="+", metavar="FOLDER")
     args = parser.parse_args()
     if args.rounds < 2:
         parser.error("--rounds: two or more, or nothing is known of how measurements repeat")
+    if args.refit:
+        rows = [row for folder in args.refit for row in refit(folder / "latency-prediction")]
+        for name, was, now in rows:
+            said = [f"{100 * e['mape']:.1f} % ({100 * e['max_ape']:.0f} %)" for e in (was, now)]
+            print(f"{name}: {said[0]} -> {said[1]}")
+        for key in ("mape", "max_ape"):
+            was, now = (100 * float(np.mean([row[i][key] for row in rows])) for i in (1, 2))
+            print(f"{key}, in the mean of {len(rows)}: {was:.1f} % -> {now:.1f} %")
+        return
     folder = device_folder() / "latency-prediction"
     folder.mkdir(parents=True, exist_ok=True)
     if not args.table:
