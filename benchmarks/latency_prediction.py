@@ -46,7 +46,8 @@ from passdeploy.targets import resolve
 
 CONFIGURATIONS = (("resnet20", 32), ("resnet18", 64), ("resnet18", 224), ("vgg16_bn", 64), ("mobilenet_v2", 224))
 BACKENDS = ("onnxruntime", "openvino")
-HELD_OUT_SEED = 1_000_003
+HELD_OUT_SEEDS = (1_000_003, 2_000_003)
+"""Of the structures that are predicted: the last. By measurements of the others', the model's terms were chosen."""
 
 
 def errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
@@ -82,7 +83,7 @@ def evaluate(
         profiled_s = time.perf_counter() - start
         known = {tuple(w) for w in fitted.widths.astype(int)}
         widths = []
-        for w in varied_widths(groups, HELD_OUT_SEED):
+        for w in varied_widths(groups, HELD_OUT_SEEDS[-1]):
             if tuple(w) not in known and len(widths) < held_out:
                 widths.append(w)
             if len(widths) == held_out:
@@ -154,7 +155,7 @@ def refit(folder: Path) -> list[tuple[str, dict[str, float], dict[str, float]]]:
                 held_out.setdefault(r.digest, []).append(r.value["ratio"])
         wanted = {r.digest for r in records}
         widths: dict[str, np.ndarray] = {}
-        for seed in (0, HELD_OUT_SEED):
+        for seed in (0, *HELD_OUT_SEEDS):
             for w in islice(varied_widths(groups, seed), 2 * len(wanted)):
                 widths.setdefault(keep_first(groups, w).digest(), w.astype(float))
         units = [group.units for group in groups.groups]
