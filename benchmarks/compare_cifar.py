@@ -70,6 +70,12 @@ def rows_at(path: Path, config: RunConfig) -> list[Row]:
     return [row for row in found if row.inputs == found[-1].inputs]  # of one network: the one that was run last
 
 
+def run_last(path: Path, budget: str) -> list[Row]:
+    """Rows of a budget with the settings and inputs that were run last, whatever the defaults have become since."""
+    found = [row for row in RowFile(path).read() if row.budget == budget]
+    return [row for row in found if (row.settings, row.inputs) == (found[-1].settings, found[-1].inputs)]
+
+
 def best_of(rows: list[Row]) -> list[str]:
     """The rivals that were best on validation at the screening's budget, with the first seed."""
     first = [row for row in rows if row.seed == 0]
@@ -79,17 +85,12 @@ def best_of(rows: list[Row]) -> list[str]:
 
 def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str:
     """The page of a comparison: the finals' tables on test, a machine each, the first one's screening on validation."""
-    screening = [row for row in rows_at(paths[0], configuration(args, SCREENED_AT)) if row.seed == 0]
+    screening = [row for row in run_last(paths[0], SCREENED_AT) if row.seed == 0]
     if not screening:
-        raise SystemExit(f"compare_cifar: {paths[0]} has no rows of these settings; run `screen` first")
+        raise SystemExit(f"compare_cifar: {paths[0]} has no rows at {SCREENED_AT}; run `screen` first")
     finalists = ["pass", *best_of(screening)]
     finals = [
-        [
-            row
-            for budget in budgets
-            for row in rows_at(path, configuration(args, budget))
-            if row.method in (*finalists, START)
-        ]
+        [row for budget in budgets for row in run_last(path, budget) if row.method in (*finalists, START)]
         for path in paths
     ]
     finals = [final for final in finals if final]
