@@ -28,7 +28,7 @@ from train_dense import weights_path
 from passdeploy.compare.command import compare
 from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.rows import Row, RowFile
-from passdeploy.compare.runner import Plan, arms_of
+from passdeploy.compare.runner import Plan
 from passdeploy.compare.statistics import cells
 from passdeploy.compare.table import markdown, render
 from passdeploy.config import RunConfig, make_config
@@ -64,16 +64,21 @@ def configuration(args: argparse.Namespace, latency: str) -> RunConfig:
 
 
 def rows_at(path: Path, config: RunConfig) -> list[Row]:
-    """Rows that were run with the settings of `config`."""
-    settings = Plan(config, arms_of(["pass"]), (0,), Path(), RowFile(path)).settings()
-    found = [row for row in RowFile(path).read() if row.settings == settings]
-    return [row for row in found if row.inputs == found[-1].inputs]  # of one network: the one that was run last
+    """Rows that were run with the settings of `config`, of the network that was run last."""
+    settings = Plan(config, (), (0,), Path(), RowFile(path)).settings()
+    return _newest([row for row in RowFile(path).read() if row.settings == settings])
 
 
 def run_last(path: Path, budget: str) -> list[Row]:
     """Rows of a budget with the settings and inputs that were run last, whatever the defaults have become since."""
-    found = [row for row in RowFile(path).read() if row.budget == budget]
-    return [row for row in found if (row.settings, row.inputs) == (found[-1].settings, found[-1].inputs)]
+    return _newest([row for row in RowFile(path).read() if row.budget == budget])
+
+
+def _newest(rows: list[Row]) -> list[Row]:
+    """Those that share what the last row shares, and of each method those like its last one."""
+    alike = [row for row in rows if (row.settings, row.inputs) == (rows[-1].settings, rows[-1].inputs)]
+    own = {row.method: row.own for row in alike}
+    return [row for row in alike if row.own == own[row.method]]
 
 
 def best_of(rows: list[Row]) -> list[str]:

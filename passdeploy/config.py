@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -86,6 +86,12 @@ class SearchConfig(Section):
     temperature: Positive = 0.5
     distill: float = Field(default=0.5, ge=0, le=1)
     keep_at_least: float = Field(default=0.1, ge=0, le=1)
+
+    TRAINING: ClassVar[tuple[str, ...]] = (
+        "lr", "hyper_lr", "co_adapt", "recurrence", "statistics", "memory", "signal", "latency_weight", "ramp",
+        "resolve_every", "hyper_every", "temperature", "distill",
+    )  # fmt: skip
+    """Settings that only a search that trains depends on: PASS and its variants."""
 
 
 class FinetuneConfig(Section):

@@ -284,6 +284,34 @@ def test_rows_of_other_settings_are_not_compared(done: tuple[Path, Outcome], tmp
     assert run_plan(plan).rows == []
 
 
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"search": {"ramp": 0.5}}, ["pass"]),  # only what trains in its search knows of it
+        ({"search": {"depth": False}}, ["pass", "l1"]),
+        ({"seed": 5, "method": "taylor"}, []),
+    ],
+)
+def test_what_a_setting_makes_run_again(tmp_path: Path, change: dict[str, object], again: list[str]) -> None:
+    def plan(**settings: object) -> Plan:
+        config = make_config({**CONFIG, **settings, "latency": "2x"})
+        arms = arms_of(["pass", "l1"])
+        return Plan(config, arms, (0,), tmp_path, RowFile(tmp_path / "r.jsonl"), data=scripted.data())
+
+    before = plan()
+    shared = {"settings": before.settings(), "inputs": before.inputs, "device": before.device}
+    before.rows.append(replace(ROW, method=arm.name, own=before.own(arm), **shared) for arm in before.arms)
+    assert missing(before) == [] and len(collected(before)) == 2
+    search = {**CONFIG["search"], **change.get("search", {})}  # type: ignore[dict-item]
+    assert [arm.name for arm, _ in missing(plan(**{**change, "search": search}))] == again
+
+
+def test_arms_of_other_settings_are_run_again_under_the_same_name() -> None:
+    plan = Plan(make_config(CONFIG), (), (0,), Path(), RowFile(Path("r.jsonl")))
+    assert plan.own(Arm("a", "pass", {"search": {"depth": False}})) != plan.own(Arm("a", "pass"))
+    assert plan.own(Arm("a", "pass")) == plan.own(Arm("b", "pass")) != plan.own(Arm("a", "l1"))
+
+
 def test_an_arm_may_have_settings_of_its_own() -> None:
     plan = Plan(make_config(CONFIG), (), (0,), Path(), RowFile(Path("r.jsonl")))
     arm = Arm("pass without depth", "pass", {"search": {"depth": False}})

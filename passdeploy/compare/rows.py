@@ -42,6 +42,8 @@ class Row:
         settings: Digest of all that the compared methods share: only rows of equal settings can be compared.
         device: The target's.
         inputs: Digest of network, data and version: a row of others is run again. Empty: from before it was kept.
+        own: Digest of the method and of what it alone depends on: a row of another is run again, and those of the other
+            methods are not. Empty: from before it was kept.
         extra: What a study adds.
     """
 
@@ -65,13 +67,14 @@ class Row:
     settings: str
     device: str
     inputs: str = ""
+    own: str = ""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What is the same when the same thing is run again."""
         what = (self.method, self.data, self.model, self.budget, self.axis)
-        return (*what, self.seed, self.split, self.settings, self.device)
+        return (*what, self.seed, self.split, self.settings, self.device, self.own)
 
     @property
     def reduction(self) -> float | None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from passdeploy.compare.rows import SPLITS, Row, RowFile
-from passdeploy.config import RunConfig, make_config, merge
+from passdeploy.config import RunConfig, SearchConfig, make_config, merge
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData
 from passdeploy.dependencies import version
 from passdeploy.errors import BadInput, NotWritten, PassdeployError
 from passdeploy.judging import judge
 from passdeploy.pipeline import BudgetRun, Run
-from passdeploy.search.method import get_method
+from passdeploy.search.method import get_method, trains
 from passdeploy.subject import Model, Subject, load_subject
 from passdeploy.targets import resolve
 from passdeploy.workspace import RECORD, json_digest, link_folder, read_json, sha256
@@ -99,7 +99,14 @@ class Plan:
     def settings(self) -> str:
         """Digest of what all arms share."""
         shared = {key: value for key, value in self.config.to_json().items() if key not in OWN}
-        return json_digest(shared)[:12]
+        search = {key: value for key, value in shared["search"].items() if key not in SearchConfig.TRAINING}
+        return json_digest({**shared, "search": search})[:12]
+
+    def own(self, arm: Arm) -> str:
+        """Digest of what an arm has besides."""
+        search = self.config.to_json()["search"]
+        training = {key: search[key] for key in SearchConfig.TRAINING} if trains(arm.method) else {}
+        return json_digest({"method": arm.method, "settings": arm.settings, "training": training})[:12]
 
     def arm_config(self, arm: Arm, seed: int) -> RunConfig:
         """The configuration of one run."""
@@ -151,7 +158,7 @@ def _status(run: Run, budget: BudgetRun, fit: dict[str, Any], bench: dict[str, A
     return "within_budget" if bench is not None else "unverified"
 
 
-def rows_of(run: Run, budget: BudgetRun, arm: str, settings: str, inputs: str = "") -> list[Row]:
+def rows_of(run: Run, budget: BudgetRun, plan: Plan, arm: Arm) -> list[Row]:
     """Rows of a finished budget, one per split that has images."""
     shared, space = run.space, budget.space
     dense = read_json(shared.folder("dense") / "dense.json")
@@ -170,7 +177,7 @@ def rows_of(run: Run, budget: BudgetRun, arm: str, settings: str, inputs: str = 
     known = ratio is not None and ratio["low"] is not None and ratio["high"] is not None
     return [
         Row(
-            method=arm,
+            method=arm.name,
             data=run.subject.data.name,
             model=run.subject.name,
             budget=budget.budget.asked,
@@ -187,8 +194,9 @@ def rows_of(run: Run, budget: BudgetRun, arm: str, settings: str, inputs: str = 
             params=tuned["params"] if tuned else None,
             seconds=seconds,
             steps=searched + tuned["curve"]["step"][-1] if tuned and tuned["curve"] else None,
-            settings=settings,
-            inputs=inputs,
+            settings=plan.settings(),
+            inputs=plan.inputs,
+            own=plan.own(arm),
             device=run.target.device,
             extra={"judged": judge(budget.budget, measured)} if measured and run.config.axis == "macs" else {},
         )
@@ -223,13 +231,14 @@ def missing(plan: Plan) -> list[tuple[Arm, int]]:
 
 def collected(plan: Plan) -> list[Row]:
     """Rows of the plan's settings, inputs, device, arms and seeds."""
-    names, seeds = {arm.name for arm in plan.arms}, set(plan.seeds)
-    return [row for row in _made_alike(plan) if row.method in names and row.seed in seeds]
+    return [row for row in _made_alike(plan) if row.seed in plan.seeds]
 
 
 def _made_alike(plan: Plan) -> list[Row]:
     wanted = (plan.settings(), plan.inputs, plan.device)
-    return [row for row in plan.rows.read() if (row.settings, row.inputs, row.device) == wanted]
+    own = {arm.name: plan.own(arm) for arm in plan.arms}
+    alike = [row for row in plan.rows.read() if (row.settings, row.inputs, row.device) == wanted]
+    return [row for row in alike if row.own == own.get(row.method)]
 
 
 def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None] | None = None) -> Outcome:
@@ -245,7 +254,7 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
             (training that diverges, a compiler that gives up) is in the outcome instead, and the others go on.
     """
     ui, data = ui or Ui(quiet=True), plan.subject.data  # loaded once
-    settings, failed = plan.settings(), {}
+    failed: dict[str, str] = {}
     wanted, todo = [(arm, seed) for seed in plan.seeds for arm in plan.arms], missing(plan)
     for number, (arm, seed) in enumerate(wanted, 1):
         label = f"{arm.name}, seed {seed}"
@@ -262,7 +271,7 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
             run.shared()
             for budget in run.runs:
                 finish(run, budget)
-                plan.rows.append(rows_of(run, budget, arm.name, settings, plan.inputs))
+                plan.rows.append(rows_of(run, budget, plan, arm))
         except NotWritten:
             raise
         except PassdeployError as error:

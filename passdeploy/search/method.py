@@ -144,13 +144,20 @@ class SearchResult:
 
 Method = Callable[[SearchContext], SearchResult]
 _REGISTRY: dict[str, Method] = {}
+_UNTRAINED: set[str] = set()
 
 
-def register_method(name: str) -> Callable[[Method], Method]:
-    """Registers a method under the name that ``--method`` takes."""
+def register_method(name: str, trains: bool = True) -> Callable[[Method], Method]:
+    """Registers a method under the name that ``--method`` takes.
+
+    Args:
+        name: The name.
+        trains: Whether it trains in its search: it then depends on `SearchConfig.TRAINING`.
+    """
 
     def add(method: Method) -> Method:
         _REGISTRY[name] = method
+        (_UNTRAINED.discard if trains else _UNTRAINED.add)(name)
         return method
 
     return add
@@ -172,6 +179,12 @@ def get_method(name: str) -> Method:
     if name not in known:
         raise BadInput(f"--method {name}: no such method{nearest(name, known)}")
     return known[name]
+
+
+def trains(name: str) -> bool:
+    """Whether a method depends on how a search is trained; yes, of one that is not registered yet."""
+    methods()
+    return name not in _UNTRAINED
 
 
 def search_steps(context: SearchContext) -> int:

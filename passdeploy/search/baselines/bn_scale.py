@@ -9,7 +9,7 @@ from passdeploy.search.baselines.magnitudes import blocks_last, slices
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
 
 
-@register_method("bn-scale")
+@register_method("bn-scale", trains=False)
 def bn_scale(context: SearchContext) -> SearchResult:
     """|gamma|, one threshold over all; groups without a norm take part with their L1 norms around the mean |gamma|."""
     scales = {}

@@ -8,7 +8,7 @@ from passdeploy.search.baselines.magnitudes import blocks_last, scaled, slices
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
 
 
-@register_method("groupnorm")
+@register_method("groupnorm", trains=False)
 def groupnorm(context: SearchContext) -> SearchResult:
     """Producers, norms and consumers together; each group scaled to mean 1, one threshold over all."""
     scores = {}

@@ -10,7 +10,7 @@ from passdeploy.search.baselines.magnitudes import blocks_last
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
 
 
-@register_method("halp")
+@register_method("halp", trains=False)
 def halp(context: SearchContext) -> SearchResult:
     """Taylor importance, knapsack over widths."""
     return constant_result(context, blocks_last(taylor(context), context.groups), "knapsack")

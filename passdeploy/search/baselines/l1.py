@@ -23,7 +23,7 @@ def filter_norms(context: SearchContext) -> dict[str, Tensor]:
     return norms
 
 
-@register_method("l1")
+@register_method("l1", trains=False)
 def l1(context: SearchContext) -> SearchResult:
     """Global L1 ranking."""
     return constant_result(context, blocks_last(filter_norms(context), context.groups), "global")

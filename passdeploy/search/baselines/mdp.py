@@ -12,7 +12,7 @@ from passdeploy.search.baselines.gradients import taylor
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
 
 
-@register_method("mdp")
+@register_method("mdp", trains=False)
 def mdp(context: SearchContext) -> SearchResult:
     """Taylor importance, knapsack over widths and blocks."""
     importance = taylor(context)

@@ -8,7 +8,7 @@ from passdeploy.search.baselines.magnitudes import blocks_last
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
 
 
-@register_method("random")
+@register_method("random", trains=False)
 def random(context: SearchContext) -> SearchResult:
     """Scores drawn from the seed."""
     generator = torch.Generator().manual_seed(context.config.seed * 6151 + 5)

@@ -31,7 +31,7 @@ def reinitialised(network: nn.Module, seed: int) -> nn.Module:
     return fresh
 
 
-@register_method("scratch")
+@register_method("scratch", trains=False)
 def scratch(context: SearchContext) -> SearchResult:
     """Uniform widths, fresh weights, and all the training steps that the others have for search and fine-tuning."""
     groups = context.groups

@@ -6,7 +6,7 @@ from passdeploy.search.method import SearchContext, SearchResult, constant_resul
 from passdeploy.search.state import prepare
 
 
-@register_method("sensitivity")
+@register_method("sensitivity", trains=False)
 def sensitivity(context: SearchContext) -> SearchResult:
     """PASS's prior and allocator; nothing is trained before the thin network is."""
     search = prepare(context)
