@@ -82,7 +82,7 @@ class SearchConfig(Section):
     latency_weight: NonNegative = 0.1
     ramp: float = Field(default=0.6, ge=0, le=1)
     resolve_every: int = Field(default=8, ge=1)
-    hyper_every: int = Field(default=4, ge=1)
+    hyper_every: int = Field(default=8, ge=1)
     temperature: Positive = 0.5
     distill: float = Field(default=0.5, ge=0, le=1)
     keep_at_least: float = Field(default=0.1, ge=0, le=1)
