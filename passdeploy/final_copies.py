@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
 
 
+FILES = {
+    "structure.json": "fit",
+    "model.safetensors": "finetune",
+    "architecture.json": "finetune",
+    "model.onnx": "compile",
+    "measurements.csv": "bench",
+    "prompt.safetensors": "finetune",
+    "report.json": "report",
+    "report.md": "report",
+    "report.html": "report",
+}
+"""Files that are offered, and the stages that make them."""
+FOLDERS = {"engine": "compile", "bundle": "ship"}
+"""Likewise of folders."""
+
+
 def copy_final(run: Run, budget: BudgetRun, root: Path, until: str) -> None:
     """Puts the final copies where the design promises them: into `root`.
 
@@ -23,32 +39,22 @@ def copy_final(run: Run, budget: BudgetRun, root: Path, until: str) -> None:
         until: What later stages left is offered if it is still what they would make.
     """
     folder = budget.space.folder
-    files = {
-        "structure.json": folder("fit") / "structure.json",
-        "model.safetensors": folder("finetune") / "model.safetensors",
-        "architecture.json": folder("finetune") / "architecture.json",
-        "model.onnx": folder("compile") / "model.onnx",
-        "measurements.csv": folder("bench") / "measurements.csv",
-        "prompt.safetensors": folder("finetune") / "prompt.safetensors",
-        "report.json": folder("report") / "report.json",
-        "report.md": folder("report") / "report.md",
-        "report.html": folder("report") / "report.html",
-    }
     for space in {run.space.root: run.space, budget.space.root: budget.space}.values():
         space.update_manifest()
     good = _good(run, budget, until)
-    for name, source in files.items():
-        if source.parent.name in good and source.exists():
+    for name, stage in FILES.items():
+        source = folder(stage) / name
+        if stage in good and source.exists():
             copy_file(source, root / name)
         else:
             (root / name).unlink(missing_ok=True)  # of an earlier state: what is not good any more is not offered
     dense = folder("compile") / "dense.onnx"
     if dense.exists():
         copy_file(dense, run.space.root / "dense.onnx")
-    for name, source in (("engine", folder("compile") / "engine"), ("bundle", folder("ship") / "bundle")):
-        if source.parent.name not in good or not source.exists():
-            withdraw_folder(root / name)
-        elif said := offer_folder(source, root / name):
+    for name, stage in FOLDERS.items():
+        source = folder(stage) / name
+        kept = stage in good and source.exists()
+        if said := offer_folder(source, root / name) if kept else withdraw_folder(root / name):
             run.ui.say(said)
     if (root / "masked").is_dir():
         from passdeploy.masked import attach

@@ -28,6 +28,7 @@ from passdeploy.engines.base import get_backend
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.export import OnnxSlicer
 from passdeploy.final_copies import copy_final
+from passdeploy.fresh import refuse_loss
 from passdeploy.locking import exclusive
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
@@ -129,9 +130,12 @@ class Run:
             # What can't be used is said before anything is deleted, and before a folder is bound to this configuration.
             _ = self.subject
             if fresh:
+                refuse_loss(config, out)
                 self.space.clear()
-            if not (out / CONFIG).exists():
-                write_atomic(out / CONFIG, yaml.safe_dump(config.to_json(), sort_keys=False))
+            # Again where a key differs that is no input: the stages alone read the configuration from here.
+            written = yaml.safe_dump(config.to_json(), sort_keys=False)
+            if not (out / CONFIG).exists() or (out / CONFIG).read_text() != written:
+                write_atomic(out / CONFIG, written)
         several = len(self.budgets) > 1
         self.runs = [
             BudgetRun(i, budget, Workspace(out / budget.asked) if several else self.space)

@@ -37,10 +37,16 @@ def offer_folder(source: Path, target: Path) -> str | None:
     return f"{target}: is another bundle now, so its signature is gone; sign it again" if lost else None
 
 
-def withdraw_folder(target: Path) -> None:
-    """Removes what is not good any more, and what a kill has left of copying it."""
+def withdraw_folder(target: Path) -> str | None:
+    """Removes what is not good any more, and what a kill has left of copying it.
+
+    Returns:
+        What the user has to know: that a signature is gone with the bundle it was made for.
+    """
+    lost = (target / SIGNATURE).is_file()
     for folder in (target, target.with_name(f".{target.name}.tmp")):
         shutil.rmtree(folder, ignore_errors=True)
+    return f"{target}: is of an earlier state of the run, so it is gone, and its signature too" if lost else None
 
 
 def _contents(folder: Path) -> dict[str, str]:

@@ -183,7 +183,8 @@ class Workspace:
             raise BadInput(
                 f"--out {self.root}: is not a run directory and not empty; --fresh would delete what is in it"
             )
-        for child in children:
+        # Last what says whose folder it is: a kill on the way leaves one that the same command clears.
+        for child in sorted(children, key=lambda child: (child.name == MANIFEST, child.name == CONFIG)):
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
             else:

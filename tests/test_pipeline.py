@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -30,6 +31,7 @@ from passdeploy.reporting.verdict import verdict
 from passdeploy.stages import PER_BUDGET, SHARED, fit
 from passdeploy.stages import compile as compile_stage
 from passdeploy.stages.proof import UNBOUNDED
+from passdeploy.workspace import Workspace
 from tests import scripted
 from tests.latency.scripted import FakeClock, ScriptedRunner
 
@@ -482,11 +484,13 @@ def test_another_configuration_is_refused_and_nothing_lost(single: Path) -> None
     assert digest(single / "report.json") == before
 
 
-def test_what_is_only_required_may_differ(single: Path) -> None:
+def test_what_is_only_required_may_differ(copied: Callable[[], Path]) -> None:
     """And remakes nothing: a bundle that was signed meanwhile would lose its signature."""
-    running = scripted.start(single, weights=weights(single), require_measured=True)
+    folder = copied()
+    running = scripted.start(folder, weights=weights(folder), require_measured=True)
     (budget,) = running.runs
     assert all(budget.space.current(name, running.inputs(name, budget)) for name in PER_BUDGET)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["require_measured"], "the stages alone read it there"
 
 
 def test_fresh_starts_over(copied: Callable[[], Path]) -> None:
@@ -494,6 +498,47 @@ def test_fresh_starts_over(copied: Callable[[], Path]) -> None:
     running = scripted.start(folder, seed=7, fresh=True)
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml"]
     assert running.config.seed == 7
+
+
+def test_fresh_keeps_what_no_run_wrote_and_what_it_reads(copied: Callable[[], Path], tmp_path: Path) -> None:
+    folder = copied()
+    (folder / "2x").mkdir()
+    for inside, given in (
+        ("notes", {}),
+        ("2x/photos", {}),
+        ("dense/dense.safetensors", {"weights": str(folder / "dense" / "dense.safetensors")}),
+        ("profile/profile.json", {"profile_file": str(folder / "profile" / ".." / "profile" / "profile.json")}),
+    ):
+        stranger = folder / inside
+        if not given:
+            stranger.mkdir()
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(BadInput, match=rf"{stranger.name}.*which --fresh would delete|and --fresh .*: {inside};"):
+            scripted.start(folder, fresh=True, **given)
+        assert sorted(folder.rglob("*")) == before
+        if not given:
+            stranger.rmdir()
+    scripted.start(folder, fresh=True)
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_clearing_that_is_killed_can_be_repeated(copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    folder, real = copied(), Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        real(path, missing_ok)
+        if path.name != ".lock" and not path.name.startswith(".probe"):
+            raise Killed
+
+    left = -1
+    while left != 0:
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(Path, "unlink", killed)
+            Workspace(folder).clear()
+        left = len(list(folder.iterdir()))
 
 
 def test_fresh_deletes_no_other_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from passdeploy.api import run_stage
 from passdeploy.errors import BadInput
 from passdeploy.publishing import offer_folder, withdraw_folder
 from passdeploy.shipping import sums
-from passdeploy.workspace import read_json
+from passdeploy.workspace import read_json, write_json
 from tests.shipping.test_signing import make_keys
 
 
@@ -57,6 +57,17 @@ def test_a_bundle_of_something_else_replaces_it_and_says_so(run: Path) -> None:
     assert said is not None and "sign it again" in said
     assert tree(run / "bundle") == tree(other)
     assert offer_folder(other, run / "bundle") is None
+
+
+def test_a_bundle_that_is_withdrawn_says_that_its_signature_goes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fit again, for another version of the backend: the bundle is not of this state any more."""
+    record = read_json(run / "compile" / "stage.json")
+    record["inputs"]["target"]["backend_version"] = "0"
+    write_json(run / "compile" / "stage.json", record)
+    run_stage("fit", run)
+    assert not (run / "bundle").exists()
+    assert f"{run / 'bundle'}: is of an earlier state of the run" in capsys.readouterr().err
+    assert withdraw_folder(run / "bundle") is None
 
 
 @pytest.mark.parametrize("damage", ["content", "added", "sums"])

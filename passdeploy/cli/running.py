@@ -62,7 +62,7 @@ def run(
     ] = False,
     config: Config = None,
     out: Out = Path("runs/latest"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in --out.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what earlier runs wrote into --out.")] = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:

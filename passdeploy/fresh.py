@@ -1,0 +1,67 @@
+"""What ``--fresh`` may delete: what runs wrote, and nothing that this run is about to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from passdeploy.budget import parse_budget
+from passdeploy.config import RunConfig
+from passdeploy.dependencies import BUDGET_STAGES, SHARED_STAGES
+from passdeploy.errors import BadInput
+from passdeploy.final_copies import FILES, FOLDERS
+from passdeploy.masked import FOLDER as MASKED
+from passdeploy.workspace import CONFIG, MANIFEST, is_run_directory
+
+WRITTEN = {
+    *SHARED_STAGES,
+    *BUDGET_STAGES,
+    *FILES,
+    *FOLDERS,
+    *(f"{name}.old" for name in FOLDERS),  # of a kill while one was replaced
+    CONFIG,
+    MANIFEST,
+    MASKED,
+    "dense.onnx",
+}
+"""What runs call what they leave in a run directory, or in the folder of a budget."""
+
+
+def refuse_loss(config: RunConfig, root: Path) -> None:
+    """Refuses to clear a run directory in which something lies that no run would make again.
+
+    Args:
+        config: Of the run that is to start there.
+        root: The run directory.
+
+    Raises:
+        BadInput: The run reads a file in it, or it holds something that no run wrote.
+    """
+    given = {"--weights": config.weights, "--profile": config.profile_file, "--data": config.data}
+    for flag, name in given.items():
+        if name is not None and Path(name).exists() and Path(name).resolve().is_relative_to(root.resolve()):
+            raise BadInput(
+                f"{flag} {name}: lies in --out {root}, which --fresh would delete; move it or give another --out"
+            )
+    strangers = sorted(_strangers(root)) if is_run_directory(root) else []
+    if strangers:
+        shown = ", ".join(strangers[:5]) + (f" and {len(strangers) - 5} more" if len(strangers) > 5 else "")
+        raise BadInput(
+            f"--out {root}: holds what no run wrote and --fresh would delete: {shown}; move it or give another --out"
+        )
+
+
+def _strangers(root: Path) -> Iterator[str]:
+    """What no run wrote, by its path in the run directory; hidden files are taken for a run's."""
+    for path in root.iterdir():
+        if path.is_dir() and _is_budget(path.name):
+            yield from (f"{path.name}/{name}" for name in _strangers(path))
+        elif path.name not in WRITTEN and not path.name.startswith("."):
+            yield path.name
+
+
+def _is_budget(name: str) -> bool:
+    try:
+        return parse_budget(name).asked == name
+    except BadInput:
+        return False
