@@ -12,10 +12,18 @@ from passdeploy.workspace import json_digest, read_json, sha256
 
 if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
+    from passdeploy.workspace import Workspace
 
 SHARED_STAGES, BUDGET_STAGES = tuple(SHARED), tuple(PER_BUDGET)
 NOT_INPUTS = ("require_measured", "alternatives")
 """Keys that change what is printed, required or shown beside it, not what the run itself computes."""
+
+CHANGED = {
+    "passdeploy": "the version of passdeploy",
+    "network": "the network (or the code of its classes)",
+    "data": "the data",
+}
+"""Inputs in words, where their key says too little."""
 
 
 def version() -> str:
@@ -90,6 +98,17 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
     upstream = {name: digest(name) for name in before if name not in left_out}
     computed = json_digest({key: value for key, value in config.items() if key not in NOT_INPUTS})
     return common | asked | upstream | beside | {"search": shared("search"), "config": computed}
+
+
+def starts_over(space: Workspace, stage: str, inputs: dict[str, Any]) -> str | None:
+    """What to say of a stage that was begun, perhaps hours ago, and can't go on since its inputs changed."""
+    changed = ", ".join(CHANGED.get(key, key) for key in space.changed(stage, inputs))
+    if not changed:
+        return None
+    return (
+        f"{stage}: starts over, since {changed} changed since it was begun; "
+        "it goes on from what it had when that is undone and the same command is given again"
+    )
 
 
 def skipped(budget: BudgetRun) -> tuple[str, ...]:

@@ -18,18 +18,24 @@ import yaml
 from safetensors.torch import load_file
 
 from passdeploy.budget import FASTEST, Budget, parse_budgets
-from passdeploy.config import RunConfig, differing_keys
-from passdeploy.config import load_file as load_config
+from passdeploy.config import RunConfig
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData, evenly
-from passdeploy.dependencies import BUDGET_STAGES, NOT_INPUTS, SHARED_STAGES, inputs_of, skipped, stopped_by
+from passdeploy.dependencies import (
+    BUDGET_STAGES,
+    SHARED_STAGES,
+    inputs_of,
+    skipped,
+    starts_over,
+    stopped_by,
+)
 from passdeploy.engines._quantize import CALIBRATION_IMAGES
 from passdeploy.engines.base import get_backend
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.export import OnnxSlicer
 from passdeploy.final_copies import copy_final
-from passdeploy.fresh import refuse_loss
 from passdeploy.locking import exclusive
+from passdeploy.opening import refuse_loss, refuse_other
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
 from passdeploy.search.method import get_method
@@ -41,7 +47,6 @@ from passdeploy.targets import Target, resolve
 from passdeploy.workspace import (
     CONFIG,
     Workspace,
-    is_run_directory,
     write_atomic,
 )
 
@@ -126,7 +131,7 @@ class Run:
         self.space = Workspace(out)
         with exclusive(out):
             if not fresh:
-                self._check_config()
+                refuse_other(config, out)
             # What can't be used is said before anything is deleted, and before a folder is bound to this configuration.
             _ = self.subject
             if fresh:
@@ -191,33 +196,6 @@ class Run:
         images: np.ndarray = split.images(evenly(split, count)).numpy()
         return images
 
-    def _check_config(self) -> None:
-        """Refuses a run directory of another configuration, saying which keys differ."""
-        path = self.space.root / CONFIG
-        mine = {k: v for k, v in self.config.to_json().items() if k not in NOT_INPUTS}
-        if path.exists():
-            # Before --fresh is recommended: it deletes the folder.
-            if not is_run_directory(self.space.root):
-                raise BadInput(
-                    f"--out {self.space.root}: is not a run directory, since its {CONFIG} is something else's; "
-                    "give another folder"
-                )
-            try:
-                theirs = load_config(path)
-            except BadInput:
-                raise BadInput(f"{path}: can no longer be read as a configuration; add --fresh to start over") from None
-            theirs = {k: v for k, v in theirs.items() if k not in NOT_INPUTS}
-            different = differing_keys(theirs, mine)
-            if different:
-                raise BadInput(
-                    f"--out {self.space.root}: holds a run of another configuration (differs in: "
-                    f"{', '.join(different)}); give another --out, or --fresh to delete it"
-                )
-            return
-        # Hidden files are ours: what a kill before the first file was complete has left.
-        if any(not child.name.startswith(".") for child in self.space.root.iterdir()):
-            raise BadInput(f"--out {self.space.root}: not empty and not a run directory; give another folder")
-
     def target_facts(self) -> dict[str, Any]:
         """The target and the version of its backend."""
         backend = get_backend(self.target.backend)
@@ -235,6 +213,8 @@ class Run:
         if space.current(name, inputs):
             self.ui.skipped(name)
             return
+        if said := starts_over(space, name, inputs):
+            self.ui.say(said)
         body = partial(SHARED[name], self) if run is None else partial(PER_BUDGET[name], self, run)
         with self.ui.stage(name):
             space.run(name, inputs, body)

@@ -2,7 +2,8 @@
 
 A stage writes into ``.partial/<stage>`` and is moved to ``<stage>`` when it is complete; ``stage.json`` in it records
 the inputs it was computed from and the digest of each file. That record is all there is to resuming: a stage whose
-inputs and files are as recorded is not run again, and a partial folder with the same inputs is continued.
+inputs and files are as recorded is not run again, and a partial folder with the same inputs is continued. What was
+left of other inputs, finished or not, is kept once as ``.partial/<stage>.before``: who undoes the change has it back.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from passdeploy.errors import BadInput, NotWritten
 from passdeploy.locking import LOCK
 
 RECORD = "stage.json"
+INPUTS = ".inputs.json"
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "passdeploy.manifest/1"
 CONFIG = "config.yaml"
@@ -141,6 +143,23 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return record if intact else None
 
 
+def _begun(folder: Path) -> Any:
+    """The inputs of a stage's folder, whole or partial; None of one that can't be gone on from."""
+    if (record := _finished(folder)) is not None:
+        return record["inputs"]
+    started = folder / INPUTS
+    return json.loads(started.read_text()) if started.exists() else None
+
+
+def _set_aside(folder: Path, aside: Path) -> None:
+    """Keeps a stage's folder under another name, instead of what is there; one that is of no use is removed."""
+    if _begun(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+
+
 def is_run_directory(root: Path) -> bool:
     """Whether a folder is a run's: other programs, too, call their files ``config.yaml`` and ``manifest.json``."""
     from passdeploy.config import RunConfig
@@ -229,15 +248,13 @@ class Workspace:
         inputs = json.loads(json.dumps(inputs))
         if self.current(stage, inputs):
             return False
-        partial = self.root / ".partial" / stage
+        partial = self._partial(stage)
+        self._take_up(stage, inputs)
         if (done := _finished(partial)) is not None and done["inputs"] == inputs:
             self._adopt(stage, partial)  # killed while it was moved into place
             return False
-        started = partial / ".inputs.json"
-        if partial.exists() and (not started.exists() or json.loads(started.read_text()) != inputs):
-            shutil.rmtree(partial)
         if not partial.exists():
-            write_json(started, inputs)
+            write_json(partial / INPUTS, inputs)
         clock = partial / ".seconds"
         before = float(clock.read_text()) if clock.exists() else 0.0
         start = time.monotonic()
@@ -263,6 +280,31 @@ class Workspace:
         self._adopt(stage, partial)
         return True
 
+    def changed(self, stage: str, inputs: Mapping[str, Any]) -> list[str]:
+        """Keys of the inputs for which a stage that was begun has to start over."""
+        from passdeploy.config import differing_keys
+
+        now = json.loads(json.dumps(inputs))
+        folders = (self._partial(stage), self.folder(stage), self._partial(f"{stage}.before"))
+        partial, finished, before = map(_begun, folders)
+        last = finished if partial is None else partial
+        return [] if last is None or now in (partial, before) else differing_keys(last, now)
+
+    def _partial(self, stage: str) -> Path:
+        return self.root / ".partial" / stage
+
+    def _take_up(self, stage: str, inputs: Any) -> None:
+        """Leaves a partial folder of these inputs, perhaps the one that was set aside, or none."""
+        partial, aside, back = (self._partial(name) for name in (stage, f"{stage}.before", f".{stage}.tmp"))
+        if _begun(partial) == inputs:
+            return
+        if _begun(aside) == inputs:
+            shutil.rmtree(back, ignore_errors=True)
+            aside.rename(back)
+        _set_aside(partial, aside)
+        if _begun(back) == inputs:
+            back.rename(partial)
+
     def _adopt(self, stage: str, partial: Path) -> None:
         """Cleans a complete stage and moves it into place."""
         for path in sorted(partial.rglob("*")):
@@ -270,7 +312,7 @@ class Workspace:
                 path.unlink()
         folder = self.folder(stage)
         if folder.exists():
-            shutil.rmtree(folder)
+            _set_aside(folder, self._partial(f"{stage}.before"))
         partial.replace(folder)
         self.update_manifest()
 

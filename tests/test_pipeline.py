@@ -19,12 +19,15 @@ import torch
 import yaml
 from torch import nn
 
+from passdeploy import dependencies
 from passdeploy.assemble import assemble
 from passdeploy.budget import parse_budget
 from passdeploy.cli.running import exit_code
+from passdeploy.console import Ui
 from passdeploy.errors import BadInput
 from passdeploy.latency import measure
 from passdeploy.latency.measure import interleave
+from passdeploy.pipeline import Run
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
 from passdeploy.reporting.verdict import verdict
@@ -491,6 +494,27 @@ def test_what_is_only_required_may_differ(copied: Callable[[], Path]) -> None:
     (budget,) = running.runs
     assert all(budget.space.current(name, running.inputs(name, budget)) for name in PER_BUDGET)
     assert yaml.safe_load((folder / "config.yaml").read_text())["require_measured"], "the stages alone read it there"
+
+
+def test_a_stage_that_starts_over_says_why_and_keeps_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(running: Run, folder: Path) -> None:
+        (folder / "train.ckpt").write_text("five hours")
+        raise KeyboardInterrupt
+
+    for version in ("1", "2"):
+        monkeypatch.setattr(dependencies, "version", lambda version=version: version)
+        monkeypatch.setitem(SHARED, "dense", interrupted)
+        running = scripted.start(tmp_path / "run")
+        running.ui = Ui()
+        with pytest.raises(KeyboardInterrupt):
+            running.shared("dense")
+        said = capsys.readouterr().err
+        assert ("dense: starts over, since the version of passdeploy changed since it was begun" in said) == (
+            version == "2"
+        )
+    assert (tmp_path / "run" / ".partial" / "dense.before" / "train.ckpt").read_text() == "five hours"
 
 
 def test_fresh_starts_over(copied: Callable[[], Path]) -> None:

@@ -154,6 +154,26 @@ def test_what_other_inputs_left_is_not_continued(space: Workspace) -> None:
     space.run("s", {"x": 2}, lambda folder: write(folder) if not (folder / "log.jsonl").exists() else never(folder))
 
 
+def test_what_other_inputs_left_is_kept_and_taken_up_when_the_change_is_undone(space: Workspace) -> None:
+    def stopped(folder: Path) -> None:
+        with (folder / "log.jsonl").open("a") as log:
+            log.write("one\n")
+        raise KeyboardInterrupt
+
+    for x in (1, 2, 1):
+        with pytest.raises(KeyboardInterrupt):
+            space.run("s", {"x": x, "y": 0}, stopped)
+        assert space.changed("s", {"x": 3, "y": 0}) == ["x"]
+    assert (space.root / ".partial" / "s" / "log.jsonl").read_text() == "one\none\n"
+    assert space.run("s", {"x": 2, "y": 0}, write)
+    digest = space.digest("s")
+    assert space.changed("s", {"x": 2, "y": 1}) == ["y"]
+    assert space.run("s", {"x": 2, "y": 1}, lambda folder: (folder / "c.txt").write_text("c"))  # type: ignore[arg-type, return-value]
+    assert space.changed("s", {"x": 2, "y": 0}) == []
+    assert not space.run("s", {"x": 2, "y": 0}, never), "finished stages come back, too"
+    assert space.digest("s") == digest
+
+
 def test_the_time_of_all_attempts_counts(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(workspace.time, "monotonic", lambda: now[0])

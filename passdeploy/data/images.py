@@ -179,7 +179,10 @@ def refusal(root: Path, bad: dict[Path, str], total: int) -> str:
     """The message about files that can't be used."""
     shown = "; ".join(f"{path.relative_to(root)}: {why}" for path, why in list(bad.items())[:3])
     more = ", ..." if len(bad) > 3 else ""
-    return f"{root}: {len(bad)} of {total} images can't be read ({shown}{more}); replace or remove them"
+    return (
+        f"{root}: {len(bad)} of {total} images can't be read ({shown}{more}); replace or remove them "
+        "(a run that was begun starts over without them)"
+    )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,4 +1,4 @@
-"""What ``--fresh`` may delete: what runs wrote, and nothing that this run is about to read."""
+"""Whether a run may work in a folder: never in one of another configuration; ``--fresh`` deletes what runs wrote."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from passdeploy.budget import parse_budget
-from passdeploy.config import RunConfig
-from passdeploy.dependencies import BUDGET_STAGES, SHARED_STAGES
+from passdeploy.config import RunConfig, differing_keys, load_file
+from passdeploy.dependencies import BUDGET_STAGES, NOT_INPUTS, SHARED_STAGES
 from passdeploy.errors import BadInput
 from passdeploy.final_copies import FILES, FOLDERS
 from passdeploy.masked import FOLDER as MASKED
@@ -25,6 +25,40 @@ WRITTEN = {
     "dense.onnx",
 }
 """What runs call what they leave in a run directory, or in the folder of a budget."""
+
+
+def refuse_other(config: RunConfig, root: Path) -> None:
+    """Refuses a run directory of another configuration, saying which keys differ, and a folder of something else.
+
+    Args:
+        config: Of the run that is to work there.
+        root: The run directory.
+
+    Raises:
+        BadInput: It is one of these.
+    """
+    path = root / CONFIG
+    if not path.exists():
+        # Hidden files are ours: what a kill before the first file was complete has left.
+        if any(not child.name.startswith(".") for child in root.iterdir()):
+            raise BadInput(f"--out {root}: not empty and not a run directory; give another folder")
+        return
+    # Before --fresh is recommended: it deletes the folder.
+    if not is_run_directory(root):
+        raise BadInput(
+            f"--out {root}: is not a run directory, since its {CONFIG} is something else's; give another folder"
+        )
+    try:
+        theirs = load_file(path)
+    except BadInput:
+        raise BadInput(f"{path}: can no longer be read as a configuration; add --fresh to start over") from None
+    theirs, mine = ({k: v for k, v in keys.items() if k not in NOT_INPUTS} for keys in (theirs, config.to_json()))
+    different = differing_keys(theirs, mine)
+    if different:
+        raise BadInput(
+            f"--out {root}: holds a run of another configuration (differs in: {', '.join(different)}); "
+            "give another --out, or --fresh to delete it"
+        )
 
 
 def refuse_loss(config: RunConfig, root: Path) -> None:
