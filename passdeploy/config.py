@@ -176,7 +176,7 @@ class RunConfig(Section):
     method: str = "pass"
     epochs: Positive | None = None
     train_batch: int = Field(default=128, ge=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     profile_file: str | None = None
     require_measured: bool = False
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
@@ -188,10 +188,16 @@ class RunConfig(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     dense: DenseConfig = DenseConfig()
 
+    @field_validator("weights", "data", "profile_file", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return str(value) if isinstance(value, Path) else value
+
     @field_validator("latency", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        return tuple(str(part).strip() for part in parts)  # of YAML's 5 it is said later that the unit is missing
 
     def finetune_epochs(self) -> float:
         """Passes of fine-tuning."""
@@ -250,8 +256,14 @@ def make_config(values: dict[str, Any], origin: str = "configuration", flags: Co
             hint = nearest(str(first["loc"][-1]), _known_keys(first["loc"]))
             raise BadInput(f"{origin}: unknown key {key!r}{hint}") from None
         where = f"--{key.replace('_', '-')}" if key in flags else f"{origin}: {key}"
+        if first["type"] == "tuple_type" and isinstance(first["input"], str | int | float):
+            example = ", ".join([str(first["input"])] * {"input_size": 2, "mean": 3, "std": 3}.get(key, 1))
+            raise BadInput(f"{where}: must be a list: [{example}] (given: {first['input']!r})") from None
         raise BadInput(f"{where}: {first['msg'].lower()} (given: {first['input']!r})") from None
-    budgets = parse_budgets(list(config.latency), config.percentile, config.scope)
+    try:
+        budgets = parse_budgets(list(config.latency), config.percentile, config.scope)
+    except BadInput as error:
+        raise error if "latency" in flags else BadInput(f"{origin}: {str(error).removeprefix('--')}") from None
     if config.latency == (FASTEST,):
         if config.min_accuracy is None:
             raise BadInput(

@@ -95,7 +95,7 @@ def killed_at(out: str, at: int | None, log: str) -> None:
     killer.before(os, "fsync")
     killer.before(Ui, "step")
     # A checkpoint at every chance, not every 15 s.
-    training.Checkpoint.__init__.__defaults__ = (0.0,)  # type: ignore[attr-defined]
+    training.Checkpoint.__init__.__defaults__ = (0.0, 0.0)  # type: ignore[attr-defined]
     scripted.run(Path(out), **SETTINGS)
     Path(log).write_text(str(killer.count))
 

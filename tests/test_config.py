@@ -48,6 +48,11 @@ def test_a_bare_off_of_yaml_is_off() -> None:
     assert make_config(yaml.safe_load("profile: {cache: off}"), "here").profile.cache == "off"
 
 
+def test_paths_are_taken_where_names_are() -> None:
+    paths = {"weights": Path("w.pth"), "data": Path("photos"), "profile_file": Path("p.json")}
+    assert make_config(paths) == make_config({key: str(path) for key, path in paths.items()})
+
+
 def test_flags_win_over_the_file_section_by_section(tmp_path: Path) -> None:
     base = {"seed": 1, "search": {"epochs": 2, "ramp": 0.5}}
     assert merge(base, {"search": {"ramp": 0.1}, "batch": 4}) == {

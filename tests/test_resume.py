@@ -121,11 +121,11 @@ def test_a_layer_that_draws_at_random_is_resumed_exactly(one_thread: None, tmp_p
     expected = train(whole, data, settings, curve_every=5)
     broken = model()
     with pytest.raises(Stop):
-        train(broken, data, settings, curve_every=5, checkpoint=Checkpoint(tmp_path / "c.ckpt", 0), progress=stop)
+        train(broken, data, settings, curve_every=5, checkpoint=Checkpoint(tmp_path / "c.ckpt", 0, 0), progress=stop)
     torch.manual_seed(99)
     resumed = model()
     torch.rand(7)
-    got = train(resumed, data, settings, curve_every=5, checkpoint=Checkpoint(tmp_path / "c.ckpt", 0))
+    got = train(resumed, data, settings, curve_every=5, checkpoint=Checkpoint(tmp_path / "c.ckpt", 0, 0))
     assert vars(got) == vars(expected)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name

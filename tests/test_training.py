@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from passdeploy.checkpoint import Checkpoint
+from passdeploy.config import make_config
 from passdeploy.data.base import ArraySplit, Augmentation, SubSplit
 from passdeploy.errors import BadInput
 from passdeploy.search.prompt import InputStage, Prompted
@@ -61,12 +64,18 @@ def test_resumed_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
     checkpoint = tmp_path / "c.ckpt"
     with pytest.raises(Stop):
         train(
-            broken, DATA, settings, teacher=teacher, curve_every=4, checkpoint=Checkpoint(checkpoint, 0), progress=stop
+            broken,
+            DATA,
+            settings,
+            teacher=teacher,
+            curve_every=4,
+            checkpoint=Checkpoint(checkpoint, 0, 0),
+            progress=stop,
         )
     resumed = model()
     steps: list[int] = []
     curve = train(
-        resumed, DATA, settings, teacher=teacher, curve_every=4, checkpoint=Checkpoint(checkpoint, 0),
+        resumed, DATA, settings, teacher=teacher, curve_every=4, checkpoint=Checkpoint(checkpoint, 0, 0),
         progress=lambda done, total, state: steps.append(done),
     )  # fmt: skip
     assert steps[0] == stop_at + 1, "nothing that was due to be saved is trained again"
@@ -75,8 +84,32 @@ def test_resumed_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_saving_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    checkpoint = Checkpoint(tmp_path / "c.ckpt")
+
+    def write(path: Path, content: bytes, seconds: list[float]) -> None:
+        now[0] += seconds.pop(0)
+
+    monkeypatch.setattr("passdeploy.checkpoint.write_atomic", partial(write, seconds=[3.0, 0.1]))
+    for pause in (15, 60, 15):
+        now[0] += pause - 1
+        assert not checkpoint.due()
+        now[0] += 1
+        assert checkpoint.due()
+        if pause != 15 or now[0] < 20:
+            checkpoint.save({})
+
+
+def test_the_largest_seed_is_one(tmp_path: Path) -> None:
+    seed = make_config({"seed": 2**32 - 1}).seed
+    (step, _, _) = next(training_batches(DATA, 32, seed, 10_000_001, start=10_000_000))
+    assert step == 10_000_000
+
+
 def test_a_damaged_checkpoint_never_replaces_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = Checkpoint(tmp_path / "c.ckpt", 0)
+    checkpoint = Checkpoint(tmp_path / "c.ckpt", 0, 0)
     checkpoint.save({"step": 1, "t": torch.ones(2)})
 
     def fails(*_: object) -> None:
