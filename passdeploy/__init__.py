@@ -9,12 +9,21 @@ if TYPE_CHECKING:
     from passdeploy.api import run as run
     from passdeploy.data.base import ImageData as ImageData
 
+    __version__: str
+
 _HOME = {"run": "passdeploy.api", "load": "passdeploy.api", "ImageData": "passdeploy.data.base"}
 __all__ = ["ImageData", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports torch only when something that needs it is used."""
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            return metadata.version("passdeploy")
+        except metadata.PackageNotFoundError:
+            return "0+unknown"
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,7 +220,7 @@ def save_profile(
         The model's summary: number of structures, errors, repeatability.
 
     Raises:
-        BadInput: The target can't be measured here.
+        BadInput: The target can't be measured here, or the file can't be written.
     """
     from passdeploy.console import Ui
     from passdeploy.pipeline import Run
@@ -235,6 +236,14 @@ def save_profile(
         raise BadInput(
             f"--target {config.target}: nothing can be measured here ({running.unmeasurable}); run this where it can"
         )
+    try:  # what has taken minutes to measure must not be lost for a path that was mistyped
+        save.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=save.parent):
+            pass
+    except OSError as error:
+        raise BadInput(f"--save {save}: cannot be written ({error.strerror}); choose another file") from None
+    if save.is_dir():
+        raise BadInput(f"--save {save}: is a folder; give a file")
     running.shared("profile")
     copy_file(running.space.folder("profile") / "profile.json", save)
     return stage_model(running).summary()

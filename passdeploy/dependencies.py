@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import passdeploy
 from passdeploy.stages import PER_BUDGET, SHARED
 from passdeploy.stages.proof import exact
 from passdeploy.workspace import json_digest, read_json, sha256
@@ -28,10 +28,7 @@ CHANGED = {
 
 def version() -> str:
     """Of this package."""
-    try:
-        return importlib.metadata.version("passdeploy")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+unknown"
+    return passdeploy.__version__
 
 
 def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str, Any]:

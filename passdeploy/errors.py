@@ -22,6 +22,10 @@ class BadInput(PassdeployError):
     exit_code = 2
 
 
+class Terminated(SystemExit):
+    """The process was asked to end, by SIGTERM: unlike other exits never a mistake in the user's own code."""
+
+
 class NotWritten(BadInput):
     """The disk takes no more: whatever comes next would fail as well."""
 

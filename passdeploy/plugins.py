@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, PassdeployError, Terminated
+
+
+@contextlib.contextmanager
+def users_code(where: str, *but: type[Exception]) -> Iterator[None]:
+    """A block that calls the user's own code, whose errors are not ours, and which must not end the program.
+
+    Args:
+        where: What was given, and what is done with it.
+        but: Errors that the caller tells better.
+
+    Raises:
+        BadInput: It fails, or calls `sys.exit`.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, (PassdeployError, Terminated, *but)):
+            raise
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        ended = "; put what a script does under if __name__ == '__main__'" if isinstance(error, SystemExit) else ""
+        raise BadInput(f"{where} failed: {said}{ended}") from error
 
 
 def load_attribute(spec: str, flag: str) -> Callable[..., Any]:
@@ -22,13 +44,13 @@ def load_attribute(spec: str, flag: str) -> Callable[..., Any]:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
+        with users_code(f"{flag} {spec}: importing {module_name}", ModuleNotFoundError):
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise BadInput(f"{flag} {spec}: no module {module_name!r} on the path or in {here}") from None
+            hint = f"; give {module_name.removesuffix('.py')}:{attribute}" if module_name.endswith(".py") else ""
+            raise BadInput(f"{flag} {spec}: no module {module_name!r} on the path or in {here}{hint}") from None
         raise BadInput(f"{flag} {spec}: {module_name} needs {error.name!r}, which is not installed") from error
-    except Exception as error:
-        raise BadInput(f"{flag} {spec}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     value: Any = module
     for part in attribute.split("."):
         value = getattr(value, part, None)

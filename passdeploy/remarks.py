@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from passdeploy.reporting import schema as s
 from passdeploy.reporting.format import milliseconds
+
+if TYPE_CHECKING:
+    from passdeploy.subject import Subject
 
 HOST_BOUND = 0.9
 """Share of the latency from which on enqueueing is as long as what is enqueued."""
 DISTURBED = 0.08
 """On a quiet machine fresh processes lie at most half as far apart."""
+GUESSING = 2.0
+"""Times the accuracy of guessing that a trained network is better than."""
+
+
+def untrained(subject: Subject, accuracy: float | None) -> list[str]:
+    """What a reader should know where a network that was given with its weights does little better than guess.
+
+    Args:
+        subject: Of the run.
+        accuracy: Of the dense network on the validation images, if that is known.
+    """
+    classes = subject.data.num_classes
+    if subject.weights is None or subject.task.name != "classification" or classes <= 3 or accuracy is None:
+        return []
+    if accuracy >= GUESSING / classes:
+        return []
+    return [
+        f"The dense network with the weights that were given ({subject.weights}) is right on {accuracy:.1%} of the "
+        f"validation images, and guessing on {1 / classes:.1%}: check mean and std, the order of the classes, and that "
+        "the weights are for these data."
+    ]
 
 
 def build_spread(rebuilds: s.RebuildsInfo | None) -> list[str]:

@@ -141,9 +141,9 @@ def _load_data(given: str | ImageData, config: RunConfig) -> ImageData:
         )
     if config.task is not None and task_of(data).name != get_task(config.task).name:
         raise BadInput(f"--task {config.task}: {data.name} is for {task_of(data).name}; give data with labels for it")
-    check_data(data, task_of(data))
     if changes:
         data = dataclasses.replace(data, preprocess=dataclasses.replace(data.preprocess, **changes))
+    check_data(data, task_of(data))
     return data
 
 
@@ -166,9 +166,15 @@ def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
             outputs = network(images)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)), 3)
+        advice = "check the input size (input_size in the configuration)"
+        if channels != 3:
+            advice = (
+                f"its first convolution takes {channels} channel{'s' * (channels > 1)}; images are RGB, grey ones "
+                "repeated: build it for three"
+            )
         raise BadInput(
-            f"--model {name}: fails on images of {data.input_shape} from {data.name} ({first}); "
-            "check the input size (input_size in the configuration)"
+            f"--model {name}: fails on images of {data.input_shape} from {data.name} ({first}); {advice}"
         ) from error
     task = task_of(data)
     task.check(outputs, data, name)

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from passdeploy import cli
+from passdeploy.dependencies import version
 from tests import scripted
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +81,10 @@ def refused(passdeploy: Call, tmp_path: Path, *arguments: object, base: bool = T
         (["--model", "tiny-resnt"], r"--model tiny-resnt: .*did you mean tiny-resnet"),
         (["--model", "mobilenet_v"], r"mobilenet_v2"),
         (["--model", "nothere:build"], r"no module 'nothere' on the path or in "),
+        (["--model", "net.onnx"], r"is the name of a file; give .* module:function .*--weights"),
+        (["--model", "nets.py:build"], r"no module 'nets\.py' .*; give nets:build"),
+        (["--seed", "-1"], r"--seed: .*greater than or equal to 0"),
+        (["--seed", "1764367200000000000"], r"--seed: .*less than or equal to 4294967295"),
         (["--model", "json:nope"], r"json has no function 'nope'"),
         (["--data", "fashion-mnit"], "did you mean fashion-mnist"),
         (["--data", "no/such/folder"], r"no such data set or folder"),
@@ -123,8 +128,12 @@ def test_bad_flags(passdeploy: Call, tmp_path: Path, arguments: list[str], wante
         ("- a", r"must be a mapping"),
         ("a: [", r"is not valid YAML"),
         ("batch: two", r"batch: .*given: 'two'"),
-        ("latency: 5", r"latency"),
+        ("latency: 5", r"latency '5': has no unit; give a time with its unit"),
+        ("latency: [2x, 5]", r"latency '5': has no unit"),
         ("input_size: [20]", r"input_size"),
+        ("input_size: 224", r"input_size: must be a list: \[224, 224\]"),
+        ("mean: 0.5", r"mean: must be a list: \[0.5, 0.5, 0.5\]"),
+        ("groups: {exclude: stem}", r"groups.exclude: must be a list: \[stem\]"),
         ("std: [0, 1, 1]", r"std"),
     ],
 )
@@ -221,17 +230,30 @@ def test_a_network_that_does_not_fit_the_data(
         "def maps(): return nn.Conv2d(3, 3, 3)\n"
         "def number(): return 3\n"
         "def fails(): return 1 / 0\n"
+        "def ends(): raise SystemExit(0)\n"
     )
+    (work / "script.py").write_text("import sys\nsys.exit(0)\n")
+    (work / "mydata.py").write_text("def load(): return open('photos.npy')\n")
     monkeypatch.syspath_prepend(str(work))
     for name, wanted in (
         ("seven", r"has 7 outputs, stripes has 3 classes; let the factory take num_classes"),
-        ("grey", r"fails on images of \(3, 16, 12\)"),
+        ("grey", r"fails on images of \(3, 16, 12\).*its first convolution takes 1 channel; images are RGB"),
         ("maps", r"must return logits"),
         ("number", r"returned int|int"),
         ("fails", r"division by zero"),
+        ("ends", r"building it failed: SystemExit: 0"),
     ):
         line = refused(passdeploy, tmp_path, "--model", f"nets:{name}")
         assert re.search(wanted, line), line
+    line = refused(passdeploy, tmp_path, "--model", "script:build")
+    assert "importing script failed: SystemExit: 0; put what a script does under if __name__ == '__main__'" in line
+    line = refused(passdeploy, tmp_path, "--data", "mydata:load")
+    assert "--data mydata:load: loading it failed: FileNotFoundError: " in line
+    (work / "nets.py").write_text("print('hello')\nfrom tests.scripted import tiny_resnet\n")
+    sys.modules.pop("nets")
+    said = passdeploy("groups", "--model", "nets:tiny_resnet", "--data", "stripes", "--json")
+    assert json.loads(said.out)["groups"], "nothing but the result"
+    assert said.err == "hello\n"
 
 
 def test_run_directories_that_cannot_be_used(passdeploy: Call, tmp_path: Path) -> None:
@@ -395,6 +417,11 @@ def test_help_has_an_example(passdeploy: Call, verb: str) -> None:
     assert "--json" in said.out
 
 
+def test_the_version(passdeploy: Call) -> None:
+    said = passdeploy("--version")
+    assert (said.code, said.out.strip()) == (0, version())
+
+
 def test_every_verb_is_tested(passdeploy: Call) -> None:
     commands = {c.name or getattr(c.callback, "__name__", "") for c in cli.app.registered_commands}
     assert commands <= {*VERBS, "study"}
@@ -526,7 +553,7 @@ def test_out_of_memory_is_said_in_a_line(passdeploy: Call, monkeypatch: pytest.M
 
     monkeypatch.setattr(cli, "app", app)
     said = passdeploy("targets")
-    assert said.code == 1
+    assert said.code == 2, "1 says that a goal was not met"
     assert "out of memory: lower train_batch or --batch" in said.line()
 
 

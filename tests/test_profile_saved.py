@@ -11,6 +11,7 @@ from passdeploy.api import save_profile
 from passdeploy.config import make_config, merge
 from passdeploy.errors import BadInput
 from passdeploy.latency.model import LatencyModel
+from passdeploy.pipeline import Run
 from tests import scripted
 
 VALUES = {**scripted.SETTINGS, "model": "tiny-resnet", "data": "stripes"}
@@ -29,6 +30,16 @@ def test_the_file_may_be_the_one_that_runs_read(tmp_path: Path) -> None:
     assert save_profile(config, tmp_path / "run", file, quiet=True)["kind"] == "measured"
     assert save_profile(config, tmp_path / "again", file, quiet=True)["kind"] == "measured"
     assert (tmp_path / "again" / "profile" / "measurements.jsonl").exists(), "measured anew, not copied"
+
+
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "shared", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    for save, wanted in ((tmp_path / "file" / "p.json", "cannot be written"), (tmp_path, "is a folder")):
+        with pytest.raises(BadInput, match=f"--save .*{wanted}"):
+            save_profile(make_config(VALUES), tmp_path / "run", save, quiet=True)
 
 
 def test_too_few_structures_say_what_to_raise() -> None:

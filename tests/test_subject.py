@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from passdeploy import models
 from passdeploy.config import make_config
+from passdeploy.console import Ui
 from passdeploy.errors import BadInput
+from passdeploy.remarks import untrained
 from passdeploy.subject import load_subject
 from passdeploy.weights import save_weights
 from tests import scripted
@@ -28,6 +31,32 @@ def test_an_expansive_prompt_has_to_leave_an_image(prompt: dict[str, object]) ->
     load_subject(
         config.model_copy(update={"prompt": config.prompt.model_copy(update={"width": 5})}), data=scripted.data()
     )
+
+
+@pytest.mark.parametrize(("default", "given"), [(None, True), ((8, 8), True), ("tiny", False), (224, False)])
+def test_a_size_of_the_users_own_is_left_alone(default: object, given: bool) -> None:
+    def build(num_classes: int, size: Any = default) -> nn.Module:
+        assert size == (scripted.SIZE if given else default)
+        return scripted.tiny_resnet(num_classes)
+
+    models.build(build, 3, scripted.SIZE)
+
+
+def test_weights_that_guess_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the stage that finds it, and in the report's messages, which come from the same function."""
+    save_weights(scripted.tiny_resnet(), tmp_path / "w.safetensors")
+    running = scripted.start(tmp_path / "run", weights=str(tmp_path / "w.safetensors"))
+    running.ui = Ui()
+    running.subject.data.classes = tuple("abcd")
+    monkeypatch.setattr("passdeploy.stages.dense.accuracies", lambda *_: {"validation": 0.3, "test": None})
+    running.stage("dense")
+    assert "is right on 30.0% of the validation images, and guessing on 25.0%" in capsys.readouterr().err
+    assert not untrained(running.subject, 0.5)
+    assert not untrained(running.subject, None)
+    running.subject.weights = None
+    assert not untrained(running.subject, 0.3)
 
 
 class Bent(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -21,8 +22,8 @@ from rich.console import Console
 from passdeploy.cli import running, measuring, delivering, studying, inspecting  # noqa: F401
 
 # isort: on
-from passdeploy.cli.options import app, print_json
-from passdeploy.errors import BadInput, PassdeployError
+from passdeploy.cli.options import app, only_results, print_json
+from passdeploy.errors import BadInput, PassdeployError, Terminated
 
 INTERRUPTED, TERMINATED = 130, 143
 CONTINUED = ("run", "profile", "search", "fit", "finetune", "compile", "compare", "study")
@@ -37,7 +38,7 @@ class InternalError(PassdeployError):
 
 def _terminate(*_: object) -> NoReturn:
     """On SIGTERM: leaves by the way out, on which child processes are ended, instead of at once."""
-    raise SystemExit(TERMINATED)
+    raise Terminated(TERMINATED)
 
 
 def fail(error: PassdeployError, as_json: bool) -> NoReturn:
@@ -69,7 +70,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
     try:
-        code = app(standalone_mode=False)
+        with only_results() if as_json and "--help" not in sys.argv else contextlib.nullcontext():
+            code = app(standalone_mode=False)
     except typer.Exit as error:
         raise SystemExit(error.exit_code) from None
     except ClickException as error:
@@ -89,7 +91,7 @@ def main() -> None:
         if debug:
             raise
         if out_of_memory(error):
-            fail(PassdeployError("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
+            fail(BadInput("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         fail(InternalError(f"internal error: {said}; --debug shows where"), as_json)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this status, silently

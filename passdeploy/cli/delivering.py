@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from passdeploy.cli.options import Data, Debug, Json, Model, app, out_console, print_json
+from passdeploy.cli.options import Data, Debug, Json, Model, app, out_console, print_json, write_result
 from passdeploy.cli.running import staged
 
 
@@ -61,7 +60,7 @@ def report(
 
     loaded = attach([load_report(path) for given in runs for path in find_reports(given)], trtexec or [])
     write_step_summary(loaded)
-    sys.stdout.write(export(loaded, "json" if json_ else form).rstrip("\n") + "\n")
+    write_result(export(loaded, "json" if json_ else form).rstrip("\n") + "\n")
 
 
 @app.command()

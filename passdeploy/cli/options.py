@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 
+import passdeploy
+
 app = typer.Typer(
     name="passdeploy",
-    help="Makes a trained vision network meet a latency on real hardware, and proves each step on the way.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 out_console = Console(highlight=False, emoji=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(passdeploy.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Makes a trained vision network meet a latency on real hardware, and proves each step on the way."""
+
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
@@ -42,9 +62,28 @@ FixedWidth = Annotated[list[str] | None, typer.Option(help="Channels to have, NA
 Tie = Annotated[list[str] | None, typer.Option(help="Layers that keep the same channels, NAME,NAME; repeatable.")]
 
 
+_results: ContextVar[TextIO | None] = ContextVar("stdout", default=None)
+
+
+@contextlib.contextmanager
+def only_results() -> Iterator[None]:
+    """Until its end stdout gets what `write_result` writes only; what a user's module prints goes to stderr."""
+    token = _results.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results.reset(token)
+
+
+def write_result(text: str) -> None:
+    """Writes to stdout what a command was asked for."""
+    (_results.get() or sys.stdout).write(text)
+
+
 def print_json(value: object) -> None:
     """The one thing that a command with ``--json`` writes to stdout."""
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+    write_result(json.dumps(value, indent=1) + "\n")
 
 
 def values(**flags: Any) -> dict[str, Any]:

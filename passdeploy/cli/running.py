@@ -72,8 +72,8 @@ def run(
 
     The other way round: `--latency fastest --min-accuracy 0.93`.
 
-    Exit status: 0 goal met or unverified, 1 goal not met, 2 bad input, 70 internal error, 130 interrupted (run again
-    without --fresh to continue).
+    Exit status: 0 goal met or unverified, 1 goal not met, 2 bad input or too little memory, 70 internal error, 130
+    interrupted (run again without --fresh to continue).
     """
     from passdeploy.api import refuse_macs
     from passdeploy.config import groups_flags

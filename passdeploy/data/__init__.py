@@ -14,6 +14,7 @@ from pathlib import Path
 
 from passdeploy.data.base import Augmentation, ImageData, Preprocess, Split, batches, resized
 from passdeploy.errors import BadInput, nearest
+from passdeploy.plugins import load_attribute, users_code
 
 __all__ = ["Augmentation", "ImageData", "Preprocess", "Split", "batches", "known", "load", "register", "search_path"]
 
@@ -75,9 +76,9 @@ def load(
 
         return load_folder(Path(name), size=size, mean=mean, std=std)
     if ":" in name:
-        from passdeploy.plugins import load_attribute
-
-        data = load_attribute(name, "--data")()
+        function = load_attribute(name, "--data")
+        with users_code(f"--data {name}: loading it"):
+            data = function()
         if not isinstance(data, ImageData):
             raise BadInput(f"--data {name}: returned {type(data).__name__}, expected passdeploy.data.ImageData")
         return data

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from passdeploy.errors import BadInput
+from passdeploy.plugins import users_code
 
 if TYPE_CHECKING:
     from passdeploy.tasks import Task
@@ -204,6 +205,16 @@ def label_tensor(data: ImageData, name: str) -> Tensor:
     return labels
 
 
+def _check_normalisation(data: ImageData) -> None:
+    """Refuses a normalisation that is not for RGB images in [0, 1]."""
+    mean, std = data.preprocess.mean, data.preprocess.std
+    if len(mean) != 3 or len(std) != 3 or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
+        raise BadInput(
+            f"--data {data.name}: mean {tuple(mean)} and std {tuple(std)} are not for RGB images in [0, 1]: three "
+            "means in [0, 1], three deviations above 0 and up to 1; divide both by 255 if they are for values up to 255"
+        )
+
+
 def check_data(data: ImageData, task: Task) -> None:
     """Refuses splits whose images are not what is declared, or whose labels do not fit them or the class names.
 
@@ -214,6 +225,7 @@ def check_data(data: ImageData, task: Task) -> None:
     Raises:
         BadInput: One line: which split, what is wrong.
     """
+    _check_normalisation(data)
     for name in ("train", "val", "test"):
         split: Split = getattr(data, name)
         labels, where = label_tensor(data, name), f"--data {data.name}: {name}"
@@ -256,7 +268,8 @@ def _check_pixels(split: Split, where: str) -> None:
 
 def _check_images(split: Split, data: ImageData, where: str) -> None:
     """Refuses images of another size or range than the network is going to be given."""
-    images = split.images(evenly(split, min(8, len(split))))
+    with users_code(f"{where}: asking for images"):
+        images = split.images(evenly(split, min(8, len(split))))
     if tuple(images.shape[1:]) != data.input_shape:
         raise BadInput(
             f"{where}: images are {tuple(images.shape[1:])}, declared are {data.input_shape}; set Preprocess.size, or "
@@ -278,7 +291,12 @@ def split_train_val(train: Split, fraction: float, seed: int, cap: int = 5000) -
         fraction: Share that goes to validation; every class gives at least one image when it has two.
         seed: Same seed, same split.
         cap: No more than this many validation images.
+
+    Raises:
+        BadInput: There is nothing to cut from.
     """
+    if not len(train):
+        raise BadInput("split_train_val: there are no training images to cut a validation split from; give some")
     generator = torch.Generator().manual_seed(seed)
     fraction = min(fraction, cap / max(1, len(train)))
     held: list[Tensor] = []

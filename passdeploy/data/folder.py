@@ -27,6 +27,9 @@ TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 """The first of these beside train/ is the test set; validation is always cut from the training data."""
 LAYOUT = "expected a subfolder of images per class, or train/ and val/ with such subfolders"
 
+NO_CLASSES = ("__pycache__", "__MACOSX")
+"""Folders that other programs leave."""
+
 VAL_SHARE, TEST_SHARE = 0.15, 0.2
 MIN_PER_CLASS = 5
 CACHE_BYTES = 2**30
@@ -159,7 +162,7 @@ def _tree(root: Path, smallest: int = MIN_PER_CLASS) -> Tree:
 def _folders(root: Path) -> list[Path]:
     try:
         entries = sorted(root.iterdir(), key=lambda entry: entry.name)
-        return [e for e in entries if e.is_dir() and not e.name.startswith((".", "__"))]
+        return [e for e in entries if e.is_dir() and not e.name.startswith(".") and e.name not in NO_CLASSES]
     except OSError as error:
         raise BadInput(f"{root}: can't be read ({error.strerror}); give a folder that you may read") from None
 

@@ -9,9 +9,11 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from passdeploy.errors import BadInput, PassdeployError, nearest
+from passdeploy.errors import BadInput, nearest
+from passdeploy.plugins import load_attribute, users_code
 
 ModelFactory = Callable[..., nn.Module]
+FILES = (".py", ".onnx", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".h5", ".safetensors", ".engine")
 _REGISTRY: dict[str, ModelFactory] = {}
 
 
@@ -95,12 +97,20 @@ def factory(name: str) -> ModelFactory:
     if name in _own():
         return _REGISTRY[name]
     if ":" in name:
-        from passdeploy.plugins import load_attribute
-
         return load_attribute(name, "--model")
     if name in _torchvision_names():
         return _torchvision(name)
+    if name.lower().endswith(FILES):
+        raise BadInput(
+            f"--model {name}: is the name of a file; give the function that builds the network as module:function "
+            "(nets:build for build in nets.py), and a file of weights with --weights"
+        )
     raise BadInput(f"--model {name}: no such model{nearest(name, known())}")
+
+
+def _may_be_a_pair(default: object) -> bool:
+    """Whether a parameter of this default may mean (H, W); one that is "tiny" or 224 means something else."""
+    return default is None or default is inspect.Parameter.empty or isinstance(default, tuple | list)
 
 
 def build(name: str | ModelFactory, num_classes: int, size: tuple[int, int] | None = None) -> nn.Module:
@@ -109,7 +119,8 @@ def build(name: str | ModelFactory, num_classes: int, size: tuple[int, int] | No
     Args:
         name: Of a known model, or a factory.
         num_classes: Passed when the factory takes `num_classes`.
-        size: (H, W) of the images, passed when the factory takes `size` (networks that are built for one size do).
+        size: (H, W) of the images, passed when the factory takes `size` (networks that are built for one size do) and
+            its default, if any, is None or a pair.
 
     Raises:
         BadInput: No such model, or the factory does not return an `nn.Module`.
@@ -120,14 +131,10 @@ def build(name: str | ModelFactory, num_classes: int, size: tuple[int, int] | No
     given: dict[str, object] = {}
     if "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         given["num_classes"] = num_classes
-    if size is not None and "size" in parameters:
+    if size is not None and "size" in parameters and _may_be_a_pair(parameters["size"].default):
         given["size"] = size
-    try:
+    with users_code(f"--model {label}: building it"):
         model = make(**given)
-    except PassdeployError:
-        raise
-    except Exception as error:
-        raise BadInput(f"--model {label}: building it failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise BadInput(f"--model {label}: returned {type(model).__name__}, expected a torch.nn.Module")
     return model

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from passdeploy.errors import BadInput, PassdeployError, nearest
+from passdeploy.errors import BadInput, nearest
 from passdeploy.reporting import format as f
 from passdeploy.reporting import verdict as v
 from passdeploy.reporting.comparison import render_comparison, row_names
@@ -150,7 +150,7 @@ def write_step_summary(reports: Sequence[Report], environ: Mapping[str, str] | N
         The file, or None.
 
     Raises:
-        PassdeployError: The file can't be written.
+        BadInput: The file can't be written.
     """
     name = (os.environ if environ is None else environ).get("GITHUB_STEP_SUMMARY", "")
     if not name:
@@ -167,7 +167,7 @@ def write_step_summary(reports: Sequence[Report], environ: Mapping[str, str] | N
         with path.open("a", encoding="utf-8") as file:
             file.write("\n" + text if before else text)
     except OSError as error:
-        raise PassdeployError(f"GITHUB_STEP_SUMMARY={name}: cannot be written ({error.strerror})") from None
+        raise BadInput(f"GITHUB_STEP_SUMMARY={name}: cannot be written ({error.strerror})") from None
     return path
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from passdeploy.checkpoint import Checkpoint
 from passdeploy.groups import macs
+from passdeploy.remarks import untrained
 from passdeploy.stages.common import accuracies, plain
 from passdeploy.training import TrainSettings, train
 from passdeploy.weights import save_weights
@@ -32,13 +33,16 @@ def run_dense(run: Run, folder: Path) -> None:
         curve = vars(
             train(model, subject.data, settings, checkpoint=Checkpoint(folder / "train.ckpt"), progress=run.ui.step)
         )
+    accuracy = None if run.latency_only else accuracies(model, subject)
+    for remark in untrained(subject, None if accuracy is None else accuracy["validation"]):
+        run.ui.say(remark)
     save_weights(model.network, folder / "dense.safetensors")
     write_json(
         folder / "dense.json",
         {
             "model": subject.name,
             "weights": subject.weights or ("untrained" if run.latency_only else f"trained here on {subject.data.name}"),
-            "accuracy": None if run.latency_only else accuracies(model, subject),
+            "accuracy": accuracy,
             "macs": float(macs(subject.operators)),
             "params": sum(p.numel() for p in model.network.parameters()),
             "curve": curve,

@@ -114,13 +114,14 @@ def test_found_through_the_registry(tmp_path: Path) -> None:
 
 
 def test_what_is_no_image_is_ignored(tmp_path: Path) -> None:
-    root = fill(tmp_path, {"red": 6, "green": 6})
+    root = fill(tmp_path, {"red": 6, "__green__": 6})
     (root / "red" / "notes.txt").write_text("x")
     (root / "red" / "._000.png").write_bytes(b"x")
     (root / ".cache").mkdir()
     (root / "__MACOSX").mkdir()
     (root / "overview.png").write_bytes(b"x")
-    assert len(load_folder(root).test.labels) == 2
+    data = load_folder(root)
+    assert (data.classes, len(data.test.labels)) == (("__green__", "red"), 2)
 
 
 def test_images_in_deeper_folders_and_links(tmp_path: Path) -> None:

@@ -115,6 +115,33 @@ def test_images_that_are_not_what_is_declared_are_refused(split: Split, message:
         load_subject(make_config({"model": "tiny-resnet", "data": "stripes"}), data=data)
 
 
+@pytest.mark.parametrize("change", [{"mean": (123.675, 116.28, 103.53)}, {"std": (0.2, 0.0, 0.2)}, {"mean": (0.5,)}])
+def test_a_normalisation_that_is_not_for_values_up_to_1_is_refused(change: dict[str, Any]) -> None:
+    data = scripted.data()
+    data.preprocess = dataclasses.replace(data.preprocess, **change)
+    with pytest.raises(BadInput, match=r"not for RGB images in \[0, 1\].*divide both by 255"):
+        load_subject(make_config({"model": "tiny-resnet", "data": "stripes"}), data=data)
+    config = make_config({"model": "tiny-resnet", "data": "stripes", "mean": (104, 117, 124), "std": (1, 1, 1)})
+    with pytest.raises(BadInput, match=r"mean \(104.0, 117.0, 124.0\) and std"):
+        load_subject(config, data=scripted.data())
+
+
+def test_what_a_split_of_ones_own_fails_with_is_said() -> None:
+    class Broken(ArraySplit):
+        def images(self, indices: torch.Tensor) -> torch.Tensor:
+            raise KeyError("cat.png")
+
+    data = scripted.data()
+    data.test = Broken(data.test.pixels, data.test.labels)  # type: ignore[attr-defined]
+    with pytest.raises(BadInput, match=r"stripes: test: asking for images failed: KeyError: 'cat\.png'"):
+        load_subject(make_config({"model": "tiny-resnet", "data": "stripes"}), data=data)
+
+
+def test_nothing_to_cut_a_validation_split_from() -> None:
+    with pytest.raises(BadInput, match="no training images"):
+        split_train_val(ArraySplit(torch.zeros(0, 3, 4, 4, dtype=torch.uint8), torch.zeros(0).long()), 0.1, seed=0)
+
+
 def test_label_maps_have_the_size_of_the_images() -> None:
     split = ArraySplit(torch.zeros(3, 3, *scripted.SIZE, dtype=torch.uint8), torch.zeros(3, 8, 6, dtype=torch.uint8))
     data = dataclasses.replace(scripted.data(), train=split, val=split, test=split)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from passdeploy.errors import BadInput, PassdeployError
+from passdeploy.errors import BadInput
 from passdeploy.reporting.exporters import FORMATS, SUMMARY_LIMIT, export, write_step_summary
 from passdeploy.reporting.files import parse_report
 from tests.reporting.variants import STATUSES, data, runs, variant
@@ -99,7 +99,7 @@ def test_step_summary_stays_inside_githubs_limit(tmp_path: Path) -> None:
 
 
 def test_step_summary_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(PassdeployError, match="GITHUB_STEP_SUMMARY"):
+    with pytest.raises(BadInput, match="GITHUB_STEP_SUMMARY"):
         write_step_summary(runs(), {"GITHUB_STEP_SUMMARY": str(tmp_path)})
 
 
