@@ -54,7 +54,7 @@ class SearchConfig(Section):
         recurrence: Whether the LSTM's state is carried from group to group.
         statistics: Whether the hypernetwork sees weight statistics.
         memory: Which earlier masks it sees: the previous group's, or the mean over all of them.
-        allocator: ``latency`` (greedy on predicted latency), ``global`` (one threshold, as in the paper) or
+        allocator: ``latency`` (joint, on predicted latency), ``global`` (one threshold, as in the paper) or
             ``uniform``.
         signal: What the hypernetwork learns from: ``measured`` (what small changes of the masks do to the loss), or
             ``gradient`` (of the loss, straight through the masks, as in the paper).

@@ -64,7 +64,8 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
             "search", "prompt", "groups", "train_batch", "seed", "method", "latency", "percentile"
         )  # fmt: skip
         made = {"profile": shared("profile"), "dense": shared("dense"), "data": run.subject.data_digest}
-        return common | made | {k: config[k] for k in keys}
+        decay = {"weight_decay": config["finetune"]["weight_decay"]}  # the search trains the same weights
+        return common | made | decay | {k: config[k] for k in keys}
     if stage == "alternatives":
         return common | {
             "dense": shared("dense"),

@@ -63,7 +63,8 @@ def width_grids(groups: Groups, step: int, keep_at_least: float, depth: bool = T
         if group.fixed is not None:
             grids.append(np.array([group.fixed]))
             continue
-        channels = max(member.per_unit for member in group.members)
+        # Of what writes them: behind a flatten, a reader has many columns for each channel.
+        channels = max((member.per_unit for member in group.members if member.side == "out"), default=1)
         units_per_step = max(1, step // channels)
         # A narrow group still gets a choice: half steps cost a little alignment, which the latency model knows.
         while units_per_step > 4 and group.units // units_per_step < 4:

@@ -72,7 +72,7 @@ LEAST_SPREAD = 0.01
 """Standard deviation of the log scores' corrections below which a hypernetwork has learnt nothing."""
 MOST_AT_BOUND = 0.5
 """Share of the corrections that may lie at their bounds, where nothing more can be learnt."""
-PROBED = 6
+PROBED = 4
 """Groups that a probe changes: several, since each measurement of the loss is then one of all of them."""
 
 
@@ -178,17 +178,26 @@ class State:
         """The cuts of an allocation that was made from `scores`."""
         return cuts_of(allocation, scores, self.context.groups, self.savings, self.hyper.temperature)
 
-    def probe(self, cuts: Cuts, scores: list[Tensor], generator: torch.Generator) -> Probe:
-        """A few groups at random, each a level of its grid wider or narrower than under `cuts`."""
+    def probe(self, cuts: Cuts, scores: list[Tensor], generator: torch.Generator) -> Probe | None:
+        """A few groups at random, each a level of its grid narrower than under `cuts`; None where nothing can go.
+
+        Or wider, where the weights stay as they are. Weights that train under the masks leave removed units behind:
+        brought back, those would seem to be worth nothing, whatever they were worth had they trained along.
+        """
         widths = widths_of(cuts)
         alive = self.allocator.alive(widths[None])[0]
-        grids = self.allocator.grids
-        free = [g for g, grid in enumerate(grids) if alive[g] and len(grid) > 1]
-        hard = list(cuts.hard)
+        levels = {}
+        for g, grid in enumerate(self.allocator.grids):
+            wider = () if self.context.config.search.co_adapt else grid[grid > widths[g]][:1]
+            near = [int(level) for level in (*grid[grid < widths[g]][-1:], *wider)]
+            if alive[g] and near:
+                levels[g] = near
+        free, hard = list(levels), list(cuts.hard)
+        if not free:
+            return None
         for index in torch.randperm(len(free), generator=generator)[:PROBED].tolist():
             g = free[index]
-            levels = [int(v) for v in (*grids[g][grids[g] < widths[g]][-1:], *grids[g][grids[g] > widths[g]][:1])]
-            level = levels[int(torch.randint(len(levels), (1,), generator=generator))]
+            level = levels[g][int(torch.randint(len(levels[g]), (1,), generator=generator))]
             # What is kept stays first: only the difference is the probe's.
             rank = scores[g].detach()
             order = (rank + (rank.max() - rank.min() + 1) * hard[g]).argsort(descending=True)
@@ -239,8 +248,8 @@ def prepare(context: SearchContext) -> State:
     return State(context, allocator, model, hyper, statistics, prior, unit_savings(allocator))
 
 
-def _learning(search: State, importance: Importance) -> list[tuple[str, bool, str]]:
-    """Whether the hypernetwork found anything, and has room left to find more."""
+def _learning(search: State, importance: Importance, ratio: float) -> list[tuple[str, bool, str]]:
+    """Whether the hypernetwork found anything for a budget, and has room left to find more."""
     found = np.concatenate([np.log(np.asarray(importance[name])) for name in search.context.groups.names])
     correction = found - torch.cat(search.prior).numpy()
     spread, reach = float(correction.std()), search.hyper.reach
@@ -248,7 +257,6 @@ def _learning(search: State, importance: Importance) -> list[tuple[str, bool, st
     checks = [("the hypernetwork learns", spread > LEAST_SPREAD, said)]
     if reach:
         at_bound = float((np.abs(correction) > 0.95 * reach).mean())
-        ratio = search.context.ratios[0]
         before = search.solve(search.named([base.double().exp().numpy() for base in search.prior]), ratio).structure
         after = search.solve(importance, ratio).structure
         changed = sum(int((np.array(mask) != after.masks[name]).sum()) for name, mask in before.masks.items())
@@ -263,17 +271,18 @@ def _learning(search: State, importance: Importance) -> list[tuple[str, bool, st
 
 
 def health(
-    curves: dict[str, list[float]], search: State, cuts: list[Cuts], importance: Importance
+    curves: dict[str, list[float]], search: State, cuts: Sequence[Cuts], importance: Sequence[Importance]
 ) -> list[dict[str, Any]]:
-    """Checks a finished search: each is ``{"name", "ok", "message"}``.
+    """Checks a finished search at its tightest budget: each is ``{"name", "ok", "message"}``.
 
     Args:
         curves: Of the search.
         search: What was trained.
         cuts: Per budget, the last ones.
-        importance: Of the first budget, as found.
+        importance: Per budget, as found.
     """
     checks = []
+    which = int(np.argmin(search.context.ratios))
     tightest = min(curves["asked_ratio"])
     loss = [value for value, asked in zip(curves["loss"], curves["asked_ratio"], strict=True) if asked == tightest]
     best, last = min(loss), loss[-1]
@@ -284,12 +293,12 @@ def health(
             f"from {loss[0]:.3f} to {last:.3f} at the tightest budget, lowest {best:.3f}",
         )
     )
-    checks += _learning(search, importance)
+    checks += _learning(search, importance[which], search.context.ratios[which])
     if search.model.stage.prompt is not None:
         gradient = curves["prompt_grad"][-1]
         checks.append(("prompt learns", gradient > 1e-7, f"mean gradient norm at the end {gradient:.2g}"))
     groups = search.context.groups.groups
-    widths = widths_of(cuts[0])[None]
+    widths = widths_of(cuts[which])[None]
     alive = search.allocator.alive(widths)[0]
     collapsed = [
         group.name

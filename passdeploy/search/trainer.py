@@ -3,8 +3,8 @@
 Each step trains the masked network. The masks are those of the allocation that the current scores give under the
 current budget, which tightens over the search and is solved again every few steps.
 
-Scores are losses: what removing a unit costs. Every few steps a few groups are made a little wider or narrower on the
-same batch (ours), and the hypernetwork learns to predict by how much that changes the loss, under the masks and with
+Scores are losses: what removing a unit costs. Every few steps a few groups are made a little narrower on the same
+batch (ours), and the hypernetwork learns to predict by how much that changes the loss, under the masks and with
 the weights as they are by then; what the search started from was measured one group at a time in the dense network. The
 paper's gradient, straight through the binarisation, can be had instead (``search.signal: gradient``). It says little
 once weights train along: batch norm makes the loss indifferent to the scale of what is kept, so that the gradients of
@@ -62,6 +62,7 @@ def _train_settings(settings: SearchConfig, context: SearchContext) -> TrainSett
         epochs=settings.epochs,
         batch=context.config.train_batch,
         lr=settings.lr,
+        weight_decay=context.config.finetune.weight_decay,
         distill=settings.distill,
         seed=context.config.seed + 1,
     )
@@ -99,22 +100,26 @@ def search_pass(context: SearchContext) -> SearchResult:
         key: []
         for key in ("step", "loss", "accuracy", "latency_ratio", "asked_ratio", "blocks", "moved", "prompt_grad")
     }
-    start, sums = 0, _Sums()
+    start, sums = 0, [_Sums() for _ in context.ratios]
     state = context.checkpoint.load()
     if state is not None:
         model.load_state_dict(state["model"])
         hyper.load_state_dict(state["hyper"])
         weights.load_state_dict(state["weights"])
         adam.load_state_dict(state["adam"])
-        start, curves, sums = state["step"], state["curves"], _Sums(**state["sums"])
+        start, curves, sums = state["step"], state["curves"], [_Sums(**entry) for entry in state["sums"]]
         cuts = [Cuts(entry["thresholds"], tuple(entry["hard"])) for entry in state["cuts"]]
         solved = state["solved"]
         consequences = [Consequences(**entry) for entry in state["consequences"]]
     dtype, task = autocast_dtype(device), task_of(context.data)
     trained = settings.co_adapt or model.stage.prompt is not None
 
-    def on_device(values: Sequence[Tensor]) -> dict[str, Tensor]:
-        return search.named([value.to(device) for value in values])
+    def under(values: Sequence[Tensor], batch: _Batch) -> tuple[Tensor, Tensor]:
+        """The loss under masks, and the logits."""
+        torch.manual_seed(batch.seed)  # what drops out is the same each time: what differs is the masks'
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            logits = masker(search.named([value.to(device) for value in values]), batch.images)
+        return task_loss(task, logits, batch.labels, batch.target, train), logits
 
     for step, images, labels in training_batches(context.data, train.batch, train.seed, total, start):
         turn, which = divmod(step, len(context.ratios))  # budgets take turns
@@ -125,7 +130,7 @@ def search_pass(context: SearchContext) -> SearchResult:
             before, solved[which] = cuts[which].hard, asked
             scratch = within == 0 and solution % FROM_SCRATCH_EVERY == 0
             cuts[which] = search.cuts(cuts[which], asked, scratch)
-            sums.moved += sum(int((a != b).sum()) for a, b in zip(before, cuts[which].hard, strict=True))
+            sums[which].moved += sum(int((a != b).sum()) for a, b in zip(before, cuts[which].hard, strict=True))
         # Without weights or a prompt to train there is nothing else to be done in a step.
         learn = turn % settings.hyper_every == 0 or not trained
         values = list(cuts[which].hard)
@@ -134,26 +139,27 @@ def search_pass(context: SearchContext) -> SearchResult:
             values = straight if settings.signal == "gradient" else values
         for group in weights.param_groups:
             group["lr"] = _rate(step, total, settings)
-        images = images.to(device, memory_format=how)
-        labels = labels.to(device)
+        images, labels = images.to(device, memory_format=how), labels.to(device)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             target = None if teacher is None else teacher(images)
-            logits = masker(on_device(values), images)
-        loss = task_loss(task, logits, labels, target, train)
+        batch = _Batch(images, labels, target, seed=(config.seed * 1_000_003 + step) * 2 + 7)
+        loss, logits = under(values, batch)
         objective = loss
         if learn and settings.signal == "measured":
             probe = search.probe(cuts[which], scores, torch.Generator().manual_seed(config.seed * 1_000_003 + step))
-            with torch.no_grad(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                changed = task_loss(task, masker(on_device(probe.hard), images), labels, target, train)
-            objective = objective + consequences[which].error(probe.predicted(scores), float(changed - loss.detach()))
+            if probe is not None:
+                with torch.no_grad():
+                    changed = float(under(probe.hard, batch)[0] - loss)
+                objective = objective + consequences[which].error(probe.predicted(scores), changed)
         elif learn and settings.latency_weight and hasattr(context.predictor, "predict_soft"):
             expected = context.predictor.predict_soft(torch.stack([value.sum() for value in values]))
             objective = objective + settings.latency_weight * expected / search.allocator.dense_ms
         weights.zero_grad()
         adam.zero_grad()
-        objective.backward()
+        if objective.requires_grad:  # a probe may have found nothing to remove, and nothing else be trained
+            objective.backward()
         if model.stage.prompt is not None and model.stage.prompt.grad is not None:
-            sums.prompt_grad += float(model.stage.prompt.grad.norm())
+            sums[which].prompt_grad += float(model.stage.prompt.grad.norm())
         if learn:
             nn.utils.clip_grad_norm_(hyper.parameters(), 1.0)
         if settings.co_adapt:
@@ -161,22 +167,24 @@ def search_pass(context: SearchContext) -> SearchResult:
             weights.step()
         adam.step()
         hits, places = task.right(logits, labels)
-        sums.add(finite(loss, step, settings.lr), hits / max(1, places) * len(labels), len(labels))
-        if (step + 1) % CURVE_EVERY == 0 or step + 1 == total:
-            _record(curves, step + 1, sums, asked, cuts[which], search)
-            sums = _Sums()
-            if context.checkpoint.due():
-                context.checkpoint.save(
-                    _state(step + 1, model, hyper, weights, adam, curves, sums, cuts, solved, consequences)
-                )
+        sums[which].add(finite(loss, step, settings.lr), hits / max(1, places) * len(labels), len(labels))
+        if (turn + 1) % CURVE_EVERY == 0 or step + len(context.ratios) >= total:
+            _record(curves, step + 1, sums[which], asked, cuts[which], search)
+            sums[which] = _Sums()
+        if context.checkpoint.due():
+            context.checkpoint.save(
+                _state(step + 1, model, hyper, weights, adam, curves, sums, cuts, solved, consequences)
+            )
         state_line = f"loss {curves['loss'][-1]:.3f}, {1 / asked:.2f}x" if curves["loss"] else ""
         context.progress(step + 1, total, state_line)
-    importance = []
-    for which, ratio in enumerate(context.ratios):
-        scores = search.scores(search.cuts(cuts[which], ratio), ratio)
-        importance.append({name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in scores.items()})
+    importance = [
+        search.scores(search.cuts(cut, asked), asked) for cut, asked in zip(cuts, context.ratios, strict=True)
+    ]
     return SearchResult(
-        importance=importance,
+        importance=[
+            {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in each.items()}
+            for each in importance
+        ],
         allocator=settings.allocator,
         network={name: value.detach().cpu() for name, value in model.network.state_dict().items()},
         stage={name: value.detach().cpu() for name, value in model.stage.state_dict().items()},
@@ -184,13 +192,23 @@ def search_pass(context: SearchContext) -> SearchResult:
         depth=settings.depth,
         adapted=settings.co_adapt,
         curves=curves,
-        health=health(curves, search, cuts, {name: values.numpy() for name, values in importance[0].items()}),
+        health=health(curves, search, cuts, importance),
     )
 
 
 def _rate(step: int, total: int, settings: SearchConfig) -> float:
     """Warm-up, then the peak: search and fine-tuning are one schedule, whose cosine is fine-tuning's."""
     return settings.lr * min(1.0, (step + 1) / max(1, round(WARM_UP * total)))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a step trains on; `seed` is of what drops out in it."""
+
+    images: Tensor
+    labels: Tensor
+    target: Tensor | None
+    seed: int
 
 
 @dataclass
@@ -234,7 +252,7 @@ def _state(
     weights: torch.optim.Optimizer,
     adam: torch.optim.Optimizer,
     curves: dict[str, list[float]],
-    sums: _Sums,
+    sums: list[_Sums],
     cuts: list[Cuts],
     solved: list[float],
     consequences: list[Consequences],
@@ -246,7 +264,7 @@ def _state(
         "weights": weights.state_dict(),
         "adam": adam.state_dict(),
         "curves": curves,
-        "sums": vars(sums),
+        "sums": [vars(each) for each in sums],
         "cuts": [{"thresholds": c.thresholds, "hard": list(c.hard)} for c in cuts],
         "solved": solved,
         "consequences": [vars(each) for each in consequences],

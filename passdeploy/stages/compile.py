@@ -20,6 +20,7 @@ from passdeploy.stages.common import plain
 from passdeploy.stages.finetune import thin_model
 from passdeploy.stages.proof import AGREEMENT_IMAGES, array_difference, in_batches, proof_holds
 from passdeploy.timing import open_runner
+from passdeploy.training import fitting_batch
 from passdeploy.workspace import link_file, link_folder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
     if made is None:
         backend.save(engines["dense"], folder / "dense-engine")
     with torch.no_grad():
-        expected = model(torch.from_numpy(images)).numpy()
+        size = fitting_batch(run.subject.data.val, len(images))
+        expected = torch.cat([model(part) for part in torch.from_numpy(images).split(size)]).numpy()
     onnx = onnx_function((folder / "model.onnx").read_bytes())
     from_onnx = in_batches(onnx, images, target.batch)
     proof: dict[str, Any] = {

@@ -27,6 +27,7 @@ from passdeploy.stages.profile import stage_model
 from passdeploy.stages.proof import recorded_difference
 from passdeploy.structure import Structure
 from passdeploy.surgery import thin
+from passdeploy.training import fitting_batch
 from passdeploy.workspace import write_json
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def prove_masked(run: Run, model: Prompted, structure: Structure) -> float:
     images = torch.from_numpy(run.validation_images)
     model = model.cpu().float().eval()
     groups = run.subject.groups
-    masked = Masker(model, groups, "network.")(as_masks(groups.canonical(structure).masks), images)
+    masker, masks = Masker(model, groups, "network."), as_masks(groups.canonical(structure).masks)
     small = Prompted(model.stage, thin(model.network, groups, structure).eval())
-    return recorded_difference(masked, small(images))
+    parts = images.split(fitting_batch(run.subject.data.val, len(images)))  # activations of all at once may not fit
+    return recorded_difference(torch.cat([masker(masks, part) for part in parts]), torch.cat([*map(small, parts)]))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from passdeploy.groups import Groups, control, find_groups, macs, operators
 from passdeploy.groups.operators import Operator
@@ -176,6 +177,13 @@ def test_grids(step: int, share: float, depth: bool) -> None:
             assert list(grid) == ([0, 1] if depth else [1])
         else:
             assert grid[0] >= max(1, np.ceil(share * group.units))
+
+
+def test_widths_are_steps_of_what_writes_them() -> None:
+    """A flatten multiplies the columns that are read for a channel, not the channels."""
+    read = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(64 * 49, 10))
+    groups = find_groups(read, torch.zeros(2, 3, 16, 16))
+    assert [list(grid) for grid in width_grids(groups, 16, 0.1)] == [[16, 32, 48, 64]]
 
 
 @pytest.mark.parametrize("kind", ["latency", "global", "uniform", "knapsack"])

@@ -133,6 +133,12 @@ def test_scratch_starts_from_fresh_weights(context: SearchContext) -> None:
             assert not torch.equal(module.weight, context.network.get_submodule(name).weight)
 
 
+def test_scratch_forgets_attention_as_well() -> None:
+    attention = torch.nn.MultiheadAttention(8, 2)
+    torch.nn.init.constant_(attention.in_proj_bias, 3.0)
+    assert (reinitialised(attention, 0).in_proj_bias == 0).all()  # type: ignore[attr-defined]
+
+
 def _enumerate(losses: list[np.ndarray], weights: list[np.ndarray]) -> float:
     import itertools
 
