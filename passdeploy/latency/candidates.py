@@ -38,6 +38,7 @@ class Candidate:
         asked_ms: The predicted latency that was allocated for.
         predicted_ms: What the model said of the structure.
         timings: What was measured, once or more often.
+        budget: What it is held against.
         inside: Whether it meets the budget, by all of its measurements.
     """
 
@@ -45,12 +46,13 @@ class Candidate:
     asked_ms: float
     predicted_ms: float
     timings: list[Timing]
+    budget: Budget
     inside: bool = False
 
     @property
     def timing(self) -> Timing:
-        """The measurement in the middle (of two: the slower one)."""
-        return sorted(self.timings, key=lambda t: t.speedup)[(len(self.timings) - 1) // 2]
+        """The measurement in the middle, in what the budget is in: time or speed-up (of two: the slower one)."""
+        return sorted(self.timings, key=lambda t: excess(self.budget, t))[(len(self.timings) - 1) // 2]
 
 
 @dataclass
