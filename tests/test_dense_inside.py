@@ -11,6 +11,7 @@ import pytest
 
 from passdeploy.budget import parse_budget
 from passdeploy.judging import asked_ms, judge
+from passdeploy.latency.loop import AIM
 from passdeploy.latency.measurement import Comparison, Measurement
 from passdeploy.shipping.manifest import BundleManifest
 from passdeploy.shipping.measuring import arrived
@@ -58,6 +59,22 @@ def test_a_prediction_does_not_spare_the_search(close: Any) -> None:
     found = json.loads((close.space.folder("search") / "search.json").read_text())
     assert found["allocator"] != "uniform"
     assert found["curves"]["step"]
+
+
+def test_a_profile_of_a_slower_machine_does_not_move_what_is_searched_for(close: Any, tmp_path: Path) -> None:
+    """A budget in time is held against the dense engine here, not against the one of the profile."""
+    own, ratios = json.loads((close.space.folder("profile") / "profile.json").read_text()), []
+    dense_ms = own["dense_ms"]
+    for factor in (1, 2):
+        file = tmp_path / f"{factor}.profile.json"
+        file.write_text(json.dumps(own | {"dense_ms": factor * dense_ms}))
+        run = scripted.start(
+            tmp_path / str(factor), weights=close.config.weights, latency=f"{dense_ms / 2}ms", profile_file=str(file)
+        )
+        run.slicer = scripted.slicer(run)  # type: ignore[misc]
+        run.run_until("profile")
+        ratios.append(search_context(run).ratios)
+    assert ratios[0] == ratios[1] == (pytest.approx(0.5 / AIM, rel=0.02),)
 
 
 def test_the_dense_engine_is_shipped_only_with_a_margin(close: Any) -> None:

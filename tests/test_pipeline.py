@@ -24,16 +24,19 @@ from passdeploy.assemble import assemble
 from passdeploy.budget import parse_budget
 from passdeploy.cli.running import exit_code
 from passdeploy.console import Ui
+from passdeploy.engines.base import Engine
 from passdeploy.errors import BadInput
 from passdeploy.latency import measure
 from passdeploy.latency.measure import interleave
+from passdeploy.meter import Meter
 from passdeploy.pipeline import Run
 from passdeploy.reporting import load_report
 from passdeploy.reporting.schema import Report
 from passdeploy.reporting.verdict import verdict
-from passdeploy.stages import PER_BUDGET, SHARED, fit
+from passdeploy.stages import PER_BUDGET, SHARED, common, fit
 from passdeploy.stages import compile as compile_stage
 from passdeploy.stages.proof import UNBOUNDED
+from passdeploy.structure import Structure
 from passdeploy.workspace import Workspace
 from tests import scripted
 from tests.latency.scripted import FakeClock, ScriptedRunner
@@ -434,17 +437,58 @@ def test_an_engine_that_is_not_equivalent_has_no_speedup(copied: Callable[[], Pa
 def test_every_percentile_gets_the_samples_it_needs(percentile: str, seconds: float) -> None:
     clock = FakeClock()
     slow = {"dense": ScriptedRunner(clock, 2 * seconds), "thin": ScriptedRunner(clock, seconds)}
-    settings = fit.bench_settings(parse_budget("30ms", percentile))
+    settings = common.bench_settings(parse_budget("30ms", percentile))
     value = interleave(slow, settings, clock=clock).measurements["thin"].at(float(percentile[1:]))
     assert value == pytest.approx(1000 * seconds)
 
 
-def test_a_percentile_that_no_patience_can_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_percentile_that_no_patience_can_measure_is_refused(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three of four attempts at a p99 budget would otherwise end as infeasible, for want of samples."""
-    monkeypatch.setattr(measure, "PATIENCE", 0)
-    monkeypatch.setattr(fit, "BENCH", dataclasses.replace(fit.BENCH, max_s=1e-9))
-    with pytest.raises(BadInput, match=r"--percentile p99: an inference takes too long to time the 662 that it needs"):
-        scripted.run(tmp_path / "run", latency="0.1ms", percentile="p99")
+
+    def searched() -> None:
+        run = scripted.start(tmp_path / "run", latency="0.1ms", percentile="p99", weights=weights(single))
+        run.slicer = scripted.slicer(run)  # type: ignore[misc]
+        run.run_until("search")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "PATIENCE", 0)
+        patch.setattr(common, "BENCH", dataclasses.replace(common.BENCH, max_s=1e-9))
+        with pytest.raises(BadInput, match="p99: an inference takes too long to time the 662 that it needs"):
+            searched()
+    searched()  # once the machine is quiet, or the network another one: nothing of it was kept
+
+
+def test_a_speed_up_does_not_wait_for_samples_that_decide_nothing() -> None:
+    clock = FakeClock()
+    slow = {"dense": ScriptedRunner(clock, 0.04), "thin": ScriptedRunner(clock, 0.02)}
+    found = interleave(slow, common.fit_settings(parse_budget("2x", "p99")), clock=clock)
+    assert found.measurements["thin"].blocks == common.PAIRS and found.measurements["thin"].at(99) is None
+    assert common.fit_settings(parse_budget("5ms", "p99")) == common.bench_settings(parse_budget("5ms", "p99"))
+
+
+def test_what_does_not_compile_is_left_out_and_named(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied()
+    chosen = json.loads((folder / "structure.json").read_text())
+    shutil.rmtree(folder / "fit")
+    compiled = Meter._compiled
+
+    def refusing(self: Meter, structure: Structure) -> Engine:
+        if self.groups.canonical(structure).to_json() == chosen:
+            raise BadInput("engine: no kernel for this")
+        return compiled(self, structure)
+
+    monkeypatch.setattr(Meter, "_compiled", refusing)
+    run = scripted.start(folder, weights=weights(folder))
+    run.slicer = scripted.slicer(run)  # type: ignore[misc]
+    run.run_until("fit")
+    facts = json.loads((folder / "fit" / "fit.json").read_text())
+    assert facts["status"] == "within_budget"
+    assert any("left out that can't be measured: engine: no kernel for this" in said for said in facts["messages"])
+    assert [c["chosen"] for c in facts["candidates"] if c["measured_ratio"] is None] == [False]
 
 
 # --- what it keeps -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ class Timing(Protocol):
     """One measured structure.
 
     Attributes:
-        speedup: Dense over thin, interleaved.
+        speedup: Dense over thin, interleaved; 0 where the structure could not be measured.
         low: Lower end of its 95 % interval.
         thin_ms: At the budget's percentile; None where there were too few samples.
         dense_ms: Likewise.
@@ -53,6 +53,11 @@ class Candidate:
     def timing(self) -> Timing:
         """The measurement in the middle, in what the budget is in: time or speed-up (of two: the slower one)."""
         return sorted(self.timings, key=lambda t: excess(self.budget, t))[(len(self.timings) - 1) // 2]
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has no latency: it does not compile or run, or there were too few samples."""
+        return not any(excess(self.budget, t) for t in self.timings)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, NotWritten
 from passdeploy.workspace import write_atomic
 
 Value = dict[str, Any]
@@ -148,6 +148,20 @@ class MeasurementLog:
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(path, text.getvalue())
+
+
+def attempt(take: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What `take` returns, or ``{"failed": why}`` where it raises `BadInput`.
+
+    For `MeasurementLog.measure`: what does not compile is logged like anything else that was found out, so that it is
+    not met again by every resumed run. A full disk says nothing of what was measured, and is raised.
+    """
+    try:
+        return take()
+    except NotWritten:
+        raise
+    except BadInput as error:
+        return {"failed": str(error)}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -106,6 +106,8 @@ class _Search:
 
     def settle(self, candidate: Candidate) -> None:
         """A second measurement, a third where the two disagree, and more where three do not tell."""
+        if candidate.failed:
+            return
         while self.left > 0 and len(candidate.timings) < 3:
             if len(candidate.timings) == 2:
                 a, b = (excess(self.budget, t) for t in candidate.timings)
@@ -156,13 +158,15 @@ def _next_target(search: _Search, first: float, longest: float) -> float | None:
         if gap <= math.log(TIGHT):
             return None
         high, low = math.log(search.over(met[1])), math.log(search.over(missed[1]))
-        straight = high > low and len(search.known) <= SECANTS
+        straight = high > low and len(search.known) <= SECANTS and not missed[1].failed
         share = (high - math.log(AIM)) / (high - low) if straight else 0.5
         return met[0] * math.exp(min(max(share, 0.15), 0.85) * gap)
     if met is not None:
         corrected = max(met[0] * search.over(met[1]) / AIM, met[0] * 1.01)
         return min(corrected, longest) if met[0] * TIGHT < longest else None
     assert missed is not None
+    if missed[1].failed:  # it says nothing of how far away the budget is
+        return missed[0] * STRIDE
     target = missed[0] * max(search.over(missed[1]), 0.02) / AIM
     others = [(t, c) for t, c in search.asked if c is not missed[1]]
     if others:

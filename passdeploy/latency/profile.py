@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from passdeploy.errors import BadInput
-from passdeploy.latency.log import MeasurementLog
+from passdeploy.latency.log import MeasurementLog, attempt
 from passdeploy.latency.model import FEWEST, STEPS, LatencyModel
 from passdeploy.latency.sampler import sample, trust
 from passdeploy.structure import Structure
@@ -20,6 +21,8 @@ PURPOSE = "profile"
 GOOD_ENOUGH = 0.01
 """Profiling ends early when cross-validation is this close."""
 CHECK_EVERY = 20
+MOST_FAILED = 10
+"""Structures that may fail to compile or run, or as many as were measured, if those are more."""
 REPEATED = 6
 """Structures that are measured a second time at the end, to know how well a measurement repeats."""
 
@@ -104,6 +107,9 @@ def profile(
         bytes_per_weight: By precision.
         provenance: Recorded in the profile.
         progress: Called with the fraction that is done.
+
+    Raises:
+        BadInput: The network has nothing to predict from, or most structures can't be measured.
     """
     if not operators:
         raise BadInput("latency model: the network has no convolution or linear layer to predict from")
@@ -111,12 +117,13 @@ def profile(
     units = [group.units for group in groups.groups]
     dense = np.array(units, dtype=float)
     measured: list[tuple[Structure, np.ndarray, Mapping[str, Any]]] = []
+    failed: list[str] = []
     seen: set[str] = {groups.dense().digest()}
     seconds = 0.0
 
-    def take(structure: Structure) -> Mapping[str, Any]:
+    def take(structure: Structure, measure: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         nonlocal seconds
-        record = log.measure(PURPOSE, structure.digest(), target_key, lambda: measure_structure(structure))
+        record = log.measure(PURPOSE, structure.digest(), target_key, measure)
         seconds += record.seconds
         return record.value
 
@@ -142,7 +149,13 @@ def profile(
             continue
         seen.add(structure.digest())
         before = seconds
-        measured.append((structure, widths.astype(float), take(structure)))
+        value = take(structure, partial(attempt, partial(measure_structure, structure)))
+        if "failed" in value:
+            failed.append(value["failed"])
+            if len(failed) > max(MOST_FAILED, len(measured)):
+                break
+            continue
+        measured.append((structure, widths.astype(float), value))
         if len(measured) <= REPEATED:
             repeats_s += seconds - before
         if progress is not None:
@@ -156,5 +169,12 @@ def profile(
             model = fit()
             if model.mape is not None and model.mape <= good_enough:
                 break
-    differences = [abs(take(s)["ratio"] / value["ratio"] - 1) for s, _, value in measured[:REPEATED]]
+    if failed and (not measured or len(failed) > max(MOST_FAILED, len(measured))):
+        raise BadInput(
+            f"latency model: {len(failed)} of {len(failed) + len(measured)} structures cannot be measured "
+            f"({failed[-1]}); to try them again, remove {log.path or 'the log'}"
+        )
+    differences = [
+        abs(take(s, partial(measure_structure, s))["ratio"] / value["ratio"] - 1) for s, _, value in measured[:REPEATED]
+    ]
     return fit(float(np.mean(differences)))

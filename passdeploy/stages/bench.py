@@ -11,8 +11,7 @@ from passdeploy.engines.files import load_engine
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.measurement import Comparison, pooled
 from passdeploy.stages.alternatives import compiled_alternatives, time_together
-from passdeploy.stages.common import fitted_structure
-from passdeploy.stages.fit import bench_settings
+from passdeploy.stages.common import bench_settings, fitted_structure
 from passdeploy.timing import compare_files, open_runner
 from passdeploy.workspace import write_json
 
@@ -68,7 +67,7 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
             "layers": layers,
         },
     )
-    logs = [run.space.folder("profile"), budget.space.folder("fit"), folder]
+    logs = [run.space.folder("profile"), run.space.folder("search"), budget.space.folder("fit"), folder]
     everything = folder / "everything.tmp"
     everything.write_text("".join(p.read_text() for p in (f / "measurements.jsonl" for f in logs) if p.exists()))
     MeasurementLog(everything).write_csv(folder / "measurements.csv")

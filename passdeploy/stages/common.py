@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from passdeploy.budget import Budget
+from passdeploy.errors import BadInput
 from passdeploy.export import OnnxSlicer
+from passdeploy.latency.log import attempt
+from passdeploy.latency.measure import BENCH, Settings
+from passdeploy.latency.stats import min_samples
 from passdeploy.meter import Meter
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.structure import Structure
@@ -17,6 +23,9 @@ from passdeploy.training import evaluate
 
 if TYPE_CHECKING:
     from passdeploy.pipeline import Run
+
+PAIRS = 20
+"""Rounds in each process: more would tell more about that process only."""
 
 
 def plain(run: Run, network: nn.Module) -> Prompted:
@@ -67,3 +76,42 @@ def meter(run: Run, stage: InputStage | None = None) -> Meter:
     behind = slicer(run, stage) if stage is not None and stage.kind == "expansive" else None
     images, scope = run.validation_images, run.config.scope
     return Meter(run.slicer, run.subject.groups, run.target, images, scope, thin_slicer=behind)
+
+
+def bench_settings(budget: Budget) -> Settings:
+    """Long enough to say something about the budget's percentile."""
+    return dataclasses.replace(BENCH, pairs=PAIRS, percentiles=(50.0, budget.percent))
+
+
+def fit_settings(budget: Budget) -> Settings:
+    """Long enough to decide: a speed-up is judged by block medians, so that no percentile is waited for."""
+    settings = bench_settings(budget)
+    return settings if budget.latency_ms is not None else dataclasses.replace(settings, percentiles=(50.0,))
+
+
+def time_structure(timed: Meter, structure: Structure, budget: Budget) -> dict[str, Any]:
+    """Times a structure against the dense engine, for a log.
+
+    Returns:
+        ``speedup`` with the lower end of its interval (``low``), ``thin_ms`` and ``dense_ms`` at the budget's
+        percentile (None where there are too few samples); ``failed`` alone, with why, where it can't be compiled or
+        run.
+
+    Raises:
+        BadInput: The dense engine can't be measured, or an inference takes too long for the percentile of a budget in
+            time.
+    """
+
+    def take() -> dict[str, Any]:
+        comparison = timed.compare(structure, fit_settings(budget))
+        ratio = comparison.ratio("thin")
+        at = {name: engine.at(budget.percent) for name, engine in comparison.measurements.items()}
+        return {"speedup": ratio.value, "low": ratio.low, "thin_ms": at["thin"], "dense_ms": at["dense"]}
+
+    value = take() if structure.digest() == timed.groups.dense().digest() else dict(attempt(take))
+    if budget.latency_ms is not None and "failed" not in value and value["thin_ms"] is None:
+        raise BadInput(
+            f"--percentile {budget.percentile}: an inference takes too long to time the "
+            f"{min_samples(budget.percent)} that it needs; give a lower one, or a speed-up"
+        )
+    return value

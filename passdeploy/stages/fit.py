@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from passdeploy.budget import Budget
 from passdeploy.errors import BadInput
 from passdeploy.groups import Masker, as_masks
 from passdeploy.latency.candidates import meets
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.loop import close_gap, close_loop
-from passdeploy.latency.measure import BENCH, Settings
-from passdeploy.latency.stats import min_samples
 from passdeploy.search.allocator import ALLOCATORS, width_grids
 from passdeploy.search.latency_allocator import LatencyAllocator
 from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import InputStage, Prompted
-from passdeploy.stages.common import input_stage, kept_widths, meter
+from passdeploy.stages.common import input_stage, kept_widths, meter, time_structure
 from passdeploy.stages.profile import stage_model
 from passdeploy.stages.proof import recorded_difference
 from passdeploy.structure import Structure
@@ -40,8 +37,6 @@ DENSE_TIMINGS = 3
 middle, and with the margin that any other structure has to keep."""
 MOST_FITS = 12
 """Structures that the closed loop measures at most."""
-PAIRS = 20
-"""Rounds in each process: more would tell more about that process only."""
 MOST_GAP_FITS = 6
 """As many again, at most, to find one between what is far too fast and what is too slow."""
 
@@ -58,9 +53,8 @@ class _Timed:
     dense_ms: float | None
 
 
-def bench_settings(budget: Budget) -> Settings:
-    """Long enough to say something about the budget's percentile."""
-    return dataclasses.replace(BENCH, pairs=PAIRS, percentiles=(50.0, budget.percent))
+UNMEASURED = _Timed(0.0, 0.0, None, None)
+"""Of a structure that does not compile or run."""
 
 
 def _fit_measured(
@@ -80,20 +74,11 @@ def _fit_measured(
     with meter(run, stage) as timed:
 
         def measure(structure: Structure) -> _Timed:
-            def take() -> dict[str, Any]:
-                comparison = timed.compare(structure, bench_settings(asked))
-                ratio, engines = comparison.ratio("thin"), comparison.measurements
-                at = {name: engines[name].at(asked.percent) for name in engines}
-                return {"speedup": ratio.value, "low": ratio.low, "thin_ms": at["thin"], "dense_ms": at["dense"]}
-
+            take = partial(time_structure, timed, structure, asked)
             value = log.measure("fit", structure.digest(), run.target.name, take).value
-            if asked.latency_ms is not None and value["thin_ms"] is None:
-                raise BadInput(
-                    f"--percentile {asked.percentile}: an inference takes too long to time the "
-                    f"{min_samples(asked.percent)} that it needs; give a lower one, or a speed-up"
-                )
-            run.ui.step(len(log.records), MOST_FITS, f"{value['speedup']:.3f}x")
-            return _Timed(**value)
+            result = UNMEASURED if "failed" in value else _Timed(**value)
+            run.ui.step(len(log.records), MOST_FITS, f"{result.speedup:.3f}x")
+            return result
 
         if asked.speedup == 1:
             return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
@@ -109,11 +94,16 @@ def _fit_measured(
         found = close_loop(allocate, fastest, measure, asked, model_ms, MOST_FITS, MARGIN, scale)
         found = close_gap(found, narrow, measure, asked, model_ms, MOST_GAP_FITS, MARGIN, scale)
     chosen = found.chosen
+    failed = list(dict.fromkeys(record.value["failed"] for record in log.records if "failed" in record.value))
+    if chosen.failed:
+        raise BadInput(f"fit: no structure can be measured ({failed[-1]}); to try them again, remove {log.path}")
+    if failed:
+        facts["messages"].append(f"Structures were left out that can't be measured: {'; '.join(failed)}")
     facts["candidates"] = [
         {
             "asked_ms": candidate.asked_ms,
             "predicted_ratio": candidate.predicted_ms / model_ms,
-            "measured_ratio": 1 / candidate.timing.speedup,
+            "measured_ratio": None if candidate.failed else 1 / candidate.timing.speedup,
             "chosen": candidate is chosen,
         }
         for candidate in found.candidates

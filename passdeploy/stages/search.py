@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from passdeploy.budget import Budget
 from passdeploy.checkpoint import Checkpoint
+from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.loop import AIM
 from passdeploy.search.method import SearchContext, SearchResult, get_method
+from passdeploy.stages.common import meter, time_structure
 from passdeploy.stages.profile import Predictor, stage_model
 
 if TYPE_CHECKING:
@@ -21,21 +24,42 @@ NEARLY_DENSE = 0.95
 already: the measurement that decides may say otherwise, and then the scores are needed."""
 
 
-def asked_ratios(run: Run, predictor: Predictor) -> tuple[float, ...]:
+def asked_ratios(run: Run, predictor: Predictor, folder: Path) -> tuple[float, ...]:
     """The share of the dense latency to search for, per budget; 1 only where no measurement can contradict.
 
-    Where engines are measured it is where the closed loop will aim: what is trained then is what ships.
+    Where engines are measured it is where the closed loop will aim: what is trained then is what ships. A budget in
+    time is held against what the dense engine takes here: a profile may come from a faster machine, or hour, and knows
+    no percentile.
     """
     ratios, closed = [], run.closed
     for budget in run.budgets:
         decided = budget.speedup == 1 or not closed
-        asked = budget.target_ratio(predictor.dense_ms)
+        dense_ms = _dense_ms(run, budget, folder) if closed and budget.latency_ms is not None else predictor.dense_ms
+        asked = budget.target_ratio(dense_ms)
         ratios.append(min(1.0, asked) if decided else min(NEARLY_DENSE, asked / AIM))
     return tuple(ratios)
 
 
-def search_context(run: Run, checkpoint: Checkpoint | None = None) -> SearchContext:
-    """What the search of a run is given."""
+def _dense_ms(run: Run, budget: Budget, folder: Path) -> float:
+    """What the dense engine takes, at the percentile that all budgets of a run have; measured once."""
+    log = MeasurementLog(folder / "measurements.jsonl")
+    dense = run.subject.groups.dense()
+
+    def take() -> dict[str, Any]:
+        with meter(run) as timed:
+            return time_structure(timed, dense, budget)
+
+    dense_ms: float = log.measure("search", dense.digest(), run.target.name, take).value["dense_ms"]
+    return dense_ms
+
+
+def search_context(run: Run, folder: Path | None = None) -> SearchContext:
+    """What the search of a run is given.
+
+    Args:
+        run: The run.
+        folder: Where the search keeps its checkpoint and measurements; None: what a finished one was given.
+    """
     predictor = stage_model(run)
     return SearchContext(
         network=run.subject.with_state(run.dense_state()),
@@ -44,16 +68,16 @@ def search_context(run: Run, checkpoint: Checkpoint | None = None) -> SearchCont
         operators=run.subject.operators,
         predictor=predictor,
         step=predictor.step,
-        ratios=asked_ratios(run, predictor),
+        ratios=asked_ratios(run, predictor, folder or run.space.folder("search")),
         config=run.config,
-        checkpoint=checkpoint or Checkpoint(None),
+        checkpoint=Checkpoint(None if folder is None else folder / "search.ckpt"),
         progress=run.ui.step,
     )
 
 
 def run_search(run: Run, folder: Path) -> None:
     """Scores every unit: PASS or a baseline."""
-    context = search_context(run, Checkpoint(folder / "search.ckpt"))
+    context = search_context(run, folder)
     if all(ratio >= 1 for ratio in context.ratios):
         run.ui.say("The dense engine is already inside the budget: nothing is pruned.")
         uniform = {name: torch.ones(units, dtype=torch.float64) for name, units in run.subject.groups.units.items()}

@@ -228,6 +228,26 @@ def test_too_few_samples_for_the_percentile_is_never_inside():
     assert not found.feasible
 
 
+@pytest.mark.parametrize("asked", ["1.5x", "2x", "5ms"])
+def test_what_cannot_be_measured_is_measured_once_and_worked_around(asked):
+    """The structures at which the loop would aim first do not compile."""
+    world = World(linear)
+    plain = world.measure
+
+    def refusing(structure):
+        k = sum(structure.masks["g"])
+        if 115 <= k <= 170:
+            world.measured.append(k)
+            return Timing(0.0, 0.0, None, None)
+        return plain(structure)
+
+    world.measure = refusing
+    found = world.run(asked, margin=1.02)
+    assert found.feasible and not found.chosen.failed and 2.2 < world.speed(found) < 2.6
+    failed = [c for c in found.candidates if c.failed]
+    assert failed and all(len(c.timings) == 1 for c in failed)
+
+
 @pytest.mark.parametrize("slower", [1 / 3, 3.0])
 def test_a_budget_in_time_is_asked_of_a_model_of_a_faster_or_slower_machine_in_its_own_unit(slower):
     """The model of `World` is right in everything but the unit: one structure and a second opinion are enough."""

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, NotWritten
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.profile import keep_first, profile, varied_widths, widths_of
 from tests.latency.nets import machine_ms, resnet20
@@ -111,6 +111,46 @@ def test_measurements_of_a_disturbed_machine_count_less():
     ms = np.array([machine_ms(OPS, UNITS, w) for w in held_out])
     error = np.abs(model.predict_many(np.stack(held_out).astype(float)) / ms - 1)
     assert error.mean() < 0.02 and truth.dense == model.dense_ms
+
+
+class Refuses(Bench):
+    """Does not compile every structure: `refused` is asked with the number of those before."""
+
+    def __init__(self, refused):
+        super().__init__()
+        self.refused = refused
+
+    def __call__(self, structure):
+        if self.refused(self.count):
+            self.count += 1
+            raise BadInput("engine: no kernel for this")
+        return super().__call__(structure)
+
+
+def test_a_structure_that_does_not_compile_is_left_out_and_not_tried_again(tmp_path):
+    bench = Refuses(lambda count: count == 5)
+    model, log = run(bench, tmp_path / "log", budget_s=5.0)
+    assert [r.value.get("failed") for r in log.records].count("engine: no kernel for this") == 1
+    assert len(model.ratios) == bench.count - 6 - 1 + 1 and np.isfinite(model.ratios).all()
+    again = Refuses(lambda count: True)
+    same, replayed = run(again, tmp_path / "log", budget_s=5.0)
+    assert again.count == 0 and replayed.replayed == len(log.records)
+    assert same.to_json() == model.to_json()
+
+
+def test_where_most_structures_do_not_compile_it_is_said_why(tmp_path):
+    bench = Refuses(lambda count: count > 2)
+    with pytest.raises(BadInput, match=r"11 of 14 structures cannot be measured \(engine: no kernel.*remove .*log"):
+        run(bench, tmp_path / "log")
+    assert bench.count == 14
+
+
+def test_a_full_disk_is_no_property_of_a_structure():
+    def full(structure):
+        raise NotWritten("disk full")
+
+    with pytest.raises(NotWritten):
+        profile(full, OPS, GROUPS)
 
 
 def test_a_network_without_operators_is_refused():
