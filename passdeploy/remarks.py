@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from passdeploy.latency.measurement import Measurement
 from passdeploy.reporting import schema as s
 from passdeploy.reporting.format import milliseconds
 
@@ -60,12 +61,19 @@ def host_bound(bench: dict[str, Any] | None) -> list[str]:
 
 
 def disturbance(bench: dict[str, Any] | None) -> list[str]:
-    """What a reader should know where fresh processes did not agree."""
-    processes = (bench or {}).get("processes") or [1.0]
+    """What a reader should know where fresh processes did not agree, or the blocks in them."""
+    bench, notes = bench or {}, []
+    processes = bench.get("processes") or [1.0]
     apart = max(processes) / min(processes) - 1
-    if apart <= DISTURBED:
-        return []
-    return [
-        f"{len(processes)} processes found ratios that lie {apart:.0%} apart: the machine has something else to do, or "
-        "others share its caches. What is quoted is their median, with its interval."
-    ]
+    if apart > DISTURBED:
+        notes.append(
+            f"{len(processes)} processes found ratios that lie {apart:.0%} apart: the machine has something else to "
+            "do, or others share its caches. What is quoted is their median, with its interval."
+        )
+    for name, engine in (("dense", "dense"), ("thin", "pruned")):
+        if name in bench and (timed := Measurement.from_json(bench[name])).noisy:
+            notes.append(
+                f"The machine was disturbed while the {engine} engine was timed: {timed.disturbed} of {timed.blocks} "
+                f"blocks stood out and were left out, and blocks differ by {timed.spread:.1%} (standard deviation)."
+            )
+    return notes

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from passdeploy.budget import parse_budget
 from passdeploy.judging import judge, ratio_of
+from passdeploy.latency.measurement import Measurement
 from passdeploy.latency.stats import median_ratio
 from passdeploy.remarks import disturbance, host_bound
 from passdeploy.stages.bench import MOST_PROCESSES, PRECISE, PROCESSES
@@ -29,6 +32,15 @@ def test_a_disturbed_machine_is_named(processes: tuple[float, ...], said: bool) 
     notes = disturbance({"processes": list(processes)})
     assert bool(notes) == said
     assert all("15% apart" in note for note in notes)
+
+
+@pytest.mark.parametrize(("disturbed", "spread", "said"), [(10, 0.05, False), (11, 0.05, True), (0, 0.11, True)])
+def test_blocks_that_stand_out_are_named(disturbed: int, spread: float, said: bool) -> None:
+    quiet = Measurement(1.0, 1.0, 1.0, 1.0, n=120, spread=0.01, blocks=40, disturbed=0, samples=())
+    thin = replace(quiet, disturbed=disturbed, spread=spread)
+    notes = disturbance({"processes": [2.0, 2.0], "dense": quiet.to_json(), "thin": thin.to_json()})
+    start = f"The machine was disturbed while the pruned engine was timed: {disturbed} of 40 blocks stood out"
+    assert [note.startswith(start) for note in notes] == [True] * said
 
 
 def test_what_was_not_measured_was_not_disturbed() -> None:
