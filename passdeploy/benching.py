@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from passdeploy.engines._common import one_line
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput, Unavailable
-from passdeploy.latency.measure import Clock, Timed
+from passdeploy.latency.measure import BENCH, LEAST, Clock, Timed
 from passdeploy.latency.measurement import RESOLUTION, Comparison
 from passdeploy.layers import LayerTimes, by_block
 from passdeploy.targets import Target, resolve
@@ -27,10 +27,34 @@ if TYPE_CHECKING:
     from passdeploy.reporting.schema import Report
     from passdeploy.shipping.runner import Model
 
-Opened = dict[str, Timed]
 NOT_SLOWER, SLOWER, INCONCLUSIVE = 0, 1, 3
 LONG_S = 10.0
 """Whoever waits longer than this is told."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an engine was compiled for."""
+
+    backend: str
+    precision: str
+    batch: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}, batch {self.batch}, threads {self.threads}"
+
+
+class Opened(dict[str, Timed]):
+    """Engines that are ready to be timed, by label.
+
+    Attributes:
+        made: What each was compiled for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[str, Made] = {}
 
 
 @dataclass(frozen=True)
@@ -102,17 +126,19 @@ def open_source(given: str, target: str, backend: str | None, threads: int) -> S
 
 
 @contextmanager
-def opened(given: list[str], target: str = "cpu", backend: str | None = None, threads: int = 1) -> Iterator[Opened]:
+def opened(
+    given: list[str], target: str = "cpu", backend: str | None = None, threads: int = 1, against: Path | None = None
+) -> Iterator[Opened]:
     """Everything given, loaded in this process and ready to be timed, by label; closed on exit.
 
     Engines that were compiled for other thread counts keep theirs. Inputs are random images of the engine's shape.
 
     Raises:
-        BadInput: Something can't be timed here, or takes another number of images at a time than the rest.
+        BadInput: Something can't be timed here, takes another number of images at a time than the rest, or was compiled
+            for something else than the engines of the report `against`.
     """
     labels = [label if given.count(label) == 1 else f"{label} #{i + 1}" for i, label in enumerate(given)]
-    runners: Opened = {}
-    batches: dict[str, int] = {}
+    runners = Opened()
     rng = np.random.default_rng(0)
     with ExitStack() as stack:
         for label, name in zip(labels, given, strict=True):
@@ -121,20 +147,23 @@ def opened(given: list[str], target: str = "cpu", backend: str | None = None, th
                 if source.engine is None:
                     assert source.bundle is not None
                     runners[label] = model = _open_bundle(source.bundle, stack, rng)
-                    batches[label] = model.engine.batch
+                    info = model.engine
+                    runners.made[label] = Made(info.backend, info.precision, info.batch, info.threads)
                     continue
                 meta, images = source.engine.meta, _images(label, source.engine, rng)
                 kept = int(meta.get("threads", threads))
                 fitting = _target(target, source.engine.backend, str(meta["precision"]), len(images), kept)
                 runners[label] = stack.enter_context(open_runner(source.engine, fitting, images))
-                batches[label] = len(images)
+                runners.made[label] = Made(fitting.backend, fitting.precision, fitting.batch, fitting.threads)
             except (BadInput, Unavailable):
                 raise
             except Exception as error:  # whatever a runtime raises for a network that it can't run
                 raise BadInput(f"bench {label}: cannot be timed: {one_line(error)}") from error
-        if len(set(batches.values())) > 1:  # what is compared is the time of a call
-            sizes = ", ".join(f"{label}: {batch}" for label, batch in batches.items())
+        if len({made.batch for made in runners.made.values()}) > 1:  # what is compared is the time of a call
+            sizes = ", ".join(f"{label}: {made.batch}" for label, made in runners.made.items())
             raise BadInput(f"bench: takes engines of one batch size ({sizes}); compile them for the same --batch")
+        if against is not None:
+            _check_alike(runners.made, against)
         yield runners
 
 
@@ -206,6 +235,19 @@ def _stored(path: Path) -> Report:
     return report
 
 
+def _check_alike(made: Mapping[str, Made], path: Path) -> None:
+    """Refuses what was compiled for something else than a report's engines: its ratio would be another one."""
+    target = _stored(path).target
+    then = Made(target.backend, target.precision, target.batch, target.threads)
+    for label, now in made.items():
+        # On a GPU the CPU's threads do not count.
+        if now != (then if target.compute_capability is None else replace(then, threads=now.threads)):
+            raise BadInput(
+                f"--against {path}: its engines are {then}, and {label} is {now}; give the engines of such a run, "
+                "compile/dense-engine and engine in its folder"
+            )
+
+
 def outcome(comparison: Comparison, margin: float) -> int:
     """0 nothing is slower than the first by more than `margin`, 1 something is, 3 can't tell."""
     verdicts = [comparison.not_slower(name, margin) for name in comparison.measurements if name != comparison.reference]
@@ -256,19 +298,21 @@ def announced(ui: Ui, rounds: int, clock: Clock = time.perf_counter) -> Callable
     def progress(done: int) -> None:
         nonlocal last
         now = clock()
-        left = (rounds - done) * (now - last)
+        each = now - last
+        left = min((rounds - done) * each, max(BENCH.max_s, (LEAST - done) * each))
         if done == 2 and left > LONG_S:
-            ui.say(f"Timing for about {left:.0f} s: {rounds} rounds, of which disturbed ones are repeated.")
+            ui.say(f"Timing for about {left:.0f} s: up to {rounds} rounds, of which disturbed ones are repeated.")
         last = now
 
     return progress
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """Measurements, and ratios to the first."""
+def to_json(comparison: Comparison, made: Mapping[str, Made]) -> dict[str, Any]:
+    """Measurements, what was measured, and ratios to the first."""
     rows = {}
     for name, measurement in comparison.measurements.items():
         rows[name] = measurement.to_json() | {
+            **vars(made[name]),
             "times_as_fast": None if name == comparison.reference else comparison.ratio(name).to_json(),
             "verdict": None if name == comparison.reference else comparison.verdict(name),
         }

@@ -105,7 +105,7 @@ def bench(
 
     margin = benching.parse_margin(fail_if_slower or "5%")
     benching.check_judged(engines, fail_if_slower, against)
-    with benching.opened(engines, target, backend, threads) as runners:
+    with benching.opened(engines, target, backend, threads, against) as runners:
         parts = benching.layers(runners) if layers else None
         comparison = interleave(runners, progress=benching.announced(Ui(quiet=json_), BENCH.pairs))
     code, said = 0, None
@@ -115,11 +115,13 @@ def bench(
         code = benching.outcome(comparison, margin)
     if json_:
         told = {} if parts is None else {"layers": [vars(part) for part in parts]}
-        print_json(benching.to_json(comparison) | told | {"outcome": code, "message": said})
+        print_json(benching.to_json(comparison, runners.made) | told | {"outcome": code, "message": said})
     else:
         if parts is not None:
             out_console.print(layer_table(list(runners), parts))
         out_console.print(bench_table(comparison))
+        for label, made in runners.made.items():
+            out_console.print(f"{label}: {made}", style="dim", markup=False)
         if said:
             out_console.print(said, markup=False)
     raise typer.Exit(code if fail_if_slower is not None or against is not None else 0)

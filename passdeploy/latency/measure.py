@@ -23,6 +23,8 @@ from passdeploy.latency.stats import decile_spread, median_ratio, min_samples, p
 
 Clock = Callable[[], float]
 FLOOR = 0.05
+LEAST = 8
+"""Rounds at least, however long they take: fewer have no 99 % interval."""
 PATIENCE = 10
 """How many times `Settings.max_s` the samples of a percentile are waited for: without them there is no answer."""
 
@@ -57,7 +59,7 @@ class Settings:
         grow: How many times `pairs` rounds there may be for that.
         percentiles: Percentiles that are needed: rounds are added until there are samples enough.
         processes: In how many processes the same is measured: each needs that part of the samples only (`pooled`).
-        max_s: Gives up repeating and adding rounds after this long; ten times as long while a percentile lacks samples.
+        max_s: No more rounds after this long, but for `LEAST`; ten times as long while a percentile lacks samples.
     """
 
     pairs: int = 40
@@ -168,7 +170,7 @@ def interleave(
         progress: Called between rounds with the number of those that are done.
 
     A round in which any block was disturbed is repeated (up to `Settings.retries`); the ratios are over the undisturbed
-    rounds, or over all of them when fewer than half of those asked for were left.
+    rounds, or over all of them when fewer than half were left of those asked for, or of those that time allowed.
     """
     names = list(runners)
     blocks: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -189,12 +191,12 @@ def interleave(
             rounds = len(medians[names[0]])
             if progress is not None:
                 progress(rounds)
-            if rounds < settings.pairs:
+            if rounds < settings.pairs and (rounds < LEAST or clock() - start <= settings.max_s):
                 continue
             bad = {name: _disturbed(medians[name], settings) for name in names}
             clean = ~np.logical_or.reduce(list(bad.values()))
             samples = min(sum(len(b) for b, d in zip(blocks[n], bad[n], strict=True) if not d) for n in names)
-            pairs = _pairs(medians, clean if clean.sum() >= settings.pairs / 2 else np.ones_like(clean))
+            pairs = _pairs(medians, clean if clean.sum() >= min(rounds, settings.pairs) / 2 else np.ones_like(clean))
             retried_out = rounds >= settings.pairs * (1 + settings.retries)
             enough = samples >= needed and (clean.sum() >= settings.pairs or retried_out)
             vague = rounds < settings.grow * settings.pairs and not _precise(pairs, settings.precise)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from passdeploy.latency.measure import Settings, interleave, measure, warm_up
+from passdeploy.latency.measure import LEAST, Settings, interleave, measure, warm_up
 from passdeploy.latency.measurement import Measurement, pooled
 from tests.latency.scripted import FakeClock, ScriptedRunner
 
@@ -88,6 +88,18 @@ def test_rounds_are_added_until_the_ratio_is_precise():
     assert rounds(0.5)[0] == 80  # given up: the interval says how vague it is
     assert rounds(0.5, precise=None)[0] == 20
     assert rounds(0.5, grow=2.0)[0] == 40
+
+
+def test_slow_engines_end_when_the_time_is_up():
+    clock = FakeClock()
+    runners = {"a": ScriptedRunner(clock, 2.0), "b": ScriptedRunner(clock, 1.0)}  # 12 s a round
+    c = interleave(runners, Settings(pairs=20, max_s=60.0), clock=clock, warm=False)
+    assert c.measurements["a"].blocks == LEAST and c.verdict("b") == "faster"
+    c = interleave(runners, Settings(pairs=20, max_s=120.0), clock=clock, warm=False)
+    assert c.measurements["a"].blocks == 11
+    # a percentile that lacks samples is waited for
+    c = interleave(runners, Settings(pairs=20, max_s=60.0, percentiles=(90.0,)), clock=clock, warm=False)
+    assert c.measurements["a"].n >= 64
 
 
 def test_verdicts():
