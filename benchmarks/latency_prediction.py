@@ -73,8 +73,9 @@ def evaluate(
     model = Prompted(InputStage(Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, size=(size, size))), network)
     images = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
     log_path = folder / f"{name}-{size}-{backend}.log.jsonl"
-    log_path.unlink(missing_ok=True)
-    log = MeasurementLog(log_path)
+    measuring = log_path.with_suffix(".tmp")  # beside what is there, until hours of measuring are over
+    measuring.unlink(missing_ok=True)
+    log = MeasurementLog(measuring)
     steps = steps_of(target)
     with Meter(OnnxSlicer(model, groups, (3, size, size)), groups, target, images) as meter:
         start = time.perf_counter()
@@ -95,6 +96,7 @@ def evaluate(
         dense = np.array(list(groups.units.values()), dtype=float)
     measured = np.median(ratios, axis=0)
     w = np.stack(widths).astype(float)
+    measuring.replace(log_path)
     return {
         "model": name,
         "size": size,
@@ -148,7 +150,7 @@ def refit(folder: Path) -> list[tuple[str, dict[str, float], dict[str, float]]]:
         example = torch.randn(1, 3, row["size"], row["size"])
         groups = find_groups(network, example)
         records = MeasurementLog(path).records
-        profiled = [r for r in records if r.purpose == "profile" and r.repeat == 0]
+        profiled = [r for r in records if r.purpose == "profile" and r.repeat == 0 and "failed" not in r.value]
         held_out: dict[str, list[float]] = {}
         for r in records:
             if r.purpose == "held-out":
