@@ -5,8 +5,8 @@
 What is compared are ratios of things that took turns in one process (kernel over torch.compile, pruned over dense
 engine, search step over plain step): milliseconds of another day, clock and temperature are not. A regression is a
 ratio whose 95 % interval lies wholly below the baseline's by more than --margin, a budget that is no longer met, or a
-case that worked and now fails. "can't tell" is an answer and fails nothing. Exit 0 nothing regressed (or there is no
-baseline of this device), 1 regression, 2 no such results.
+case that worked and now fails or is not there (--partial: only what both have counts). "can't tell" is an answer and
+fails nothing. Exit 0 nothing regressed (or there is no baseline of this device), 1 regression, 2 no such results.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-Verdict = Literal["regressed", "improved", "same", "can't tell", "failed", "budget missed"]
-FAILURES: tuple[Verdict, ...] = ("regressed", "failed", "budget missed")
+from benchmarks.gpu_sections.base import rows_in  # noqa: E402
+
+Verdict = Literal["regressed", "improved", "same", "can't tell", "failed", "missing", "budget missed"]
+FAILURES: tuple[Verdict, ...] = ("regressed", "failed", "missing", "budget missed")
 MARGIN = 0.02
 """Two loads of one engine file differ by up to this much (`passdeploy.latency.measurement.RESOLUTION`)."""
 
@@ -57,12 +59,6 @@ class Metric:
         return cls(value, low, high, met)
 
 
-def _rows(folder: Path, section: str) -> dict[str, dict[str, Any]]:
-    path = folder / f"{section}.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {row["key"]: row for row in rows}
-
-
 def metrics(folder: Path) -> dict[str, Metric]:
     """Everything of a device's folder that can be compared, by name."""
     found: dict[str, Metric] = {}
@@ -71,14 +67,14 @@ def metrics(folder: Path) -> dict[str, Metric]:
         for name, case in json.loads(kernels.read_text())["cases"].items():
             for goal in ("times_compile", "times_eager"):
                 found[f"{name}: {goal.replace('times_', 'over ')}"] = Metric.of(case[goal])
-    for key, row in _rows(folder, "engines").items():
+    for key, row in rows_in(folder, "engines").items():
         if "skipped" not in row:
             found[f"{key}: half as wide"] = Metric.of(row.get("speedup"))
-    for key, row in _rows(folder, "budgets").items():
+    for key, row in rows_in(folder, "budgets").items():
         found[f"{key}: budget"] = Metric.of(row.get("speedup"), met=row.get("status") == "within_budget")
-    for key, row in _rows(folder, "search").items():
+    for key, row in rows_in(folder, "search").items():
         found[f"{key}: step"] = Metric.of(row.get("step_ratio"), inverse=True)
-    for key, row in _rows(folder, "rtx").items():
+    for key, row in rows_in(folder, "rtx").items():
         found[f"TensorRT-RTX {key}: runs"] = Metric(None if "error" in row else 1.0, 1.0, 1.0)
     return found
 
@@ -103,12 +99,18 @@ def judge(old: Metric, new: Metric, margin: float = MARGIN) -> Verdict:
     return "same" if low >= 1 - margin and high <= 1 + margin else "can't tell"
 
 
-def compare(old: Mapping[str, Metric], new: Mapping[str, Metric], margin: float = MARGIN) -> dict[str, Verdict]:
-    """Verdicts on what both have; cases that are new, or that this run left out, say nothing."""
-    return {name: judge(old[name], new[name], margin) for name in new if name in old}
+def compare(
+    old: Mapping[str, Metric], new: Mapping[str, Metric], margin: float = MARGIN, partial: bool = False
+) -> dict[str, Verdict]:
+    """Verdicts on what the baseline has; cases that are new say nothing, nor, of a `partial` run, those left out."""
+    lost: dict[str, Verdict] = {name: "missing" for name in old if name not in new and old[name].value is not None}
+    both = {name: judge(old[name], new[name], margin) for name in new if name in old}
+    return both if partial else both | lost
 
 
-def _cell(metric: Metric) -> str:
+def _cell(metric: Metric | None) -> str:
+    if metric is None:
+        return ""
     if metric.value is None:
         return "failed"
     known = metric.low > 0 and math.isfinite(metric.high)
@@ -121,7 +123,8 @@ def page(device: str, old: Mapping[str, Metric], new: Mapping[str, Metric], verd
     told = ", ".join(f"{number} {verdict}" for verdict, number in count.items()) or "nothing in common"
     head = "| case | baseline | now | verdict |\n| --- | --- | --- | --- |\n"
     rows = {
-        name: f"| {name} | {_cell(old[name])} | {_cell(new[name])} | {verdict} |" for name, verdict in verdicts.items()
+        name: f"| {name} | {_cell(old[name])} | {_cell(new.get(name))} | {verdict} |"
+        for name, verdict in verdicts.items()
     }
     bad = [rows[name] for name, verdict in verdicts.items() if verdict in FAILURES]
     good = [rows[name] for name, verdict in verdicts.items() if verdict not in FAILURES]
@@ -140,6 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="a device's folder, or a folder with one in it")
     parser.add_argument("--baseline", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--margin", type=float, default=MARGIN)
+    parser.add_argument("--partial", action="store_true", help="the run was of some sections only")
     parser.add_argument("--markdown", type=Path, help="where the page is written, too")
     options = parser.parse_args(arguments)
     folders = [
@@ -154,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     code = 0
     if (stored / "machine.json").exists():
         old, new = metrics(stored), metrics(folder)
-        verdicts = compare(old, new, options.margin)
+        verdicts = compare(old, new, options.margin, options.partial)
         text = page(device, old, new, verdicts)
         code = int(any(verdict in FAILURES for verdict in verdicts.values()))
     else:

@@ -18,6 +18,19 @@ def folder_name(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
+def rows_in(folder: Path, section: str) -> dict[str, Row]:
+    """The rows of a section in a device's folder, the last one of every key."""
+    path = folder / f"{section}.jsonl"
+    found: dict[str, Row] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # cut off by an interruption; its case is done again
+        found[row["key"]] = row
+    return found
+
+
 @dataclass
 class Bench:
     """One run of the benchmarks on one device.
@@ -46,15 +59,7 @@ class Bench:
 
     def rows(self, section: str) -> list[Row]:
         """The rows of a section, the last one of every key."""
-        path = self.folder / f"{section}.jsonl"
-        found: dict[str, Row] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # cut off by an interruption; its case is done again
-            found[row["key"]] = row
-        return list(found.values())
+        return list(rows_in(self.folder, section).values())
 
     def case(self, section: str, key: str, take: Callable[[], Row]) -> None:
         """Adds the row of a case, unless it is there. What goes wrong is a row too: one case never stops the rest."""

@@ -178,6 +178,14 @@ def test_a_regression_fails_and_is_shown(bench: Bench, tmp_path: Path, capsys: p
     (line,) = [line for line in page.read_text().splitlines() if "regressed |" in line]
     assert line.startswith("| masked_affine_act 64x112x112: over compile | 1.400")
     assert main([str(tmp_path / "nothing")]) == 2
+    fill(stored, compiled=1.2)
+    assert main(arguments) == 0
+    with (new / "search.jsonl").open("a") as file:
+        file.write('{"key": "b", "n"')
+    (new / "kernels.json").unlink()
+    assert main([*arguments, "--partial"]) == 0
+    assert main(arguments) == 1
+    assert "| masked_affine_act 64x112x112: over compile | 1.200 (1.188 to 1.212) |  | missing |" in page.read_text()
     capsys.readouterr()
 
 
