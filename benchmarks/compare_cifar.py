@@ -41,6 +41,7 @@ from passdeploy.workspace import write_atomic
 PAGES = Path(__file__).parents[1] / "docs" / "studies"
 BEST = 3
 SCREENED_AT = "2x"
+EPOCHS, SEARCH_EPOCHS = 1.0, 0.43
 START = "sensitivity"
 """What pass's search starts from, without the search: the control of the finals."""
 OURS = ("pass", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics", START)
@@ -64,41 +65,61 @@ def configuration(args: argparse.Namespace, latency: str) -> RunConfig:
 
 
 def rows_at(path: Path, config: RunConfig) -> list[Row]:
-    """Rows that were run with the settings of `config`, of the network that was run last."""
+    """Rows that were run with the settings of `config`."""
     settings = Plan(config, (), (0,), Path(), RowFile(path)).settings()
-    return _newest([row for row in RowFile(path).read() if row.settings == settings])
+    return [row for row in RowFile(path).read() if row.settings == settings]
 
 
-def run_last(path: Path, budget: str) -> list[Row]:
-    """Rows of a budget with the settings and inputs that were run last, whatever the defaults have become since."""
-    return _newest([row for row in RowFile(path).read() if row.budget == budget])
+def run_last(rows: list[Row], budget: str) -> list[Row]:
+    """Those of a budget that share what `pass` was last run with, whatever the defaults have become since."""
+    found: list[Row] = []
+    for group in _alike([row for row in rows if row.budget == budget]):
+        if any(row.method == "pass" for row in group):
+            found = group
+    return found
 
 
-def _newest(rows: list[Row]) -> list[Row]:
-    """Those that share what the last row shares, and of each method those like its last one."""
-    alike = [row for row in rows if (row.settings, row.inputs) == (rows[-1].settings, rows[-1].inputs)]
-    own = {row.method: row.own for row in alike}
-    return [row for row in alike if row.own == own[row.method]]
+def screened(rows: list[Row]) -> list[Row]:
+    """The first seed's rows of the newest screening: where most methods were run, since finals run only a few again."""
+    groups = _alike([row for row in rows if row.budget == SCREENED_AT and row.seed == 0])
+    return max(reversed(groups), key=lambda group: len({row.method for row in group}), default=[])
 
 
-def best_of(rows: list[Row]) -> list[str]:
-    """The rivals that were best on validation at the screening's budget, with the first seed."""
-    first = [row for row in rows if row.seed == 0]
-    ranked = [cell.method for cell in cells(first, "validation", "pass") if cell.accuracy is not None]
-    return [name for name in ranked if name not in OURS][:BEST]
+def _alike(rows: list[Row]) -> list[list[Row]]:
+    """Rows that share settings and inputs, and of each method those like its last one; what was run last comes last."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups[row.settings, row.inputs] = [*groups.pop((row.settings, row.inputs), []), row]
+    own = [{row.method: row.own for row in group} for group in groups.values()]
+    return [
+        [row for row in group if row.own == last[row.method]] for group, last in zip(groups.values(), own, strict=True)
+    ]
+
+
+def best_of(screening: list[Row]) -> list[str]:
+    """The rivals that were best on validation, of those that `final` can run."""
+    ranked = [cell.method for cell in cells(screening, "validation", "pass") if cell.accuracy is not None]
+    return [name for name in ranked if name in methods() and name not in OURS][:BEST]
 
 
 def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str:
     """The page of a comparison: the finals' tables on test, a machine each, the first one's screening on validation."""
-    screening = [row for row in run_last(paths[0], SCREENED_AT) if row.seed == 0]
+    screening = screened(RowFile(paths[0]).read())
     if not screening:
         raise SystemExit(f"compare_cifar: {paths[0]} has no rows at {SCREENED_AT}; run `screen` first")
     finalists = ["pass", *best_of(screening)]
     finals = [
-        [row for budget in budgets for row in run_last(path, budget) if row.method in (*finalists, START)]
+        [
+            row
+            for budget in budgets
+            for row in run_last(RowFile(path).read(), budget)
+            if row.method in (*finalists, START)
+        ]
         for path in paths
     ]
-    finals = [final for final in finals if final]
+    for path, final in zip(paths, finals, strict=True):
+        if not final:
+            raise SystemExit(f"compare_cifar: {path} has no rows of pass at {','.join(budgets)}; run `final` first")
     settings = f"--data {args.data} --epochs {args.epochs:g} --search-epochs {args.search_epochs:g}"
     parts = [
         f"# {screening[0].model} on {screening[0].data}: pass and the others at the same measured latency",
@@ -111,7 +132,7 @@ def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str
         f"`{START}` is what pass's search starts from, "
         "without the search; [what was tried](tried.md) to make the search worth more.",
     ]
-    figure = tradeoff(finals[0], "test", "pass") if finals else None
+    figure = tradeoff(finals[0], "test", "pass")
     if figure is not None:
         write_atomic(PAGES / f"comparison-{args.data}.svg", standalone(figure))
         parts.append(f"![accuracy over measured speed-up](comparison-{args.data}.svg)")
@@ -134,8 +155,8 @@ def main() -> None:
     parser.add_argument(
         "--methods", default=None, help="default: all, or pass, its start and the best three of the screening"
     )
-    parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--search-epochs", type=float, default=0.43)
+    parser.add_argument("--epochs", type=float, default=EPOCHS)
+    parser.add_argument("--search-epochs", type=float, default=SEARCH_EPOCHS)
     parser.add_argument("--latency", default="2x,3x", help="budgets of `final`")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of `final`")
     parser.add_argument("--out", type=Path, default=Path("runs"))
@@ -152,7 +173,7 @@ def main() -> None:
         )
         console.print(render(found.rows, "validation"))
     elif args.what == "final":
-        best = best_of(rows_at(path, configuration(args, SCREENED_AT)))
+        best = best_of(screened(rows_at(path, configuration(args, SCREENED_AT))))
         if not args.methods and not best:
             raise SystemExit("compare_cifar: run `screen` with the same settings first, or name --methods")
         names = args.methods or ",".join(["pass", START, *best])

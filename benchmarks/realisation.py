@@ -17,6 +17,8 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,35 +43,36 @@ from passdeploy.training import evaluate
 from passdeploy.workspace import read_json
 
 RIVAL = "tp-default"
+SEARCH_EPOCHS = 0.5
+"""Also those of rows that do not name them."""
 FOLDER = Path(__file__).parent / "results" / "dense"
 
 
-def ours(run: Run) -> list[dict[str, Any]]:
+def ours(run: Run, have: set[str]) -> Iterator[dict[str, Any]]:
     """The whole of `passdeploy run`, a row per budget."""
-    rows = []
-    for budget, report in zip(run.runs, run.run(), strict=True):
+    left = [budget for budget in run.runs if budget.budget.asked not in have]
+    if left:
+        run.shared()
+    for budget in left:
+        report = run.finish(budget)
         validation = None
         if report.pruned is not None:
             validation = read_json(budget.space.folder("finetune") / "finetune.json")["accuracy"]["validation"]
-        rows.append(
-            {
-                "tool": "passdeploy",
-                "asked": budget.budget.asked,
-                "status": report.status,
-                "accuracy": report.pruned.accuracy if report.pruned else None,
-                "accuracy_validation": validation,
-                "dense_accuracy": report.dense.accuracy,
-                "speedup": report.speedup.latency,
-                "macs_speedup": report.speedup.macs,
-                "realisation": report.speedup.realisation,
-            }
-        )
-    return rows
+        yield {
+            "tool": "passdeploy",
+            "asked": budget.budget.asked,
+            "status": report.status,
+            "accuracy": report.pruned.accuracy if report.pruned else None,
+            "accuracy_validation": validation,
+            "dense_accuracy": report.dense.accuracy,
+            "speedup": report.speedup.latency,
+            "macs_speedup": report.speedup.macs,
+            "realisation": report.speedup.realisation,
+        }
 
 
-def theirs(run: Run, have: set[str]) -> list[dict[str, Any]]:
+def theirs(run: Run, have: set[str]) -> Iterator[dict[str, Any]]:
     """Torch-Pruning at the same budgets."""
-    rows = []
     backend, data = get_backend(run.target.backend), run.subject.data
     network = plain(run, run.subject.with_state(run.dense_state()))
     with tempfile.TemporaryDirectory(prefix="passdeploy-") as scratch:
@@ -82,24 +85,20 @@ def theirs(run: Run, have: set[str]) -> list[dict[str, Any]]:
         small, comparison = close(run, RIVAL, budget.budget, dense, 1)
         row: dict[str, Any] = {"tool": f"Torch-Pruning {torch_pruning.__version__}", "asked": budget.budget.asked}
         if small is None or comparison is None:
-            rows.append(row | {"status": "infeasible", "dense_accuracy": dense_accuracy})
+            yield row | {"status": "infeasible", "dense_accuracy": dense_accuracy}
             continue
         fewer = float(macs(run.subject.operators)) / float(macs(operators(small, run.subject.example[:1], Groups(()))))
         model, _ = tuned(run, small)
         faster = comparison.ratio("thin").value
-        rows.append(
-            row
-            | {
-                "status": "within_budget",
-                "accuracy": evaluate(model, data.test),
-                "accuracy_validation": evaluate(model, data.val),
-                "dense_accuracy": dense_accuracy,
-                "speedup": faster,
-                "macs_speedup": fewer,
-                "realisation": faster / fewer,
-            }
-        )
-    return rows
+        yield row | {
+            "status": "within_budget",
+            "accuracy": evaluate(model, data.test),
+            "accuracy_validation": evaluate(model, data.val),
+            "dense_accuracy": dense_accuracy,
+            "speedup": faster,
+            "macs_speedup": fewer,
+            "realisation": faster / fewer,
+        }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -140,26 +139,25 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--latency", default="2x,3x")
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--search-epochs", type=float, default=0.5)
+    parser.add_argument("--search-epochs", type=float, default=SEARCH_EPOCHS)
     parser.add_argument("--runs", type=Path, default=Path("runs/realisation"))
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     path = device_folder("cpu") / "realisation.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     about = {"model": args.model, "size": args.size, "data": args.data, "epochs": args.epochs}
-    mine = [row for row in rows if all(row[key] == value for key, value in about.items())]
+    about["search_epochs"] = args.search_epochs
+    mine = [row for row in rows if all({"search_epochs": SEARCH_EPOCHS, **row}[key] == about[key] for key in about)]
     if not args.table:
         run = Run(configuration(args), args.runs / f"{args.model}-{args.size}-{args.data}", Ui())
-        have = {row["asked"] for row in mine if row["tool"] == "passdeploy"}
-        found = ours(run) if have != {budget.asked for budget in run.budgets} else []
-        found = [row for row in found if row["asked"] not in have]
-        for made in (found, None):
-            if made is None:
-                made = theirs(run, {row["asked"] for row in mine if row["tool"] != "passdeploy"})
-            for row in made:
-                stamp = {"device": run.target.device, "measured": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())}
-                with path.open("a") as file:
-                    file.write(json.dumps({**about, **row, **stamp}) + "\n")
+        made = (
+            ours(run, {row["asked"] for row in mine if row["tool"] == "passdeploy"}),
+            theirs(run, {row["asked"] for row in mine if row["tool"] != "passdeploy"}),
+        )
+        for row in chain.from_iterable(made):
+            stamp = {"device": run.target.device, "measured": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())}
+            with path.open("a") as file:
+                file.write(json.dumps({**about, **row, **stamp}) + "\n")
         rows = [json.loads(line) for line in path.read_text().splitlines()]
     print(table(rows))
 

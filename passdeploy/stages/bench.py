@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from passdeploy.timing import compare_files, open_runner
 from passdeploy.workspace import write_json
 
 if TYPE_CHECKING:
+    from passdeploy.budget import Budget
     from passdeploy.pipeline import BudgetRun, Run
 
 PROCESSES = 6
@@ -37,18 +39,9 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
     folders = {"dense": compiled / "dense-engine", "thin": compiled / "engine"}
     log = MeasurementLog(folder / "measurements.jsonl")
     digest = fitted_structure(budget.space.folder("fit")).digest()
-    settings = dataclasses.replace(bench_settings(budget.budget), precise=None, processes=PROCESSES)
-    images = run.validation_images[: run.target.batch]
-
-    def take() -> dict[str, Any]:
-        return compare_files(folders, run.target, images, run.config.scope, settings).to_json()
-
-    found: list[Comparison] = []
-    together = None
-    while together is None or (len(found) < MOST_PROCESSES and together.ratio("thin").reach > PRECISE):
-        run.ui.step(len(found), max(PROCESSES, len(found) + 1))
-        found.append(Comparison.from_json(log.measure("process", digest, run.target.name, take).value))
-        together = pooled(found) if len(found) >= PROCESSES else None
+    together = in_processes(
+        run, budget.budget, folders, lambda take: log.measure("process", digest, run.target.name, take).value
+    )
     beside = None
     if lower := compiled_alternatives(run):
         both = {name: (load_engine(path), run.target) for name, path in folders.items()}
@@ -71,6 +64,35 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
     everything = folder / "everything.tmp"
     everything.write_text("".join(p.read_text() for p in (f / "measurements.jsonl" for f in logs) if p.exists()))
     MeasurementLog(everything).write_csv(folder / "measurements.csv")
+
+
+def in_processes(
+    run: Run,
+    budget: Budget,
+    folders: Mapping[str, Path],
+    keep: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]] = lambda take: take(),
+) -> Comparison:
+    """The saved engines ``dense`` and ``thin`` beside each other, in as many fresh processes as their ratio takes.
+
+    Args:
+        run: For its target and images.
+        budget: What they are to be judged by.
+        folders: Of the engines, by name.
+        keep: Takes a process's measurement, or has it from before.
+    """
+    settings = dataclasses.replace(bench_settings(budget), precise=None, processes=PROCESSES)
+    images = run.validation_images[: run.target.batch]
+
+    def take() -> dict[str, Any]:
+        return compare_files(folders, run.target, images, run.config.scope, settings).to_json()
+
+    found: list[Comparison] = []
+    together = None
+    while together is None or (len(found) < MOST_PROCESSES and together.ratio("thin").reach > PRECISE):
+        run.ui.step(len(found), max(PROCESSES, len(found) + 1))
+        found.append(Comparison.from_json(keep(take)))
+        together = pooled(found) if len(found) >= PROCESSES else None
+    return together
 
 
 def _layer_times(run: Run, folders: dict[str, Path]) -> dict[str, dict[str, float]] | None:
