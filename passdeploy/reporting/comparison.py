@@ -15,7 +15,7 @@ from passdeploy.reporting.schema import Report
 def render_comparison(
     reports: Sequence[Report], form: Literal["html", "md"] = "html", names: Sequence[str] | None = None
 ) -> str:
-    """A page with a row per run and, per device and setting, their accuracy-latency plane.
+    """A page with a row per run and, per device, setting, metric and data, their accuracy-latency plane.
 
     Args:
         reports: At least one, in the order in which they are to stand.
@@ -52,11 +52,14 @@ def render_comparison(
 
 
 def by_setting(reports: Sequence[Report]) -> dict[str, list[Report]]:
-    """Reports whose latencies may stand on one axis: the same device, settings, percentile and scope."""
+    """Reports that may stand in one plane: the same device, settings, percentile and scope, metric and data."""
     result: dict[str, list[Report]] = {}
-    for report in reports:
+    judged = [(v.metric(report), report.provenance.data if report.provenance else None) for report in reports]
+    for report, (metric, data) in zip(reports, judged, strict=True):
         place = f"{report.target.device}: {v.setting(report)}, {report.budget.percentile}"
         place += ", end to end" if report.budget.scope == "end_to_end" else ""
+        if len(set(judged)) > 1:
+            place += f"; {metric}" + (f" on {data}" if data else "")
         result.setdefault(place, []).append(report)
     return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SETTING = ["model", "data", "target", "device", "backend", "precision", "batch", "threads", "percentile", "scope"]
 """Columns that have to agree for latencies to stand on one axis."""
+_NUMBERS = ("batch", "threads", "seed")
+"""Columns whose values say nothing without their names."""
 
 
 def row(report: Report, source: str = "") -> dict[str, Any]:
@@ -91,15 +93,16 @@ def pareto_front(frame: pd.DataFrame, cost: str = "pruned_ms", value: str = "acc
 
 
 def trends(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Per configuration (setting, method, budget, seed), its rows over time, for those that ran more than once."""
+    """Per configuration (setting, method, budget, seed), named by what tells it from the others, its rows over time."""
     keys = [*SETTING, "method", "budget", "seed"]
+    named = ("model", "target", "method", "budget")
+    more = [key for key in keys if key not in named and frame[key].nunique(dropna=False) > 1]
     result = {}
     for _, group in frame.groupby(keys, dropna=False, sort=False):
-        first = group.iloc[0]
-        name = f"{first['model'] or 'network'} {first['target']} {first['method']} {first['budget']}"
-        while name in result:
-            name += "'"
-        result[name] = group
+        record = _plain(group)[0]
+        words = [f"{record['model'] or 'network'} {record['target']} {record['method']} {record['budget']}"]
+        words += [f"{key} {record[key]}" if key in _NUMBERS else str(record[key] or f"no {key}") for key in more]
+        result[" ".join(words)] = group
     return result
 
 
@@ -108,23 +111,31 @@ def render_history(frame: pd.DataFrame) -> str:
     from passdeploy.reporting import plots
     from passdeploy.reporting.html import environment
 
-    labels = [_label(record) for record in frame.to_dict("records")]
+    lines = trends(frame)
+    places: dict[tuple[Any, ...], dict[str, pd.DataFrame]] = {}
+    for name, group in lines.items():
+        places.setdefault(tuple(_plain(group[SETTING])[0].values()), {})[name] = group
     columns = (
         ("measured speed-up over the dense engine", "speedup", 1.0),
         ("latency of the pruned engine, ms", "pruned_ms", 1.0),
         ("accuracy, %", "accuracy", 100.0),
     )
-    figures = []
-    for title, column, factor in columns:
-        lines = {name: _line(group, column, factor, len(frame)) for name, group in trends(frame).items()}
-        figures.append(plots.trend(title, labels, lines))
+    settings = []
+    for groups in places.values():
+        rows = sorted(index for group in groups.values() for index in group.index)
+        labels = [_label(record) for record in frame.loc[rows].to_dict("records")]
+        figures = [
+            plots.trend(title, labels, {name: _line(g, column, factor, rows) for name, g in groups.items()})
+            for title, column, factor in columns
+        ]
+        settings.append((list(groups), [figure for figure in figures if figure is not None]))
     front = pareto_front(frame)
     return (
         environment()
         .get_template("history.html.j2")
         .render(
-            figures=[figure for figure in figures if figure is not None],
-            names=list(trends(frame)),
+            settings=[(names, figures) for names, figures in settings if figures],
+            names=list(lines),
             front=_plain(front),
             rows=_plain(frame.iloc[::-1]),
         )
@@ -138,12 +149,10 @@ def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): None if pd.isna(x) else x for k, x in record.items()} for record in frame.to_dict("records")]
 
 
-def _line(group: pd.DataFrame, column: str, factor: float, n: int) -> list[float | None]:
-    values: list[float | None] = [None] * n
-    for index, value in group[column].items():
-        if value is not None and value == value:
-            values[int(str(index))] = float(value) * factor
-    return values
+def _line(group: pd.DataFrame, column: str, factor: float, rows: Sequence[Any]) -> list[float | None]:
+    """A value for each of the rows (by index); None where it has none or the row is another configuration's."""
+    there = group[column].dropna()
+    return [float(there[index]) * factor if index in there.index else None for index in rows]
 
 
 def _label(record: dict[Any, Any]) -> str:

@@ -54,6 +54,20 @@ def test_a_trend_joins_runs_of_one_configuration() -> None:
     assert "bbbbbbb" in page
 
 
+def test_other_devices_are_other_lines_in_other_figures() -> None:
+    d = data()
+    d["target"] |= {"device": "another CPU", "threads": 8}
+    d["seed"] = 7
+    names = list(trends(history([variant("within_budget"), parse_report(d)])))
+    device = variant("within_budget").target.device
+    assert names == [
+        f"resnet20 cpu pass 2x {device} threads 1 seed 0",
+        "resnet20 cpu pass 2x another CPU threads 8 seed 7",
+    ]
+    page = render_history(history([variant("within_budget"), parse_report(d)]))
+    assert page.count("<h2>Over time</h2>") == 2
+
+
 def test_reports_without_provenance_or_latency_are_rows_too() -> None:
     d = variant("unverified").to_json()
     del d["provenance"]
@@ -95,6 +109,14 @@ def test_rows_are_named_by_what_differs() -> None:
     assert len(by_setting([first, *others])) == 3
     frame = history([first, others[1]])
     assert len(pareto_front(frame)) == 2, "of different things"
+
+
+def test_metrics_and_data_never_share_a_plane() -> None:
+    d = data()
+    d["provenance"] |= {"metric": "mean IoU", "data": "streets"}
+    first, second = by_setting([*runs(), parse_report(d)]).items()
+    assert (len(first[1]), len(second[1])) == (5, 1)
+    assert first[0].endswith("; top-1 accuracy on Fashion-MNIST") and second[0].endswith("; mean IoU on streets")
 
 
 def test_devices_never_share_an_axis() -> None:
