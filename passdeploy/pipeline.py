@@ -305,7 +305,7 @@ class Run:
         best = max(kept, 0)  # when none keeps it, the slowest one says by how much
         self.answers = [self.runs[best]]
         self.publish(self.runs[best], self.space.root)
-        link_siblings(self.runs, self.space.root)
+        link_siblings([self.runs[i] for i in sorted(reports)], self.space.root)
         return reports[best]
 
     @_alone

@@ -147,7 +147,7 @@ def groups_table(subject: Subject) -> RenderableType:
         names = list(group.branch) if group.kind == "depth" else sorted({member.module for member in group.members})
         units = "block" if group.kind == "depth" else str(group.units)
         bounds = _bounds(group)
-        cells = [group.name, f"{units} ({bounds})" if bounds else units, f"{share:.1%}"]
+        cells = [Text(group.name), f"{units} ({bounds})" if bounds else units, f"{share:.1%}"]
         if latency is not None:
             cells.append(f"{latency[index]:.1%}")
         table.add_row(*cells, Text(", ".join(names), style="dim"))
@@ -162,7 +162,7 @@ def bench_table(comparison: Comparison) -> RenderableType:
     for heading in ("p50", "p90", "p99", "calls", "times as fast", "95 % interval", "verdict"):
         table.add_column(heading, justify="right")
     for name, m in comparison.measurements.items():
-        row = [name, milliseconds(m.p50), milliseconds(m.p90), milliseconds(m.p99), str(m.n)]
+        row = [Text(name), milliseconds(m.p50), milliseconds(m.p90), milliseconds(m.p99), str(m.n)]
         if name == comparison.reference:
             row += ["reference", "", ""]
         else:
@@ -183,9 +183,9 @@ def layer_table(engines: list[str], parts: Sequence[LayerTimes]) -> RenderableTy
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("part", overflow="fold")
     for engine in engines:
-        table.add_column(engine, justify="right", overflow="fold")
+        table.add_column(Text(engine), justify="right", overflow="fold")
     for part in parts:
-        table.add_row(part.name, *(milliseconds(ms) if ms else "" for ms in part.ms))
+        table.add_row(Text(part.name), *(milliseconds(ms) if ms else "" for ms in part.ms))
     table.add_row("all", *(milliseconds(sum(part.ms[i] for part in parts)) for i in range(len(engines))), style="bold")
     return Group(table, Text("Being watched takes time: the sums exceed the latencies below.", style="dim"), Text())
 

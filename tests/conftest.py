@@ -18,6 +18,12 @@ def modules_of_users() -> Iterator[None]:
         sys.modules.pop(name, None)
 
 
+@pytest.fixture(autouse=True)
+def no_step_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command under test says stays out of the summary of the CI job that runs the tests."""
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+
 @pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
     """Tiny networks on a busy machine are trained fastest by one thread."""

@@ -54,8 +54,13 @@ def test_the_fastest_that_keeps_the_accuracy_is_published(finished: Path, tmp_pa
         assert kept
     for name in ("model.onnx", "engine", "bundle", "model.safetensors"):
         assert (tmp_path / "run" / name).exists()
+    stale = tmp_path / "run" / next(asked for asked in LADDER if asked not in tried) / "report.json"
+    stale.parent.mkdir(exist_ok=True)
+    stale.write_text((tmp_path / "run" / "report.json").read_text())
     again = ran(tmp_path / "run", finished / "dense" / "dense.safetensors", 0.5)
     assert again.answers[0].budget == answer.budget
+    best = load_report(tmp_path / "run" / "report.json")
+    assert best.budgets is not None and {budget.asked for budget in best.budgets} == set(tried), "of this run only"
 
 
 def test_a_floor_that_nothing_keeps_is_missed_by_the_slowest(finished: Path, tmp_path: Path) -> None:

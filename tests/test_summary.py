@@ -9,7 +9,9 @@ from rich.console import Console
 
 from passdeploy.config import make_config
 from passdeploy.errors import BadInput
-from passdeploy.summary import network_groups, render
+from passdeploy.latency.measurement import Comparison, Measurement
+from passdeploy.layers import LayerTimes
+from passdeploy.summary import bench_table, layer_table, network_groups, render
 from tests.reporting.variants import variant
 
 
@@ -24,6 +26,16 @@ def test_only_files_that_are_there_are_named(tmp_path: Path, status: str, shippe
     said = captured.get()
     assert str(tmp_path / "report.html") in said
     assert (str(tmp_path / "bundle") in said) == shipped
+
+
+def test_names_are_no_markup() -> None:
+    name = "exp[1][/b]/a.onnx"
+    measured = Measurement(1.0, 1.0, None, mean=1.0, n=1, spread=0.0, blocks=1, disturbed=0, samples=(1.0,))
+    console = Console(width=500)
+    with console.capture() as captured:
+        console.print(bench_table(Comparison({name: measured}, {}, name)))
+        console.print(layer_table([name], [LayerTimes("part[0]", (1.0,))]))
+    assert captured.get().count(name) == 2 and "part[0]" in captured.get()
 
 
 NETWORKS = """

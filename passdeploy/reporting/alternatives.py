@@ -79,7 +79,10 @@ def said(report: Report) -> str:
         return "There is no lower precision of the dense network to compare with here."
     budget = v.asked(report)
     if all(option.meets_budget is None for option in options):
-        return f"Nothing was measured, so whether one of them meets the budget of {budget} is not known."
+        why = "Nothing was measured"
+        if any(option.latency_ms is not None for option in options):
+            why = f"Too few calls were timed to tell {report.budget.percentile}"
+        return f"{why}, so whether one of them meets the budget of {budget} is not known."
     meeting = [option for option in options if option.meets_budget]
     if meeting:
         names = " and ".join(f"{_name(option)} ({_worth(report, option)})" for option in meeting)

@@ -13,9 +13,9 @@ from passdeploy.reporting import format as f
 from passdeploy.reporting.schema import GroupInfo, NetworkInfo, Report
 
 Tone = Literal["good", "bad", "warn", "neutral"]
-_EXACT = 1e-4
+EXACT = 1e-4
 """The bound of every step in fp32, whatever the engine's precision (`passdeploy.stages.proof`)."""
-_BOUNDS = {"fp32": _EXACT}
+_BOUNDS = {"fp32": EXACT}
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,10 @@ def _below_floor(report: Report) -> str:
 def _reached(report: Report) -> str:
     """What was measured against what was asked, in the unit in which it was asked and judged."""
     if not _is_speedup(report):
-        return f"{f.milliseconds(percentile_ms(report, 'pruned'))} against a budget of {asked(report)}"
+        reached = percentile_ms(report, "pruned")
+        if reached is None:
+            return f"Too few calls were timed to tell {report.budget.percentile}, against a budget of {asked(report)}"
+        return f"{f.milliseconds(reached)} against a budget of {asked(report)}"
     interval = report.speedup.latency_ci95
     ratio = f.times(report.speedup.latency) + (f" (95 %: {f.interval(interval)})" if interval else "")
     return f"{ratio} against {asked(report)}"
@@ -224,8 +227,8 @@ def proofs(report: Report) -> list[Check]:
     """The steps of the proof, each against its bound; only the engine is in the target's precision."""
     proof, bound = report.equivalence, tolerance(report)
     rows = [
-        ("masked = thin", proof.masked_vs_thin, min(bound, _EXACT)),
-        ("thin = ONNX", proof.thin_vs_onnx, min(bound, _EXACT)),
+        ("masked = thin", proof.masked_vs_thin, min(bound, EXACT)),
+        ("thin = ONNX", proof.thin_vs_onnx, min(bound, EXACT)),
         ("ONNX = engine", proof.onnx_vs_engine, bound),
     ]
     checks = [
@@ -233,7 +236,7 @@ def proofs(report: Report) -> list[Check]:
     ]
     agreement = proof.top1_agreement
     message = (
-        "not checked" if agreement is None else f"{f.percent(agreement)} of images get the same class (at least 99 %)"
+        "not checked" if agreement is None else f"{f.percent(agreement)} of predictions are the same (at least 99 %)"
     )
     checks.append(Check("top-1 agreement", None if agreement is None else agreement >= 0.99, message))
     return checks

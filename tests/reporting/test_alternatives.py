@@ -73,6 +73,12 @@ def test_the_table_has_the_dense_the_pruned_and_each_lower_precision() -> None:
             "Nothing was measured, so whether one of them meets the budget of 2× (291 µs) is not known.",
         ),
         (
+            [{"meets_budget": None}],
+            "within_budget",
+            "Too few calls were timed to tell p50, so whether one of them meets the budget of 2× (291 µs) is not "
+            "known.",
+        ),
+        (
             [{"reason": "not offered"}],
             "within_budget",
             "There is no lower precision of the dense network to compare with here.",

@@ -110,6 +110,22 @@ def test_each_proof_is_held_against_the_bound_of_its_precision() -> None:
     assert proofs(parse_report(d))[3].ok is False
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_card_names_the_bound_of_each_step(precision: str) -> None:
+    d = variant("unverified" if precision == "fp16" else "within_budget").to_json()
+    wanted = {"fp32": "at most 1e-04 at fp32", "fp16": "at most 1e-04, and 1e-02 for the engine at fp16"}
+    assert wanted[precision] in render_html(parse_report(d))
+
+
+def test_a_percentile_that_could_not_be_told_is_no_dash() -> None:
+    d = variant("over_budget").to_json()
+    d["budget"]["percentile"] = "p99"
+    d["pruned"]["latency_ms"]["p99"] = None
+    assert verdict(parse_report(d)).detail.startswith(
+        "Too few calls were timed to tell p99, against a budget of 250 µs"
+    )
+
+
 def test_a_health_warning_fails_nothing() -> None:
     warned = [check for check in checks(variant("within_budget")) if check.ok is False]
     assert [check.name for check in warned] == ["health: collapse"]
