@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +13,24 @@ from typing import NoReturn
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from passdeploy.cli import main
 from passdeploy.compare.command import compare, parse_methods, parse_seeds
-from passdeploy.compare.page import html
+from passdeploy.compare.page import html, write_pages
+from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.rows import Row, RowFile
-from passdeploy.compare.runner import Arm, Outcome, Plan, arms_of, collected, missing, run_plan
+from passdeploy.compare.runner import Arm, Outcome, Plan, arms_of, collected, missing, rows_of, run_plan, share
 from passdeploy.compare.statistics import budgets, cells, curve, equal_accuracy, mean, speed_at, t95
-from passdeploy.compare.table import markdown
+from passdeploy.compare.table import markdown, note, render
 from passdeploy.config import make_config
 from passdeploy.data.base import ImageData, SubSplit
 from passdeploy.errors import BadInput, NotWritten
+from passdeploy.pipeline import Run
 from passdeploy.reporting import format as f
 from passdeploy.search import method as search_method
+from passdeploy.workspace import write_json
 from tests import scripted
 
 ROW = Row(
@@ -107,6 +113,17 @@ def test_a_seed_that_only_one_of_them_has_is_no_pair() -> None:
     assert cell.difference is not None and cell.difference.n == 2
 
 
+def test_a_method_that_lacks_the_hard_seeds_is_no_better_for_it() -> None:
+    given = [replace(ROW, seed=seed, accuracy=accuracy) for seed, accuracy in enumerate((0.80, 0.70, 0.60))]
+    given.append(replace(ROW, method="l1", accuracy=0.79))
+    assert [cell.method for cell in cells(given, "test")] == ["pass", "l1"]
+    assert "| l1 | 79.00 (1 of 3 seeds) |" in markdown(given, "test")
+    (at,) = equal_accuracy(given, "test")
+    assert at.accuracy == pytest.approx(0.80)
+    (alone,) = equal_accuracy([*given[1:3], given[3]], "test")
+    assert alone.accuracy == pytest.approx(0.65) and alone.speed is None, "no seed in common"
+
+
 def test_a_run_that_missed_its_budget_has_no_accuracy_but_is_counted() -> None:
     lost = replace(ROW, method="l1", status="infeasible", accuracy=None, ratio=None, ratio_ci95=None, macs=None)
     found = {cell.method: cell for cell in cells([ROW, lost], "test")}
@@ -138,6 +155,7 @@ def test_what_its_engine_does_not_compute_is_in_no_mean() -> None:
     assert found["l1"].accuracy is not None and found["l1"].accuracy.n == 2 and found["l1"].seeds == 3
     assert found["l1"].difference is not None and found["l1"].difference.n == 2
     assert min(y for _, y in curve(broken, "l1", "test")) > 0.5
+    assert "10.00 %" not in str(tradeoff(broken, "test"))
 
 
 def test_speed_at_equal_accuracy() -> None:
@@ -162,8 +180,22 @@ def test_pages_name_every_method_and_load_nothing() -> None:
     assert "Speed-up at equal accuracy" in text
 
 
-def test_a_method_is_escaped_in_the_page() -> None:
+def test_a_method_is_escaped_in_the_page_and_no_markup_on_the_terminal() -> None:
     assert "<b>x" not in html([ROW, replace(ROW, method="<b>x")], "test")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render([ROW, replace(ROW, method="a[1][/b]")], "test"))
+    assert "a[1][/b]" in console.export_text()
+
+
+def test_tables_say_what_the_accuracies_are() -> None:
+    def said(**extra: str) -> str:
+        return note([replace(ROW, extra=extra)], "test")
+
+    assert "in int8, measured on the engines" in said(precision="int8", accuracy_of="engine")
+    assert "the graphs that the engines are built from" in said(precision="int8", accuracy_of="graph")
+    assert "the networks' in fp32, speed-ups the int8 engines'" in said(precision="int8", accuracy_of="network")
+    assert "Accuracy is the mean IoU." in said(metric="mean IoU")
+    assert "ccurac" not in said()
 
 
 @pytest.mark.parametrize("text", ["", "a", "0,0", "-1", "1.5"])
@@ -218,6 +250,25 @@ def test_every_run_leaves_a_row_per_split(done: tuple[Path, Outcome]) -> None:
         assert (out / name).is_file()
 
 
+def test_beside_an_engines_speed_stands_its_own_accuracy(done: tuple[Path, Outcome], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done[0] / "l1" / "0", tmp_path / "l1" / "0"))
+    rows = RowFile(tmp_path / "r.jsonl")
+    plan = Plan(make_config(CONFIG), arms_of(["l1"]), (0,), tmp_path, rows, data=scripted.data())
+    run = Run(plan.arm_config(plan.arms[0], 0), folder, data=plan.data)
+    plan.target = run.target = run.target.with_(precision="int8")
+    engines = {"dense": 0.5, "model": 0.4, "of": "engine"}
+    run.space.run("compile", {}, lambda made: write_json(made / "accuracy.json", engines))
+    by = {row.split: row for row in rows_of(run, run.runs[0], plan, plan.arms[0])}
+    assert (by["test"].accuracy, by["test"].dense_accuracy) == (0.4, 0.5)
+    assert by["test"].extra == {"precision": "int8", "accuracy_of": "engine"}
+    network = json.loads((folder / "finetune" / "finetune.json").read_text())["accuracy"]
+    assert by["validation"].accuracy == network["validation"] and by["validation"].extra["accuracy_of"] == "network"
+    rows.append(by.values())
+    assert not missing(plan)
+    rows.append(replace(row, extra={}) for row in by.values())  # as they were when the networks' stood in both
+    assert missing(plan)
+
+
 def test_every_method_takes_the_same_number_of_steps(done: tuple[Path, Outcome]) -> None:
     assert {row.steps for row in done[1].rows} == {12 + 16}
 
@@ -261,6 +312,33 @@ def test_a_method_that_fails_does_not_end_the_comparison(
     outcome = run_plan(Plan(make_config(CONFIG), arms, (0,), out, RowFile(tmp_path / "r.jsonl"), data=scripted.data()))
     assert outcome.failed == {"diverges, seed 0": "training diverged: the loss is nan"}
     assert {row.method for row in outcome.rows} == {"l1"}
+    write_pages(outcome, "test", tmp_path)
+    assert "- diverges, seed 0: training diverged" in (tmp_path / "compare.md").read_text()
+    assert "diverges, seed 0: training diverged" in (tmp_path / "compare.html").read_text()
+    assert json.loads((tmp_path / "compare.json").read_text())["failed"] == outcome.failed
+
+
+def test_what_all_share_is_computed_once_more_when_the_data_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from passdeploy.stages import SHARED
+
+    calls: list[str] = []
+    for stage in ("dense", "profile"):
+        body = SHARED[stage]
+        monkeypatch.setitem(SHARED, stage, lambda run, f, s=stage, b=body: (calls.append(s), b(run, f)))
+
+    def prepare(data: ImageData) -> None:
+        for method in ("l1", "uniform"):
+            config = make_config({**CONFIG, "method": method, "profile": {**CONFIG["profile"], "structures": 9}})
+            share(Run(config, tmp_path / method, data=data), tmp_path / "shared")
+
+    prepare(scripted.data())
+    assert calls == ["dense", "profile"]
+    fewer = scripted.data()
+    fewer.train = SubSplit(fewer.train, torch.arange(200))
+    prepare(fewer)
+    assert calls == ["dense", "profile"] * 2
 
 
 def test_what_cannot_be_written_ends_the_comparison(
@@ -299,7 +377,7 @@ def test_what_a_setting_makes_run_again(tmp_path: Path, change: dict[str, object
         return Plan(config, arms, (0,), tmp_path, RowFile(tmp_path / "r.jsonl"), data=scripted.data())
 
     before = plan()
-    shared = {"settings": before.settings(), "inputs": before.inputs, "device": before.device}
+    shared = {"settings": before.settings(), "inputs": before.inputs, "device": before.target.device}
     before.rows.append(replace(ROW, method=arm.name, own=before.own(arm), **shared) for arm in before.arms)
     assert missing(before) == [] and len(collected(before)) == 2
     search = {**CONFIG["search"], **change.get("search", {})}  # type: ignore[dict-item]

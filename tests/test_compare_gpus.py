@@ -29,6 +29,11 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+def worker(body: str) -> tuple[str, ...]:
+    """One that knows its job and does as it is told."""
+    return (sys.executable, "-c", f"import json, os, sys; job = json.load(sys.stdin); {body}")
+
+
 def test_gpus_by_number(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert chosen_gpus("all") == ("0", "1")
@@ -38,6 +43,10 @@ def test_gpus_by_number(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None
     for wrong in ("2", "0,0", "a", ""):
         with pytest.raises(BadInput, match="from 0 to 1"):
             chosen_gpus(wrong)
+    monkeypatch.setattr(parallel, "attached_gpus", lambda: ("NVIDIA A100", "NVIDIA T4"))
+    assert chosen_gpus("1") == ("GPU-7ab",)
+    with pytest.raises(BadInput, match="NVIDIA A100 and NVIDIA T4 can't be compared"):
+        chosen_gpus("all")
     monkeypatch.setattr(parallel, "attached_gpus", lambda: ())
     with pytest.raises(BadInput, match="no NVIDIA GPU is attached"):
         chosen_gpus("all")
@@ -65,14 +74,23 @@ def test_side_by_side_is_as_one_after_the_other(
 def test_a_process_that_dies_is_a_run_that_failed(
     two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        parallel, "WORKER", (sys.executable, "-c", "import os; raise SystemExit(os.environ['CUDA_VISIBLE_DEVICES'])")
-    )
-    monkeypatch.setattr(parallel, "share", lambda *_: None)
+    body = "raise SystemExit(os.environ['CUDA_VISIBLE_DEVICES'])"
+    monkeypatch.setattr(parallel, "WORKER", worker(f"print('{{}}') if job['only_share'] else exec({body!r})"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     outcome = compare(make_config(CONFIG), "l1", "0", tmp_path, gpus="1")
     assert outcome.failed == {"l1, seed 0": "its process ended with 1: 1"}, "it saw the second GPU only"
     assert outcome.rows == []
+
+
+def test_what_cannot_be_shared_fails_its_seed_only_and_is_made_on_the_first_gpu(
+    two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "raise SystemExit('diverged on ' + os.environ['CUDA_VISIBLE_DEVICES'])"
+    monkeypatch.setattr(parallel, "WORKER", worker(f"exec({body!r}) if job['seed'] == 1 else print('{{}}')"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    outcome = compare(make_config(CONFIG), "l1,uniform", "0,1", tmp_path, gpus="1,0")
+    reason = "what the runs of seed 1 share: its process ended with 1: diverged on 1"
+    assert outcome.failed == {"l1, seed 1": reason, "uniform, seed 1": reason}
 
 
 def test_objects_stay_in_one_process(two_gpus: None, tmp_path: Path) -> None:

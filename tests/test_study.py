@@ -14,7 +14,7 @@ import torch
 
 from passdeploy import cli
 from passdeploy.compare.plot import tradeoff
-from passdeploy.compare.runner import Arm, Outcome
+from passdeploy.compare.runner import Arm, Outcome, run_label
 from passdeploy.compare.statistics import Mean
 from passdeploy.config import RunConfig, make_config
 from passdeploy.errors import BadInput, PassdeployError
@@ -46,7 +46,8 @@ def test_small_runs_are_for_where_nothing_else_is_said(
 
     asked: list[RunConfig] = []
 
-    def run(name: str, config: RunConfig, *_: object, **__: object) -> tuple[Findings, Path]:
+    def run(name: str, config: RunConfig, *_: object, command: str, **__: object) -> tuple[Findings, Path]:
+        assert command == "passdeploy study ablation --json"
         asked.append(config)
         return Findings("", [], []), tmp_path
 
@@ -165,6 +166,7 @@ def test_prompt_sizes_fit_the_image() -> None:
 def test_a_search_per_budget_lies_beside_the_others() -> None:
     own = [Arm(ALONE, "pass", latency=(budget,)) for budget in ("2x", "3x")]
     assert len({arm.folder for arm in (*own, Arm("pass", "pass"))}) == 3
+    assert [run_label(arm, 0) for arm in own] == [f"{ALONE} 2x, seed 0", f"{ALONE} 3x, seed 0"]
 
 
 def test_ablation_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +175,7 @@ def test_ablation_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     findings, page = study("ablation", make_config(CONFIG), "0", tmp_path, data=scripted.data())
     assert {row.method for row in findings.rows} == {"pass", "no depth"}
     text = page.read_text()
+    assert "`passdeploy study ablation --model tiny-resnet --data stripes --target cpu --seeds 0 --latency 1.3x" in text
     assert "no depth, against pass" in text and "One seed" in text and "ablation.svg" in text
     numbers = json.loads((tmp_path / "ablation.json").read_text())
     assert len(numbers["rows"]) == 2 * 2 and numbers["seeds"] == [0]
@@ -182,7 +185,10 @@ def test_ablation_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_study_goes_on_without_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = {"no depth, seed 0": "training diverged"}
     monkeypatch.setattr("passdeploy.study.base.run_plan", lambda *_: Outcome([ROW], failed))
-    findings, page = study("ablation", make_config(CONFIG), "0", tmp_path)
+    findings, page = study(
+        "ablation", make_config(CONFIG), "0", tmp_path, command="passdeploy study ablation --to 'a b'"
+    )
+    assert "Run with `passdeploy study ablation --to 'a b'`." in page.read_text()
     assert findings.failed == failed and "no depth, seed 0: training diverged" in page.read_text()
     monkeypatch.setattr("passdeploy.study.base.run_plan", lambda *_: Outcome([], failed))
     with pytest.raises(PassdeployError, match="no depth, seed 0: training diverged"):

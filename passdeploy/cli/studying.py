@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +71,7 @@ def compare(
     outcome = run_comparison(made, methods, seeds, out, split=split, ui=Ui(quiet=json_), gpus=gpus)
     if json_:
         rows = [row.to_json() for row in outcome.rows]
-        print_json({"rows": rows, **summary(outcome.rows, split), "failed": outcome.failed})
+        print_json({"rows": rows, **summary(outcome.rows, split, failed=outcome.failed)})
     else:
         out_console.print(tables(outcome.rows, split))
         out_console.print(f"\n{out / 'compare.html'}", markup=False, soft_wrap=True)
@@ -108,7 +110,8 @@ def study(
     flags = values(model=model, data=data, target=target, latency=latency, epochs=epochs) | searching(search_epochs)
     configured = config is not None or Path(DEFAULT_FILE).is_file()
     made = configuration(config, flags if configured else merge(SMALL, flags), console=not json_)
-    findings, page = run_study(name, made, seeds, out or Path("runs") / f"study-{name}", to=to, ui=Ui(quiet=json_))
+    folder, typed = out or Path("runs") / f"study-{name}", shlex.join(["passdeploy", *sys.argv[1:]])
+    findings, page = run_study(name, made, seeds, folder, to=to, ui=Ui(quiet=json_), command=typed)
     if json_:
         found = {"study": name, "page": str(page), "conclusion": findings.conclusion, "failed": findings.failed}
         print_json(found | findings.numbers)

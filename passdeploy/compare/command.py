@@ -81,5 +81,5 @@ def compare(
     arms = arms_of(parse_methods(methods))
     plan = Plan(config, arms, parse_seeds(seeds), out, RowFile(rows or out / ROWS), model, data, split)
     outcome = run_plan(plan, ui) if gpus is None else run_on_gpus(plan, chosen_gpus(gpus), ui)
-    write_pages(outcome.rows, split, out)
+    write_pages(outcome, split, out)
     return outcome

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.rows import Row
+from passdeploy.compare.runner import Outcome
 from passdeploy.compare.statistics import budgets, cells, equal_accuracy, reference_of
-from passdeploy.compare.table import EQUAL_HEAD, HEAD, equal_lines, lines, markdown, note
+from passdeploy.compare.table import EQUAL_HEAD, HEAD, equal_lines, lines, lost, markdown, note
 from passdeploy.workspace import write_atomic, write_json
 
 
-def summary(rows: Sequence[Row], split: str, reference: str | None = None) -> dict[str, object]:
+def summary(
+    rows: Sequence[Row], split: str, reference: str | None = None, failed: Mapping[str, str] | None = None
+) -> dict[str, object]:
     """The statistics as JSON."""
     reference = reference or reference_of(rows)
     return {
@@ -22,10 +25,11 @@ def summary(rows: Sequence[Row], split: str, reference: str | None = None) -> di
         "reference": reference,
         "cells": [dataclasses.asdict(cell) for cell in cells(rows, split, reference)],
         "equal_accuracy": [dataclasses.asdict(item) for item in equal_accuracy(rows, split, reference)],
+        "failed": dict(failed or {}),
     }
 
 
-def html(rows: Sequence[Row], split: str, reference: str | None = None) -> str:
+def html(rows: Sequence[Row], split: str, reference: str | None = None, failed: Mapping[str, str] | None = None) -> str:
     """A self-contained page."""
     from passdeploy.reporting.html import environment
 
@@ -44,13 +48,15 @@ def html(rows: Sequence[Row], split: str, reference: str | None = None) -> str:
             equal_head=[name.format(reference) for name in EQUAL_HEAD],
             equal=equal_lines(equal_accuracy(rows, split, reference)),
             note=note(rows, split) if rows else "",
+            failed=failed or {},
         )
     )
 
 
-def write_pages(rows: Sequence[Row], split: str, folder: Path, reference: str | None = None) -> None:
+def write_pages(outcome: Outcome, split: str, folder: Path) -> None:
     """Writes all three."""
-    title = "# Comparison\n\n"
-    write_json(folder / "compare.json", summary(rows, split, reference))
-    write_atomic(folder / "compare.md", title + markdown(rows, split, reference))
-    write_atomic(folder / "compare.html", html(rows, split, reference))
+    rows, failed = outcome.rows, outcome.failed
+    text = "\n\n".join(filter(None, ("# Comparison", markdown(rows, split).rstrip(), lost(failed)))) + "\n"
+    write_json(folder / "compare.json", summary(rows, split, failed=failed))
+    write_atomic(folder / "compare.md", text)
+    write_atomic(folder / "compare.html", html(rows, split, failed=failed))

@@ -17,7 +17,7 @@ from threading import Event
 from typing import Any
 
 from passdeploy.compare.rows import RowFile
-from passdeploy.compare.runner import Arm, Outcome, Plan, collected, missing, share
+from passdeploy.compare.runner import Arm, Outcome, Plan, collected, missing, run_label, run_plan, share
 from passdeploy.config import make_config
 from passdeploy.console import Ui
 from passdeploy.errors import BadInput
@@ -31,14 +31,19 @@ def chosen_gpus(text: str) -> tuple[str, ...]:
     """``0,1`` or ``all``, as this process counts them -> what ``CUDA_VISIBLE_DEVICES`` calls each.
 
     Raises:
-        BadInput: Not numbers of GPUs that are here, each once.
+        BadInput: Not numbers of GPUs that are here, each once, all of one kind.
     """
-    here = len(attached_gpus())
+    names = attached_gpus()
+    here = len(names)
     asked = [str(number) for number in range(here)] if text.strip() == "all" else [p.strip() for p in text.split(",")]
     if not here:
         raise BadInput(f"--gpus {text}: no NVIDIA GPU is attached here; leave it out")
     if not all(part.isdecimal() and int(part) < here for part in asked) or len(set(asked)) != len(asked):
         raise BadInput(f"--gpus {text}: give different numbers from 0 to {here - 1}, separated by commas, or all")
+    kinds = {names[int(part)] for part in asked}
+    if len(kinds) > 1:
+        raise BadInput(f"--gpus {text}: latencies on {' and '.join(sorted(kinds))} can't be compared; give GPUs of one "
+                       "kind")  # fmt: skip
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return tuple(visible[int(part)] if visible else part for part in asked)
 
@@ -46,11 +51,11 @@ def chosen_gpus(text: str) -> tuple[str, ...]:
 def run_on_gpus(plan: Plan, gpus: Sequence[str], ui: Ui | None = None) -> Outcome:
     """As `run_plan`, as many runs at a time as there are GPUs, each in a process that sees one.
 
-    What all runs of a seed share is made first, one after the other, on the first GPU.
+    What all runs of a seed share is made first, one after the other, on the first GPU; where that fails, so do they.
 
     Args:
         plan: Its network and data by name.
-        gpus: As ``CUDA_VISIBLE_DEVICES`` calls them; all of one kind, or latencies can't be compared.
+        gpus: As ``CUDA_VISIBLE_DEVICES`` calls them.
         ui: Shows progress.
 
     Raises:
@@ -60,45 +65,55 @@ def run_on_gpus(plan: Plan, gpus: Sequence[str], ui: Ui | None = None) -> Outcom
     if plan.model is not None or plan.data is not None:
         raise BadInput("--gpus: a network or data given as an object stay in one process; give them by name")
     todo = missing(plan)
-    for seed in sorted({seed for _, seed in todo}):
-        arm = next(arm for arm, other in todo if other == seed)
-        ui.say(f"what the runs of seed {seed} share")
-        share(Run(plan.arm_config(arm, seed), plan.out / arm.folder / str(seed), ui), plan.out / "shared")
     free: queue.Queue[str] = queue.Queue()
     for gpu in gpus:
         free.put(gpu)
     failed: dict[str, str] = {}
     ended, children = Event(), set[subprocess.Popen[str]]()
 
+    def process(gpu: str, job: dict[str, Any], label: str) -> dict[str, str]:
+        child = subprocess.Popen(
+            WORKER,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
+        )
+        children.add(child)
+        said, wrong = child.communicate(json.dumps(job))
+        children.discard(child)
+        if child.returncode != 0:
+            lines = wrong.strip().splitlines() or ["no message"]
+            return {label: f"its process ended with {child.returncode}: {lines[-1]}"}
+        found: dict[str, str] = json.loads(said.splitlines()[-1])
+        return found
+
+    def shared(seed: int) -> bool:
+        label = f"what the runs of seed {seed} share"
+        ui.say(f"{label}: on GPU {gpus[0]}")
+        arms = [arm for arm, other in todo if other == seed]
+        for reason in process(gpus[0], _job(plan, arms[0], seed) | {"only_share": True}, label).values():
+            ui.say(f"{label} failed: {reason}")
+            failed.update({run_label(arm, seed): f"{label}: {reason}" for arm in arms})
+            return False
+        return True
+
     def work(arm: Arm, seed: int) -> None:
-        gpu, label = free.get(), f"{arm.name}, seed {seed}"
+        gpu, label = free.get(), run_label(arm, seed)
         try:
             if ended.is_set():
                 return
             ui.say(f"{label}: on GPU {gpu}")
-            child = subprocess.Popen(
-                WORKER,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
-            )
-            children.add(child)
-            said, wrong = child.communicate(json.dumps(_job(plan, arm, seed)))
-            children.discard(child)
-            if child.returncode != 0:
-                lines = wrong.strip().splitlines() or ["no message"]
-                failed[label] = f"its process ended with {child.returncode}: {lines[-1]}"
-            else:
-                failed.update(json.loads(said.splitlines()[-1]))
+            failed.update(process(gpu, _job(plan, arm, seed), label))
             ui.say(f"{label} failed: {failed[label]}" if label in failed else f"{label}: done")
         finally:
             free.put(gpu)
 
     with ThreadPoolExecutor(len(gpus)) as pool:
         try:
-            for future in [pool.submit(work, arm, seed) for arm, seed in todo]:
+            ready = {seed for seed in sorted({seed for _, seed in todo}) if shared(seed)}
+            for future in [pool.submit(work, arm, seed) for arm, seed in todo if seed in ready]:
                 future.result()
         except BaseException:  # Ctrl-C, too: nothing is left behind that works on
             ended.set()
@@ -116,24 +131,24 @@ def _job(plan: Plan, arm: Arm, seed: int) -> dict[str, Any]:
         "out": str(plan.out),
         "rows": str(plan.rows.path),
         "split": plan.split,
+        "only_share": False,
     }
 
 
 def work_off(job: dict[str, Any]) -> dict[str, str]:
-    """One run of a comparison, in this process; what failed, with the reason."""
-    from passdeploy.compare.runner import run_plan
-
-    arm = job["arm"]
-    if arm["latency"] is not None:
-        arm["latency"] = tuple(arm["latency"])
+    """One run of a comparison, or what all of its seed share, in this process; what failed, with the reason."""
+    arm = Arm(**job["arm"] | {"latency": job["arm"]["latency"] and tuple(job["arm"]["latency"])})
     plan = Plan(
         make_config(job["config"]),
-        (Arm(**arm),),
+        (arm,),
         (job["seed"],),
         Path(job["out"]),
         RowFile(Path(job["rows"])),
         split=job["split"],
     )
+    if job["only_share"]:
+        share(Run(plan.arm_config(arm, job["seed"]), plan.out / arm.folder / str(job["seed"])), plan.out / "shared")
+        return {}
     return run_plan(plan).failed
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from passdeploy.compare.rows import Row
-from passdeploy.compare.statistics import curve, place, reference_of
+from passdeploy.compare.statistics import curve, judged, place, reference_of
 from passdeploy.reporting.plots.svg import Labels, Scale, chart, padded, path, tag, text, tip, x_axis, y_axis
 
 WIDTH, HEIGHT = 760.0, 420.0
@@ -17,6 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 26.0, 50.0
 def tradeoff(rows: Sequence[Row], split: str, reference: str | None = None) -> Markup | None:
     """The figure: means over seeds joined, single runs as small dots; None when nothing reached its budget."""
     reference = reference or reference_of(rows)
+    rows = [judged(row) for row in rows]
     shown = [row for row in rows if row.split == split and row.accuracy is not None and place(row) is not None]
     if not shown:
         return None

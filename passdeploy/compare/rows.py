@@ -30,7 +30,7 @@ class Row:
         seed: Of the run.
         split: ``validation`` or ``test``: what the accuracy was measured on.
         status: As in a report; ``infeasible`` has no accuracy.
-        accuracy: Top-1, a share.
+        accuracy: A share: top-1, or what `extra` calls ``metric``; below fp32 of what `extra` calls ``accuracy_of``.
         dense_accuracy: Of the dense network, on the same split.
         ratio: Measured latency of the dense engine over the thin one's, interleaved; None when not measured.
         ratio_ci95: Its interval.
@@ -44,7 +44,7 @@ class Row:
         inputs: Digest of network, data and version: a row of others is run again. Empty: from before it was kept.
         own: Digest of the method and of what it alone depends on: a row of another is run again, and those of the other
             methods are not. Empty: from before it was kept.
-        extra: What a study adds.
+        extra: What a study adds, and what the accuracy is where that is not a network's top-1.
     """
 
     method: str

@@ -18,8 +18,8 @@ from passdeploy.judging import judge
 from passdeploy.pipeline import BudgetRun, Run
 from passdeploy.search.method import get_method, trains
 from passdeploy.subject import Model, Subject, load_subject
-from passdeploy.targets import resolve
-from passdeploy.workspace import RECORD, json_digest, link_folder, read_json, sha256
+from passdeploy.targets import Target, resolve
+from passdeploy.workspace import RECORD, Workspace, json_digest, link_folder, read_json, sha256
 
 SHARED = ("dense", "profile")
 OWN = ("method", "seed", "require_measured", "alternatives")
@@ -42,10 +42,14 @@ class Arm:
     latency: tuple[str, ...] | None = None
 
     @property
+    def title(self) -> str:
+        """Its name, and its own budgets: arms that differ in nothing else share a name."""
+        return self.name if self.latency is None else f"{self.name} {','.join(self.latency)}"
+
+    @property
     def folder(self) -> str:
         """Of its runs."""
-        words = self.name if self.latency is None else f"{self.name} {','.join(self.latency)}"
-        return words.replace(" ", "-")
+        return self.title.replace(" ", "-")
 
 
 @dataclass
@@ -90,11 +94,10 @@ class Plan:
         return json_digest(facts)[:12]
 
     @cached_property
-    def device(self) -> str:
+    def target(self) -> Target:
         """That the arms are measured on."""
         c = self.config
-        target = resolve(c.target, backend=c.backend, precision=c.precision, batch=c.batch, threads=c.threads)
-        return target.device
+        return resolve(c.target, backend=c.backend, precision=c.precision, batch=c.batch, threads=c.threads)
 
     def settings(self) -> str:
         """Digest of what all arms share."""
@@ -129,11 +132,16 @@ def arms_of(names: Sequence[str]) -> tuple[Arm, ...]:
     return tuple(Arm(name, name) for name in names)
 
 
+def run_label(arm: Arm, seed: int) -> str:
+    """What a run is called."""
+    return f"{arm.title}, seed {seed}"
+
+
 def share(run: Run, pool: Path) -> None:
     """Takes the dense network and the latency model from the pool, or computes them and puts them there."""
     for stage in SHARED:
         kept = pool / f"{stage}-{json_digest(run.inputs(stage))[:16]}"
-        if run.space.record(stage) is None and (kept / RECORD).exists():
+        if not run.space.current(stage, run.inputs(stage)) and (kept / RECORD).exists():
             link_folder(kept, run.space.folder(stage))
         run.shared(stage)
         if not kept.exists():
@@ -158,6 +166,23 @@ def _status(run: Run, budget: BudgetRun, fit: dict[str, Any], bench: dict[str, A
     return "within_budget" if bench is not None else "unverified"
 
 
+def _accuracies(
+    run: Run, space: Workspace, split: str, dense: dict[str, Any], tuned: dict[str, Any] | None
+) -> tuple[float | None, float | None, dict[str, str]]:
+    """Of the dense and of the thin network, and, in a lower precision, what they are of.
+
+    Beside an engine's speed-up stands the engine's own accuracy, which is known on the test split.
+    """
+    whole, thin = dense["accuracy"][split], tuned["accuracy"][split] if tuned else None
+    precision, file = run.target.precision, space.folder("compile") / "accuracy.json"
+    if precision == "fp32":
+        return whole, thin, {}
+    lower = read_json(file) if tuned and space.record("compile") is not None else None
+    if split != "test" or lower is None:
+        return whole, thin, {"precision": precision, "accuracy_of": "network"}
+    return lower["dense"], lower["model"], {"precision": precision, "accuracy_of": lower["of"]}
+
+
 def rows_of(run: Run, budget: BudgetRun, plan: Plan, arm: Arm) -> list[Row]:
     """Rows of a finished budget, one per split that has images."""
     shared, space = run.space, budget.space
@@ -172,6 +197,9 @@ def rows_of(run: Run, budget: BudgetRun, plan: Plan, arm: Arm) -> list[Row]:
     ratio = measured["ratio"] if measured else None
     seconds = {name: shared.seconds(name) for name in ("profile", "search")}
     seconds |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench")}
+    extra: dict[str, Any] = {"judged": judge(budget.budget, measured)} if measured and run.config.axis == "macs" else {}
+    if run.subject.task.name != "classification":
+        extra["metric"] = run.subject.task.metric_name
     curves = read_json(shared.folder("search") / "search.json")["curves"]
     searched = curves["step"][-1] if curves.get("step") else 0
     known = ratio is not None and ratio["low"] is not None and ratio["high"] is not None
@@ -185,8 +213,8 @@ def rows_of(run: Run, budget: BudgetRun, plan: Plan, arm: Arm) -> list[Row]:
             seed=run.config.seed,
             split=split,
             status=_status(run, budget, fit, measured),
-            accuracy=tuned["accuracy"][split] if tuned else None,
-            dense_accuracy=dense["accuracy"][split],
+            accuracy=thin_accuracy,
+            dense_accuracy=dense_accuracy,
             ratio=ratio["value"] if ratio else None,
             ratio_ci95=(ratio["low"], ratio["high"]) if ratio and known else None,
             macs=tuned["macs"] if tuned else None,
@@ -198,10 +226,11 @@ def rows_of(run: Run, budget: BudgetRun, plan: Plan, arm: Arm) -> list[Row]:
             inputs=plan.inputs,
             own=plan.own(arm),
             device=run.target.device,
-            extra={"judged": judge(budget.budget, measured)} if measured and run.config.axis == "macs" else {},
+            extra=extra | of,
         )
         for split in SPLITS
-        if dense["accuracy"][split] is not None
+        for dense_accuracy, thin_accuracy, of in [_accuracies(run, space, split, dense, tuned)]
+        if dense_accuracy is not None
     ]
 
 
@@ -235,10 +264,12 @@ def collected(plan: Plan) -> list[Row]:
 
 
 def _made_alike(plan: Plan) -> list[Row]:
-    wanted = (plan.settings(), plan.inputs, plan.device)
+    wanted = (plan.settings(), plan.inputs, plan.target.device)
     own = {arm.name: plan.own(arm) for arm in plan.arms}
     alike = [row for row in plan.rows.read() if (row.settings, row.inputs, row.device) == wanted]
-    return [row for row in alike if row.own == own.get(row.method)]
+    # Rows of a lower precision that do not say what was judged are from when that was never the engine.
+    told = [row for row in alike if plan.target.precision == "fp32" or "accuracy_of" in row.extra]
+    return [row for row in told if row.own == own.get(row.method)]
 
 
 def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None] | None = None) -> Outcome:
@@ -257,7 +288,7 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
     failed: dict[str, str] = {}
     wanted, todo = [(arm, seed) for seed in plan.seeds for arm in plan.arms], missing(plan)
     for number, (arm, seed) in enumerate(wanted, 1):
-        label = f"{arm.name}, seed {seed}"
+        label = run_label(arm, seed)
         if (arm, seed) not in todo:
             ui.say(f"[{number}/{len(wanted)}] {label}: in {plan.rows.path.name} already")
             continue

@@ -97,7 +97,7 @@ def reference_of(rows: Sequence[Row]) -> str | None:
 
 def cells(rows: Sequence[Row], split: str, reference: str | None = None) -> list[Cell]:
     """All methods at all budgets, best first within a budget."""
-    rows = [_judged(row) for row in rows if row.split == split]
+    rows = [judged(row) for row in rows if row.split == split]
     reference = reference or reference_of(rows)
     found = []
     for budget in budgets(rows):
@@ -126,11 +126,19 @@ def cells(rows: Sequence[Row], split: str, reference: str | None = None) -> list
                     over_budget=sum(row.status == "over_budget" and row.accuracy is not None for row in own),
                 )
             )
-        found += sorted(here, key=lambda cell: -(cell.accuracy.value if cell.accuracy else -1.0))
+        middle = mean([accuracy for accuracy in base.values() if accuracy is not None])
+        found += sorted(here, key=lambda cell: -_ranked(cell, middle))
     return found
 
 
-def _judged(row: Row) -> Row:
+def _ranked(cell: Cell, reference: Mean | None) -> float:
+    """What an accuracy counts for in the order: a method that lacks a hard seed is no better for it."""
+    if cell.difference is not None and reference is not None:
+        return reference.value + cell.difference.value
+    return cell.accuracy.value if cell.accuracy else -1.0
+
+
+def judged(row: Row) -> Row:
     """Without the accuracy of a network that its engine does not compute: nothing of it was shipped."""
     return replace(row, accuracy=None, ratio=None, macs=None) if row.status == "not_equivalent" else row
 
@@ -156,10 +164,12 @@ def speed_at(curve: Sequence[tuple[float, float]], accuracy: float) -> float | N
 
 def curve(rows: Sequence[Row], method: str, split: str) -> list[tuple[float, float]]:
     """(speed-up or reduction, accuracy), means over seeds per budget, from the dense network on."""
-    own = [_judged(row) for row in rows if row.split == split and row.method == method]
+    own = [judged(row) for row in rows if row.split == split and row.method == method]
     if not own:
         return []
-    points = [(1.0, math.fsum(row.dense_accuracy for row in own) / len(own))]
+    # In a lower precision the dense engine's accuracy is known where a budget was reached.
+    dense = [row.dense_accuracy for row in own if row.accuracy is not None] or [row.dense_accuracy for row in own]
+    points = [(1.0, math.fsum(dense) / len(dense))]
     for budget in budgets(own):
         at = [
             (x, row.accuracy) for row in own if row.budget == budget and (x := place(row)) and row.accuracy is not None
@@ -178,6 +188,8 @@ def place(row: Row) -> float | None:
 class EqualAccuracy:
     """How fast a method is where it is as accurate as the reference at one of its budgets.
 
+    Over the seeds that both have: another seed is another accuracy.
+
     Attributes:
         method: Compared with the reference.
         budget: Of the reference.
@@ -195,18 +207,33 @@ class EqualAccuracy:
 
 def equal_accuracy(rows: Sequence[Row], split: str, reference: str | None = None) -> list[EqualAccuracy]:
     """Speed-up at equal accuracy, by interpolation over the budgets."""
-    rows = [_judged(row) for row in rows if row.split == split]
+    rows = [judged(row) for row in rows if row.split == split]
     reference = reference or reference_of(rows)
     found = []
     for budget in budgets(rows):
-        own = [row for row in rows if row.budget == budget and row.method == reference]
-        at = [(x, row.accuracy) for row in own if (x := place(row)) and row.accuracy is not None]
+        at = {
+            row.seed: (x, row.accuracy)
+            for row in rows
+            if row.budget == budget and row.method == reference and (x := place(row)) and row.accuracy is not None
+        }
         if not at:
             continue
-        speed = math.fsum(x for x, _ in at) / len(at)
-        accuracy = math.fsum(y for _, y in at) / len(at)
         for method in dict.fromkeys(row.method for row in rows):
-            if method != reference:
-                other = speed_at(curve(rows, method, split), accuracy)
-                found.append(EqualAccuracy(method, budget, accuracy, speed, other))
+            if method == reference:
+                continue
+            both = at.keys() & _seeds(rows, method)
+            own = [row for row in rows if row.method == method and row.seed in both]
+            pairs = [pair for seed, pair in at.items() if seed in both or not both]
+            speed, accuracy = (math.fsum(values) / len(pairs) for values in zip(*pairs, strict=True))
+            other = speed_at(curve(own, method, split), accuracy)
+            found.append(EqualAccuracy(method, budget, accuracy, speed, other))
     return found
+
+
+def _seeds(rows: Sequence[Row], method: str) -> set[int]:
+    """Those with which a method has an accuracy at each budget at which it has any."""
+    at: dict[str, set[int]] = {}
+    for row in rows:
+        if row.method == method and row.accuracy is not None:
+            at.setdefault(row.budget, set()).add(row.seed)
+    return set.intersection(*at.values()) if at else set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from passdeploy.compare.rows import Row
@@ -26,8 +26,9 @@ def _share(value: Mean | None, sign: bool = False) -> str:
     return (middle + (f" ± {100 * value.half:.2f}" if value.half is not None else "")).replace("-", f.MINUS)
 
 
-def _accuracy(cell: Cell) -> str:
-    return _share(cell.accuracy) + (f" {OVER}" if cell.over_budget else "")
+def _accuracy(cell: Cell, most: int) -> str:
+    few = f" ({cell.accuracy.n} of {most} seeds)" if cell.accuracy and cell.accuracy.n < most else ""
+    return _share(cell.accuracy) + few + (f" {OVER}" if cell.over_budget else "")
 
 
 def _outcome(cell: Cell) -> str:
@@ -40,10 +41,12 @@ def _outcome(cell: Cell) -> str:
 
 def lines(found: Sequence[Cell], budget: str) -> list[tuple[str, ...]]:
     """One line per method at a budget."""
+    found = [cell for cell in found if cell.budget == budget]
+    most = max((cell.accuracy.n for cell in found if cell.accuracy), default=0)
     return [
         (
             cell.method,
-            _accuracy(cell),
+            _accuracy(cell, most),
             _share(cell.difference, sign=True),
             f.times(cell.ratio.value if cell.ratio else None),
             f.times(cell.reduction.value if cell.reduction else None),
@@ -51,7 +54,6 @@ def lines(found: Sequence[Cell], budget: str) -> list[tuple[str, ...]]:
             _outcome(cell),
         )
         for cell in found
-        if cell.budget == budget
     ]
 
 
@@ -73,6 +75,19 @@ def equal_lines(found: Sequence[EqualAccuracy]) -> list[tuple[str, ...]]:
 EQUAL_HEAD = ("budget", "accuracy", "{}", "method", "its speed-up there", "factor")
 
 
+def _judged_on(rows: Sequence[Row], split: str) -> str:
+    """What the accuracies are, where that does not go without saying."""
+    shown = [row.extra for row in rows if row.split == split and row.accuracy is not None]
+    told = {f"Accuracy is the {extra['metric']}. " for extra in shown if "metric" in extra}
+    where = {
+        "engine": "Accuracies are those in {}, measured on the engines. ",
+        "graph": "Accuracies are those in {}, measured on the graphs that the engines are built from. ",
+        "network": "Accuracies are the networks' in fp32, speed-ups the {} engines'. ",
+    }
+    told |= {where[extra["accuracy_of"]].format(extra["precision"]) for extra in shown if "accuracy_of" in extra}
+    return "".join(sorted(told))
+
+
 def note(rows: Sequence[Row], split: str) -> str:
     """What the numbers are, in words."""
     seeds = sorted({row.seed for row in rows})
@@ -91,11 +106,18 @@ def note(rows: Sequence[Row], split: str) -> str:
     over = f"{OVER} networks over budget are in the mean. " if slow else ""
     return (
         f"{rows[0].model} on {rows[0].data}, {split} split, seed{'s' if len(seeds) > 1 else ''} "
-        f"{', '.join(map(str, seeds))}; {rows[0].device}. {shared}{interval}{over}"
+        f"{', '.join(map(str, seeds))}; {rows[0].device}. {shared}{_judged_on(rows, split)}{interval}{over}"
         + ("Speed-ups are measured on the compiled engines, interleaved with the dense one."
            if rows[0].axis == "latency"
            else "Budgets are in MACs; speed-ups are measured, but nothing was steered by them.")
     )  # fmt: skip
+
+
+def lost(failed: Mapping[str, str]) -> str:
+    """What could not finish, as Markdown; empty when all did."""
+    if not failed:
+        return ""
+    return "## Not finished\n\n" + "\n".join(f"- {escape(run)}: {escape(why)}" for run, why in failed.items())
 
 
 def markdown(rows: Sequence[Row], split: str, reference: str | None = None) -> str:
@@ -132,11 +154,11 @@ def render(rows: Sequence[Row], split: str, reference: str | None = None) -> Ren
     parts: list[RenderableType] = []
 
     def add(title: str, head: Sequence[str], body: Sequence[Sequence[str]], left: tuple[str, ...]) -> None:
-        shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+        shown = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="dim")
         for name in head:
-            shown.add_column(name.format(reference), justify="left" if name in left else "right")
+            shown.add_column(Text(name.format(reference)), justify="left" if name in left else "right")
         for line in body:
-            shown.add_row(*line)
+            shown.add_row(*map(Text, line))  # names may hold brackets, which would be taken for markup
         parts.append(shown)
 
     for budget in budgets(rows):

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import pkgutil
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,11 @@ from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.rows import Row, RowFile
 from passdeploy.compare.runner import Arm, Plan, run_plan
 from passdeploy.compare.statistics import Cell, Mean, budgets, cells
-from passdeploy.compare.table import markdown, note
+from passdeploy.compare.table import lost, markdown, note
 from passdeploy.config import RunConfig
 from passdeploy.console import Ui
 from passdeploy.errors import BadInput, PassdeployError, nearest
 from passdeploy.pipeline import Run
-from passdeploy.reporting.markdown import escape
 from passdeploy.workspace import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Lab:
         model: A factory or a network instead of the configuration's.
         data: A data set instead of the configuration's.
         to: A second data set, for studies that need one.
+        command: As typed; None: not from the command line.
         failed: Runs that could not finish, with the reason; the study goes on without them.
     """
 
@@ -54,6 +55,7 @@ class Lab:
     model: Model | None = None
     data: ImageData | None = None
     to: str | None = None
+    command: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
 
     def run(
@@ -198,6 +200,23 @@ def standalone(figure: Markup) -> str:
     return f"{opening}<style>{_STYLE}</style>{str(figure)[start.end() :]}"
 
 
+def _command(name: str, lab: Lab) -> str:
+    """What runs a study that was not started from the command line."""
+    config = lab.config
+    flags = {
+        "model": config.model if isinstance(config.model, str) else None,
+        "data": config.data,
+        "target": config.target,
+        "to": lab.to,
+        "seeds": ",".join(map(str, lab.seeds)),
+        "latency": ",".join(config.latency),
+        "epochs": f"{config.finetune_epochs():g}",
+        "search-epochs": f"{config.search.epochs:g}",
+    }
+    words = [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", value)]
+    return shlex.join(["passdeploy", "study", name, *words])
+
+
 def write(name: str, findings: Findings, lab: Lab) -> Path:
     """Writes ``NAME.md``, ``NAME.json`` and the figures into the study's folder; returns the page."""
     figures = dict(findings.figures)
@@ -206,19 +225,15 @@ def write(name: str, findings: Findings, lab: Lab) -> Path:
         figures = {name: plot, **figures}
     for stem, figure in figures.items():
         write_atomic(lab.out / f"{stem}.svg", standalone(figure))
-    seeds = ",".join(map(str, lab.seeds))
-    epochs, search = lab.config.finetune_epochs(), lab.config.search.epochs
     parts = [
         f"# {name}: {findings.question}",
         "\n".join(f"- {sentence}" for sentence in findings.conclusion),
-        f"Run with `passdeploy study {name} --seeds {seeds} --latency {','.join(lab.config.latency)} "
-        f"--epochs {epochs:g} --search-epochs {search:g}`.",
+        f"Run with `{lab.command or _command(name, lab)}`.",
         *(f"![{stem}]({stem}.svg)" for stem in figures),
         *(f"## {title}\n\n{text}" for title, text in findings.sections),
     ]
     if findings.failed:
-        lost = "\n".join(f"- {escape(run)}: {escape(why)}" for run, why in findings.failed.items())
-        parts.append(f"## Not finished\n\n{lost}")
+        parts.append(lost(findings.failed))
     if findings.rows:
         parts.append("## Results\n\n" + markdown(findings.rows, SPLIT, findings.reference))
     write_atomic(lab.out / f"{name}.md", "\n\n".join(parts).rstrip() + "\n")

@@ -28,6 +28,7 @@ def study(
     ui: Ui | None = None,
     model: Model | None = None,
     data: ImageData | None = None,
+    command: str | None = None,
 ) -> tuple[Findings, Path]:
     """Runs a study and writes its page, which says what could not finish.
 
@@ -40,6 +41,7 @@ def study(
         ui: Shows progress.
         model: A factory or a network instead of the configuration's.
         data: A data set instead of the configuration's.
+        command: As typed, for the page.
 
     Returns:
         What was found, and the page.
@@ -48,7 +50,7 @@ def study(
         BadInput: Something can't be used; one line says what.
     """
     body = get_study(name)
-    lab = Lab(config, parse_seeds(seeds), out, ui or Ui(quiet=True), model, data, to)
+    lab = Lab(config, parse_seeds(seeds), out, ui or Ui(quiet=True), model, data, to, command)
     findings = body(lab)
     findings.failed = lab.failed
     return findings, write(name, findings, lab)
