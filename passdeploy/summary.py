@@ -147,10 +147,10 @@ def groups_table(subject: Subject) -> RenderableType:
         names = list(group.branch) if group.kind == "depth" else sorted({member.module for member in group.members})
         units = "block" if group.kind == "depth" else str(group.units)
         bounds = _bounds(group)
-        cells = [Text(group.name), f"{units} ({bounds})" if bounds else units, f"{share:.1%}"]
+        cells = [f"{units} ({bounds})" if bounds else units, f"{share:.1%}"]
         if latency is not None:
             cells.append(f"{latency[index]:.1%}")
-        table.add_row(*cells, Text(", ".join(names), style="dim"))
+        table.add_row(Text(group.name), *cells, Text(", ".join(names), style="dim"))
     frozen = [Text(f"whole: {name} ({why})", style="dim") for name, why in subject.groups.frozen.items()]
     return Group(table, *frozen)
 
@@ -162,13 +162,13 @@ def bench_table(comparison: Comparison) -> RenderableType:
     for heading in ("p50", "p90", "p99", "calls", "times as fast", "95 % interval", "verdict"):
         table.add_column(heading, justify="right")
     for name, m in comparison.measurements.items():
-        row = [Text(name), milliseconds(m.p50), milliseconds(m.p90), milliseconds(m.p99), str(m.n)]
+        row = [milliseconds(m.p50), milliseconds(m.p90), milliseconds(m.p99), str(m.n)]
         if name == comparison.reference:
             row += ["reference", "", ""]
         else:
             ratio = comparison.ratio(name)
             row += [f"{ratio.value:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}", comparison.verdict(name)]
-        table.add_row(*row)
+        table.add_row(Text(name), *row)
     noisy = [name for name, m in comparison.measurements.items() if m.noisy]
     notes = (
         [Text(f"The machine was disturbed while {', '.join(noisy)} ran: measure again.", style="yellow")]
