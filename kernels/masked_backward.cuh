@@ -147,7 +147,8 @@ __device__ void finish(const MaskedAffineActParams& p) {
   }
   if (p.grad_scale != nullptr) {
     PASSDEPLOY_TOUCH(p.grad_scale + channel, 4, true);
-    p.grad_scale[channel] = sum_gx * load(p.mask + channel);
+    const float mask = load(p.mask + channel);
+    p.grad_scale[channel] = mask != 0.0f ? sum_gx * mask : 0.0f;  // a sum of NaNs times 0 would be one
   }
   if (p.grad_shift != nullptr) {
     PASSDEPLOY_TOUCH(p.grad_shift + channel, 4, true);

@@ -109,12 +109,12 @@ def backward(
     grad = grad_y.to(wide) * _slope(z, activation)
     others = [d for d in range(x.dim()) if d != 1]
     sum_gx, sum_g = (grad * x.to(wide)).sum(others), grad.sum(others)
-    m = _per_channel(mask, x)
+    m, channel_mask = _per_channel(mask, x), mask.to(wide)
     grad_x = torch.where(m != 0, grad * (m * _per_channel(scale, x)), torch.zeros_like(grad))
     return (
         _like(grad_x, x),
         (sum_gx * scale.to(wide)).to(mask.dtype),
-        (sum_gx * mask.to(wide)).to(scale.dtype),
+        torch.where(channel_mask != 0, sum_gx * channel_mask, torch.zeros_like(sum_gx)).to(scale.dtype),
         sum_g.to(shift.dtype),
         _like(grad, x),
     )

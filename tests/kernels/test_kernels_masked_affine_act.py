@@ -139,6 +139,7 @@ def test_nan_where_the_mask_is_zero_does_no_harm(last: bool) -> None:
     assert torch.equal(y[:, 0], t["shift"][0].half().expand(2, 3, 3))
     got = run_backward(Emulated(), t, "none", False)
     assert bool(torch.isfinite(got["grad_x"]).all())
+    assert bool(torch.isfinite(got["grad_scale"]).all())
 
 
 def test_full_packets_are_read_and_written_at_once() -> None:
