@@ -29,8 +29,8 @@ def prompted_input_into(
 ) -> None:
     """Writes a network's input from uint8 images: normalised, prompted, in the engine's type and layout, in one pass.
 
-    Waits for the streams on which the inputs say that they are being written, unless that is `stream`; arrays that say
-    nothing (torch's) are taken to be written on the default stream.
+    Waits for the streams on which the arrays, `out` too, say that they are in use, unless that is `stream`; arrays that
+    say nothing (torch's) are taken to be in use on the default stream.
 
     Args:
         out: (N, 3, H, W), or (N, H, W, 3) with `channels_last`.
@@ -68,7 +68,7 @@ def prompted_input_into(
         from passdeploy.kernels.driver import default_loader
 
         loader = default_loader()
-    for other in sorted(_others([array for array, _, _ in expected.values()], stream)):
+    for other in sorted(_others([to, *(array for array, _, _ in expected.values())], stream)):
         loader.synchronise(other)
     addresses = [array.address for array, _, _ in expected.values()]  # in the order of InputArrays
     enqueue.input_stage(

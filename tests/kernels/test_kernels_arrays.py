@@ -78,7 +78,7 @@ def test_strides_of_a_dense_array_are_accepted() -> None:
 
 
 @needs_compiler
-def test_streams_on_which_inputs_are_written_are_waited_for() -> None:
+def test_streams_on_which_arrays_are_in_use_are_waited_for() -> None:
     def awaited(stream: int, version: int = 3, **streams: int) -> list[int]:
         arrays, loader = given(), Anywhere()
         for name, array in arrays.items():
@@ -90,6 +90,7 @@ def test_streams_on_which_inputs_are_written_are_waited_for() -> None:
 
     assert awaited(77) == [], "version 3 and no stream: nobody is writing"
     assert awaited(77, images=5, prompt=77) == [5]
+    assert awaited(77, out=5) == [5], "whoever reads or writes it there must be done first"
     assert awaited(0, images=1) == [], "the default stream by its two names"
     assert awaited(77, version=2) == [1], "torch's say nothing of streams"
 
