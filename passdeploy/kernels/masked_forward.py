@@ -37,7 +37,7 @@ class _MaskedActivation(torch.autograd.Function):
     """``activation(x) * mask`` with masks of zeros and ones, whose gradient reaches masked channels too.
 
     The kernel's own formula masks before the activation, where a ReLU's slope at 0 would hide from a masked channel
-    what it is worth. So the masks' gradient is taken from the backward kernel as if nothing were masked.
+    what it is worth. So the masks' gradient is taken from the kernels as if nothing were masked.
     """
 
     @staticmethod
@@ -53,12 +53,19 @@ class _MaskedActivation(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (x, mask), (grad_y,) = ctx.saved_tensors, grads
         ones, zeros = _constant(len(mask), 1.0, mask.device), _constant(len(mask), 0.0, mask.device)
-        rest = (ones, zeros, None, ctx.activation)
         grad_x = grad_mask = None
         if ctx.needs_input_grad[0]:
-            grad_x = masked_op._backward(grad_y, x, mask, *rest, True, False, False)[0]
+            grad_x = masked_op._backward(grad_y, x, mask, ones, zeros, None, ctx.activation, True, False, False)[0]
         if ctx.needs_input_grad[1]:
-            grad_mask = masked_op._backward(grad_y, x, ones, *rest, False, True, False)[1]
+            grad_mask = masked_op.mask_gradient(
+                grad_y,
+                x,
+                ones,
+                zeros,
+                ctx.activation,
+                masked_op._forward,
+                lambda *given: masked_op._backward(*given, False, True, False),
+            )
         return grad_x, grad_mask, None
 
 

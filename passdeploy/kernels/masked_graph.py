@@ -105,6 +105,15 @@ def activation_of(graph: fx.GraphModule, node: fx.Node) -> str | None:
     return None
 
 
+def _writes_what_others_read(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an activation works in place on what is read elsewhere, too, which the operator would leave as it is."""
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    in_place = (
+        getattr(module, "inplace", False) or node.kwargs.get("inplace", False) or node.target in (torch.relu_, "relu_")
+    )
+    return bool(in_place) and len(node.all_input_nodes[0].users) > 1
+
+
 def insert_masks(
     graph: fx.GraphModule,
     sites: Mapping[str, Tensor],
@@ -146,7 +155,7 @@ def insert_masks(
         alike = [user for user in users if last[user] == last[users[0]]]
         same = [user for user in alike if torch.equal(sites[consumers[user]], first)]
         kind = activation_of(graph, source)
-        replaces = kind is not None and set(source.users) == set(same)
+        replaces = kind is not None and set(source.users) == set(same) and not _writes_what_others_read(graph, source)
         if not replaces and not everywhere:
             continue
         for index, members in enumerate([same] if replaces else [[user] for user in users]):

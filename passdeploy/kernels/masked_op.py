@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +108,34 @@ def backward_on(
     )
     enqueue.backward(loader, dispatch.stream_of(x.device), shape, activation, arrays, grad_y.data_ptr(), out)
     return grad_x, grad_mask, grad_scale, grad_shift, grad_residual
+
+
+def mask_gradient(
+    grad_y: Tensor,
+    x: Tensor,
+    ones: Tensor,
+    zeros: Tensor,
+    activation: str,
+    forward: Callable[..., Tensor],
+    backward: Callable[..., Sequence[Tensor]],
+) -> Tensor:
+    """Sums of ``grad_y * activation(x)``: the gradient of ``activation(x) * mask`` in masks, as if none were zero.
+
+    The kernel's own gradient is that of a mask before the activation: ``x * slope(x)`` in place of the activation,
+    which is the same for none and relu only.
+
+    Args:
+        grad_y: Like x.
+        x: (N, C, ...).
+        ones: (C,).
+        zeros: (C,).
+        activation: One of `ACTIVATIONS`.
+        forward: Called as `reference.forward` is.
+        backward: Called as `reference.backward` is.
+    """
+    if activation not in ("none", "relu"):
+        x, activation = forward(x, ones, ones, zeros, None, activation), "none"
+    return backward(grad_y, x, ones, ones, zeros, None, activation)[1]
 
 
 def _arrays(

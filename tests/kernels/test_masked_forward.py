@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from passdeploy import models
 from passdeploy.data.base import Preprocess
@@ -16,12 +18,15 @@ from passdeploy.errors import BadInput
 from passdeploy.export import export_model, onnx_function
 from passdeploy.groups import Groups, Masker, as_masks, find_groups
 from passdeploy.groups.check import random_structure
-from passdeploy.kernels.masked_forward import KernelMasker, masked_network, search_masker
+from passdeploy.kernels.geometry import ACTIVATIONS
+from passdeploy.kernels.masked_forward import KernelMasker, masked_network, search_masker, trained_input
+from passdeploy.kernels.masked_graph import plain_input
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.surgery import relative_difference, thin
 
 SIZE = 32
-NETWORKS = ("resnet20", "mobilenet_v3_small", "squeezenet1_1", "pixels")
+OWN: dict[str, Callable[[], nn.Module]] = {}
+NETWORKS = ("resnet20", "mobilenet_v3_small", "squeezenet1_1", "pixels", "smooth", "in place", "in place, a function")
 
 
 class Mixer(nn.Module):
@@ -41,10 +46,42 @@ def pixels() -> nn.Module:
     return nn.Sequential(stem, Mixer(16), Mixer(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
 
 
+def smooth() -> nn.Module:
+    """Activations whose slope times their input isn't what they return, between convolutions."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 12, 3, padding=1)]
+    for act in (nn.SiLU(), nn.GELU(), nn.ReLU6(), nn.Hardswish()):
+        layers += [act, nn.Conv2d(12, 12, 3, padding=1)]
+    with torch.no_grad():
+        layers[4].weight.mul_(20)  # type: ignore[operator, union-attr]  # ReLU6 is to be reached from above
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10))
+
+
+class InPlace(nn.Module):
+    """What an activation overwrites is read again."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), act
+        once = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(16, 10, 3))
+        self.head = nn.Sequential(once, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(self.b(self.act(x)) + x)
+
+
+OWN |= {
+    "pixels": pixels,
+    "smooth": smooth,
+    "in place": lambda: InPlace(nn.ReLU(inplace=True)),
+    "in place, a function": lambda: InPlace(F.relu_),
+}
+
+
 @cache
 def _made(name: str) -> tuple[Prompted, Groups]:
     torch.manual_seed(0)
-    network = pixels() if name == "pixels" else models.build(name, 10)
+    network = OWN[name]() if name in OWN else models.build(name, 10)
     for module in network.modules():  # statistics that tell channels apart
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
@@ -90,6 +127,18 @@ def test_outputs_and_gradients_are_the_maskers(name: str) -> None:
         assert (a - b).abs().max() <= 1e-4 * max(1e-3 * largest, float(a.abs().max()))
     hidden = [g for g, mask in zip(gradients, masks.values(), strict=False) if (mask == 0).any()]
     assert any((g[m == 0] != 0).any() for g, m in zip(gradients, masks.values(), strict=False)), hidden
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_masked_activations_gradients_are_pytorchs(activation: str) -> None:
+    masks = torch.tensor([1.0, 0.0, 1.0], requires_grad=True)
+    x = (4 * torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    found = []
+    for function in (trained_input, plain_input):
+        y = function(x, masks, torch.tensor([2, 1, 0]), activation, False)
+        found.append((y, *torch.autograd.grad(y.square().sum() + y.sum(), (x, masks))))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_training_updates_the_models_own_batch_norms() -> None:
