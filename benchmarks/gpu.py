@@ -45,11 +45,11 @@ def open_bench(options: argparse.Namespace) -> Bench:
     import torch
 
     from passdeploy.environment import environment
-    from passdeploy.targets import DEVICES, attached_device
+    from passdeploy.targets import ANY_GPU, DEVICES, attached_device
 
     device = torch.cuda.get_device_name()
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
-    target = next((name for name, d in DEVICES.items() if d.compute_capability and attached_device(d)), None)
+    target = next((name for name, d in DEVICES.items() if d.compute_capability and attached_device(d)), ANY_GPU)
     # Quick rows are shorter measurements: a full run must not take them for its own.
     folder = options.out / (folder_name(device) + ("-quick" if options.quick else ""))
     folder.mkdir(parents=True, exist_ok=True)

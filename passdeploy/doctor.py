@@ -19,7 +19,17 @@ from rich.table import Table
 from passdeploy import environment
 from passdeploy._probes import Finding, check_packages, run, short
 from passdeploy.errors import PassdeployError
-from passdeploy.targets import DEVICES, Device, Target, attached_device, cpu_name
+from passdeploy.targets import (
+    ANY_GPU,
+    DEVICES,
+    Device,
+    Target,
+    attached_device,
+    attached_gpus,
+    cpu_name,
+    get_device,
+    not_first,
+)
 
 __all__ = ["Finding", "TargetRow", "diagnose", "list_targets", "render", "render_targets", "to_json"]
 
@@ -229,8 +239,8 @@ class TargetRow:
 
 
 def list_targets() -> list[TargetRow]:
-    """All named targets, with what this machine can do for each."""
-    return [_row(device) for device in DEVICES.values()]
+    """All named targets, with what this machine can do for each; the first GPU by its own name where there is one."""
+    return [_row(device) for device in (*DEVICES.values(), *([get_device(ANY_GPU)] if attached_gpus() else []))]
 
 
 def _row(device: Device) -> TargetRow:
@@ -238,6 +248,8 @@ def _row(device: Device) -> TargetRow:
 
     own = attached_device(device)
     title, capability = own or device.title, device.compute_capability
+    if reason := not_first(device):
+        return TargetRow(device.name, title, capability, False, None, False, reason)
     target = Target(device.name, title, capability, device.backends[0], device.precision, 1, 1, own is not None)
     try:
         backend = first_available(device.backends, target)

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from passdeploy.targets import cpu_name
+from passdeploy.targets import attached_gpus, cpu_name
 
 PACKAGES = (
     "passdeploy", "torch", "torchvision", "torch-pruning", "numpy", "onnx", "onnxscript", "onnxruntime",
@@ -95,9 +95,24 @@ def is_virtual() -> bool:
 
 
 def nvidia_smi() -> list[dict[str, str]]:
-    """What the driver says of each GPU: name, driver, memory, compute_capability, clock, temperature; empty without."""
+    """What the driver says of each GPU: name, driver, memory, compute_capability, clock, temperature; empty without.
+
+    First the one that everything runs on: the driver lists all, in an order of its own, whatever CUDA_VISIBLE_DEVICES
+    says.
+    """
     program = shutil.which("nvidia-smi")
-    return [] if program is None else _query(program)
+    gpus = [] if program is None else _query(program)
+    used = _used_gpu() if len(gpus) > 1 else None
+    return sorted(gpus, key=lambda gpu: gpu["uuid"] != used)
+
+
+def _used_gpu() -> str | None:
+    """The first GPU that this process sees, as the driver identifies it; None where PyTorch can't tell."""
+    if not attached_gpus():
+        return None
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
 
 
 def _query(program: str) -> list[dict[str, str]]:
@@ -108,6 +123,7 @@ def _query(program: str) -> list[dict[str, str]]:
         "compute_capability": "compute_cap",
         "clock": "clocks.sm",
         "temperature": "temperature.gpu",
+        "uuid": "uuid",
     }
     try:
         done = subprocess.run(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from passdeploy.errors import BadInput, nearest
+from passdeploy.errors import BadInput, Unavailable, nearest
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ DEVICES: dict[str, Device] = {
         Device("h200", "NVIDIA H200", "9.0", _GPU, "fp16", ("h200",)),
     )
 }
+ANY_GPU = "gpu"
+"""The target that is whatever GPU comes first here."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Target:
     """Named hardware with run-time settings.
 
     Attributes:
-        name: Key of `DEVICES`.
+        name: Key of `DEVICES`, or `ANY_GPU`.
         device: The attached device as it names itself, else the catalogue's title.
         compute_capability: "8.0"; None for a CPU.
         backend: Compiler and run time.
@@ -101,7 +105,7 @@ def cpu_name() -> str:
 
 @cache
 def attached_gpus() -> tuple[str, ...]:
-    """Names of the NVIDIA GPUs of this machine; empty without a driver."""
+    """Names of the NVIDIA GPUs that this process sees, in CUDA's order; empty without a driver."""
     try:  # importing torch.cuda would find out, too, but slowly; by name, since ldconfig need not know the driver
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -114,22 +118,58 @@ def attached_gpus() -> tuple[str, ...]:
 
 
 def attached_device(device: Device) -> str | None:
-    """The attached hardware that `device` names, as it names itself; None when this machine has none."""
+    """The attached hardware that `device` names, as it names itself; None when this machine has none.
+
+    Of several GPUs only the first counts: everything runs there.
+    """
     if device.compute_capability is None:
         return cpu_name()
-    import re
+    gpus = attached_gpus()
+    return gpus[0] if gpus and _names(device, gpus[0]) else None
 
-    for name in attached_gpus():
-        words = re.split(r"[^a-z0-9]+", name.lower())
-        if any(fragment in words for fragment in device.matches):
-            return name
-    return None
+
+def _names(device: Device, gpu: str) -> bool:
+    words = re.split(r"[^a-z0-9]+", gpu.lower())
+    return device.name == ANY_GPU or any(fragment in words for fragment in device.matches)
+
+
+def not_first(device: Device) -> str | None:
+    """Why the GPU that `device` names is not used although it is here, and how it would be; None unless that is so."""
+    if device.compute_capability is None or attached_device(device):
+        return None
+    number = next((n for n, gpu in enumerate(attached_gpus()) if _names(device, gpu)), None)
+    if number is None:
+        return None
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (
+        f"the {attached_gpus()[number]} here is GPU {number}, and everything runs on the first one, "
+        f"{attached_gpus()[0]}; start with CUDA_VISIBLE_DEVICES={visible[number] if visible else number}"
+    )
+
+
+def _first_gpu() -> Device:
+    gpus = attached_gpus()
+    if not gpus:
+        raise Unavailable(
+            f"target {ANY_GPU}: no NVIDIA GPU is attached to this machine; passdeploy targets lists those that are "
+            "compiled for without one"
+        )
+    import torch
+
+    return Device(ANY_GPU, gpus[0], "{}.{}".format(*torch.cuda.get_device_capability(0)), _GPU, "fp16")
 
 
 def get_device(name: str) -> Device:
-    """Raises `BadInput` with the nearest names when there is no such target."""
+    """The device of that name; `ANY_GPU` is the first GPU of this machine.
+
+    Raises:
+        BadInput: No such target; has the nearest names.
+        Unavailable: There is no GPU.
+    """
+    if name == ANY_GPU:
+        return _first_gpu()
     if name not in DEVICES:
-        raise BadInput(f"--target {name}: no such target{nearest(name, DEVICES)}")
+        raise BadInput(f"--target {name}: no such target{nearest(name, [*DEVICES, ANY_GPU])}")
     return DEVICES[name]
 
 
@@ -140,11 +180,13 @@ def resolve(
 
     Raises:
         BadInput: No such target or backend.
-        Unavailable: No backend can compile for it here.
+        Unavailable: No backend can compile for it here, or it is a GPU that is here, but not the first one.
     """
     from passdeploy.engines.base import first_available, get_backend, require
 
     device = get_device(name)
+    if reason := not_first(device):
+        raise Unavailable(f"target {name}: {reason}")
     attached = attached_device(device)
     target = Target(
         name=name,

@@ -7,6 +7,7 @@ import shutil
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -16,7 +17,7 @@ from rich.console import Console
 from passdeploy import doctor, environment
 from passdeploy._probes import PACKAGES, Finding, Package, check_package, run
 from passdeploy.doctor import diagnose, list_targets, render, render_targets, to_json
-from passdeploy.targets import DEVICES
+from passdeploy.targets import ANY_GPU, DEVICES
 
 
 def text(renderable: object) -> str:
@@ -142,7 +143,7 @@ def test_a_noisy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_as_nvidia_smi_lists_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(tmp_path, "nvidia-smi", 'echo "NVIDIA H100 80GB HBM3, 580.95.05, 81559 MiB, 9.0, 1980 MHz, 34"')
+    program(tmp_path, "nvidia-smi", 'echo "NVIDIA H100 80GB HBM3, 580.95.05, 81559 MiB, 9.0, 1980 MHz, 34, GPU-0"')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     finding = doctor._gpu()
     assert finding.ok
@@ -151,6 +152,20 @@ def test_a_gpu_as_nvidia_smi_lists_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found["gpu"] == "NVIDIA H100 80GB HBM3"
     assert found["driver"] == "580.95.05"
     assert found["settings"]["GPU temperature"] == "34 °C"
+
+
+def test_of_several_gpus_the_report_names_the_one_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        'echo "NVIDIA A100, 580.95.05, 81559 MiB, 8.0, 1410 MHz, 34, GPU-aa"\n'
+        'echo "NVIDIA L4, 580.95.05, 23034 MiB, 8.9, 2040 MHz, 41, GPU-bb"'
+    )
+    program(tmp_path, "nvidia-smi", script)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert environment.environment()["gpu"] == "NVIDIA A100", "nothing is known of which is used"
+    monkeypatch.setattr(environment, "attached_gpus", lambda: ("NVIDIA L4",))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="bb"))
+    found = environment.environment()
+    assert (found["gpu"], found["settings"]["GPU temperature"]) == ("NVIDIA L4", "41 °C")
 
 
 @pytest.mark.parametrize("script", ["exit 9", "echo 'NVIDIA-SMI has failed'", "echo"])
@@ -178,7 +193,7 @@ def test_usable_cores() -> None:
 
 def test_targets() -> None:
     rows = {row.name: row for row in list_targets()}
-    assert list(rows) == list(DEVICES)
+    assert [name for name in rows if name != ANY_GPU] == list(DEVICES)
     cpu = rows["cpu"]
     assert cpu.attached
     assert cpu.measures

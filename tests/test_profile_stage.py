@@ -82,3 +82,6 @@ def test_what_is_not_attached_goes_by_another_name_and_is_not_corrected(
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith("Latency model: measured with version 0, not ") and said.count("Latency model") == 1
     assert said.endswith("; nothing is measured here that would correct it.")
+    running.target = running.target.with_(name="gpu", attached=True)
+    with pytest.raises(BadInput, match="measured for GPU NVIDIA A30, this run is for"):
+        profile._check_provenance(running, {"name": "gpu", "device": "NVIDIA A30"})

@@ -38,7 +38,7 @@ class Bench:
     Attributes:
         device: The GPU, as its driver names it.
         capability: Its compute capability, "9.0".
-        target: Its name in passdeploy's catalogue; None when it is not there.
+        target: Its name in passdeploy's catalogue; ``gpu`` when it is not there.
         folder: Where its rows lie.
         runs: Where whole runs of passdeploy lie, with their reports and bundles.
         quick: Fewer cases, fewer rounds: for CI and for a first look.
@@ -49,7 +49,7 @@ class Bench:
 
     device: str
     capability: str
-    target: str | None
+    target: str
     folder: Path
     runs: Path
     quick: bool = False

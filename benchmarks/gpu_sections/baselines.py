@@ -21,7 +21,7 @@ def compare(bench: Bench) -> Row:
     out = bench.runs / "baselines"
     words = [sys.executable, "-m", "passdeploy", "compare", "--methods", METHODS, "--latency", "2x,3x"]
     words += ["--seeds", "0" if bench.quick else "0,1,2", "--model", "resnet20", "--data", str(bench.data)]
-    words += ["--target", str(bench.target), "--out", str(out), "--json"]
+    words += ["--target", bench.target, "--out", str(out), "--json"]
     done = subprocess.run(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
     if not done.stdout.strip():
         raise RuntimeError(f"passdeploy compare ended with status {done.returncode}; see its output")
@@ -30,8 +30,8 @@ def compare(bench: Bench) -> Row:
 
 
 def run(bench: Bench) -> None:
-    """Nothing without real data or a named target."""
-    if bench.data is None or bench.target is None:
-        bench.say("baselines: left out; they want --data NAME and a named target")
+    """Nothing without real data."""
+    if bench.data is None:
+        bench.say("baselines: left out; they want --data NAME")
         return
     bench.case("baselines", f"resnet20 {bench.data}", lambda: compare(bench))

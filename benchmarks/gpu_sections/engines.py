@@ -47,7 +47,7 @@ def compare(bench: Bench, name: str, backend: str, precision: str, batch: int) -
     from passdeploy.meter import Meter
     from passdeploy.targets import Target
 
-    target = Target(bench.target or "gpu", bench.device, bench.capability, backend, precision, batch, 1, True)
+    target = Target(bench.target, bench.device, bench.capability, backend, precision, batch, 1, True)
     made = get_backend(backend)
     if reason := made.available(target) or made.runnable(target):
         return {"skipped": reason}

@@ -48,7 +48,7 @@ Config = Annotated[Path | None, typer.Option(help="YAML file (default: ./passdep
 Model = Annotated[str | None, typer.Option("--model", help="Name, or module:function that returns an nn.Module.")]
 Weights = Annotated[str | None, typer.Option(help="Weights: safetensors, or a tensor-only .pth.")]
 Data = Annotated[str | None, typer.Option(help="Name, image folder, or module:function.")]
-Target = Annotated[str | None, typer.Option(help="cpu, a100, h100, l4, ... (passdeploy targets).")]
+Target = Annotated[str | None, typer.Option(help="cpu, a100, h100, l4, ..., gpu (passdeploy targets).")]
 Backend = Annotated[str | None, typer.Option(help="onnxruntime, openvino, tensorrt_rtx, ...")]
 Precision = Annotated[str | None, typer.Option(help="fp32 (CPU), fp16 (GPU), bf16, int8, fp8.")]
 Batch = Annotated[int | None, typer.Option(help="Images per inference.")]

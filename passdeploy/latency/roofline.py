@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from passdeploy.errors import Unavailable
 from passdeploy.latency.features import Features
 
 if TYPE_CHECKING:
@@ -90,11 +91,19 @@ class Roofline:
         operators: Of the network, in execution order.
         units: Units per group.
         target: Names the machine, precision, batch and threads.
+
+    Raises:
+        Unavailable: It is a GPU whose data sheet is not known here.
     """
 
     kind = "analytic"
 
     def __init__(self, operators: Sequence[Operator], units: Sequence[int], target: Target) -> None:
+        if target.compute_capability is not None and target.name not in MACHINES:
+            raise Unavailable(
+                f"target {target.name}: there is no analytic model of {target.device}; "
+                "give a measured one with --profile"
+            )
         machine = MACHINES.get(target.name, CPU)
         self.machine, self.target = machine, target
         self.units = np.asarray(units, dtype=float)

@@ -16,6 +16,7 @@ from passdeploy.latency.profile import profile
 from passdeploy.latency.roofline import Roofline
 from passdeploy.latency.steps import Steps, steps_of
 from passdeploy.stages.common import meter
+from passdeploy.targets import ANY_GPU
 from passdeploy.workspace import read_json, write_json
 
 if TYPE_CHECKING:
@@ -74,13 +75,16 @@ def run_profile(run: Run, folder: Path) -> None:
                 cache.store(known)
         write_json(folder / "profile.json", known.to_json())
     else:
+        roofline(run)  # refuses a GPU of which no data sheet is known
         write_json(folder / "profile.json", {"schema": ROOFLINE, "target": run.target.name})
 
 
 def _check_provenance(run: Run, measured: dict[str, Any]) -> None:
     """Refuses a latency model of other hardware or settings than the run's; says where it is of another version."""
     mine = run.target_facts() | {"scope": run.config.scope}
-    settings = ("name", "precision", "batch", "scope", *(("threads",) if run.target.compute_capability is None else ()))
+    settings = ["name", "precision", "batch", "scope"]
+    settings += ["threads"] if run.target.compute_capability is None else []
+    settings += ["device"] if run.target.name == ANY_GPU else []  # a name that any may have says nothing
     for key in settings:
         if key in measured and measured[key] != mine[key]:
             raise BadInput(
@@ -101,7 +105,7 @@ def _check_provenance(run: Run, measured: dict[str, Any]) -> None:
 
 
 def _as_flag(key: str) -> str:
-    return {"name": "--target", "scope": "scope"}.get(key, f"--{key}")
+    return {"name": "--target", "scope": "scope", "device": "GPU"}.get(key, f"--{key}")
 
 
 def _measured_profile(run: Run, folder: Path) -> LatencyModel:

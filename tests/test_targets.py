@@ -1,0 +1,51 @@
+"""Which GPU a target means on a machine with several, and with one that has no name in the catalogue."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from passdeploy import doctor, targets
+from passdeploy.errors import Unavailable
+from passdeploy.latency.roofline import Roofline
+from passdeploy.targets import resolve
+from tests.latency.nets import resnet20
+
+
+def attach(monkeypatch: pytest.MonkeyPatch, *names: str, capability: tuple[int, int] = (8, 6)) -> None:
+    """As if this machine had these GPUs."""
+    for module in (targets, doctor):
+        monkeypatch.setattr(module, "attached_gpus", lambda: names)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capability)
+
+
+def test_only_the_first_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    attach(monkeypatch, "NVIDIA A100-SXM4-80GB", "NVIDIA L4")
+    assert resolve("a100", backend="inductor").device == "NVIDIA A100-SXM4-80GB"
+    with pytest.raises(Unavailable, match=r"target l4: the NVIDIA L4 here is GPU 1.*CUDA_VISIBLE_DEVICES=1$"):
+        resolve("l4", backend="inductor")
+    (row,) = [row for row in doctor.list_targets() if row.name == "l4"]
+    assert not row.attached and not row.measures and "CUDA_VISIBLE_DEVICES=1" in (row.reason or "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-7ab")
+    with pytest.raises(Unavailable, match=r"CUDA_VISIBLE_DEVICES=GPU-7ab$"):
+        resolve("l4", backend="inductor")
+
+
+def test_a_gpu_outside_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    attach(monkeypatch, "NVIDIA A10G")
+    target = resolve("gpu", backend="inductor")
+    assert (target.name, target.device, target.compute_capability) == ("gpu", "NVIDIA A10G", "8.6")
+    assert target.attached and target.precision == "fp16"
+    row = doctor.list_targets()[-1]
+    assert (row.name, row.title, row.attached) == ("gpu", "NVIDIA A10G", True)
+    groups, operators = resnet20()
+    with pytest.raises(Unavailable, match=r"no analytic model of NVIDIA A10G.*--profile"):
+        Roofline(operators, list(groups.units.values()), target)
+
+
+def test_without_a_gpu_there_is_no_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    attach(monkeypatch)
+    with pytest.raises(Unavailable, match="target gpu: no NVIDIA GPU is attached"):
+        resolve("gpu")
+    assert "gpu" not in [row.name for row in doctor.list_targets()]
