@@ -256,8 +256,12 @@ class CudaAotiRunner(AotiRunner):
         self._torch.cuda.synchronize()
 
     def block(self, seconds: float, calls: int) -> list[float]:
-        """Device seconds of each replay of a block, between CUDA events; the launch's way to the idle GPU is inside."""
+        """Device seconds of each replay of a block, between CUDA events; the launch's way to the idle GPU is inside.
+
+        The first one finds cold caches and is not counted.
+        """
         cuda = self._torch.cuda
+        self.call()
         start, stop = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
         taken: list[float] = []
         begun = time.perf_counter()

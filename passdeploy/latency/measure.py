@@ -33,8 +33,8 @@ class Timed(Protocol):
     """Whatever can be measured.
 
     An object may also offer ``block(seconds, calls) -> list of seconds per call`` when it can time itself better than
-    the caller can (GPU events, a child process), and then say in ``enqueued`` how many seconds the host took to enqueue
-    each call of its last block.
+    the caller can (GPU events, a child process), the first call left out as below, and then say in ``enqueued`` how
+    many seconds the host took to enqueue each call of its last block.
     """
 
     def call(self) -> None:

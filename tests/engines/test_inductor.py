@@ -5,12 +5,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from passdeploy.engines._aoti import cpu_flags, prepare, single_means_single
+from passdeploy.engines._aoti import CudaAotiRunner, cpu_flags, prepare, single_means_single
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput
@@ -186,6 +187,25 @@ def test_what_the_cpp_compiler_said_is_what_is_told(source: CompileInput, monkey
     with pytest.raises(BadInput) as error:
         INDUCTOR.compile(source, AOTI)
     assert str(error.value) == "inductor: the model does not compile: /usr/bin/ld: cannot find -lcuda collect2: error"
+
+
+def test_the_first_replay_of_a_block_is_not_counted() -> None:
+    """It finds cold caches, as everywhere."""
+    replays: list[float] = []
+
+    class Event(SimpleNamespace):
+        def record(self) -> None:
+            self.at = sum(replays)
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, later: Event) -> float:
+            return later.at - self.at
+
+    runner = object.__new__(CudaAotiRunner)
+    runner._torch = SimpleNamespace(cuda=SimpleNamespace(Event=lambda enable_timing: Event(), synchronize=lambda: None))
+    runner._graph = SimpleNamespace(replay=lambda: replays.append(1.0 if replays else 1000.0))
+    assert runner.block(0, 3) == [1e-3] * 3
 
 
 def test_preparing_leaves_the_program_as_it_was(source: CompileInput) -> None:
