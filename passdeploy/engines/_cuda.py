@@ -84,13 +84,19 @@ class Stream:
         """Captures what `enqueue` enqueues and returns the graph's launch: one call instead of one per kernel."""
         mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(self._rt.cudaStreamBeginCapture(self.handle, mode))
+        ended: tuple[Any, ...] = (1,)
         try:
-            enqueue()
-        finally:  # a capture that is left open poisons the stream
-            ended = self._rt.cudaStreamEndCapture(self.handle)
-        graph = check(ended)
-        self._graph = check(self._rt.cudaGraphInstantiate(graph, 0))
-        check(self._rt.cudaGraphDestroy(graph))
+            try:
+                enqueue()
+            finally:  # a capture that is left open poisons the stream
+                ended = self._rt.cudaStreamEndCapture(self.handle)
+            self._graph = check(self._rt.cudaGraphInstantiate(check(ended), 0))
+        except BaseException:
+            self._rt.cudaGetLastError()  # else the next kernel that is launched would seem to have failed
+            raise
+        finally:
+            if int(ended[0]) == 0:
+                self._rt.cudaGraphDestroy(ended[1])
         return lambda: check(self._rt.cudaGraphLaunch(self._graph, self.handle))
 
     def timed(self, enqueue: Callable[[], None]) -> tuple[float, float]:

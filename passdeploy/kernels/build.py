@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,13 @@ def _checked(result: tuple[Any, ...], what: str) -> Any:
     return values[0] if values else None
 
 
+def _written(size: Callable[..., Any], get: Callable[..., Any], program: Any, what: str) -> bytes:
+    """What NVRTC writes into a buffer of the size that it names: never into bytes, which others may share."""
+    buffer = bytearray(_checked(size(program), what))
+    _checked(get(program, buffer), what)
+    return bytes(buffer)
+
+
 def compile_nvrtc(source: str, capability: int, *, ptx: bool = False) -> bytes:
     """Compiles one source in memory for a compute capability (times ten, such as 90).
 
@@ -133,17 +141,16 @@ def compile_nvrtc(source: str, capability: int, *, ptx: bool = False) -> bytes:
     )
     architecture = f"sm_{capability}" if exact else f"compute_{max(usable)}"
     options = [b"-std=c++17", f"--gpu-architecture={architecture}".encode()]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    if int(status) != 0:
-        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program), "give its log")
-        nvrtc.nvrtcGetProgramLog(program, log)
-        said = " ".join(log.rstrip(b"\0 ").decode(errors="replace").split())
-        raise PassdeployError(f"NVRTC can't compile {source}.cu for {architecture}: {said[:500]}")
     size, get = (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN) if exact else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
-    code = b" " * _checked(size(program), "give its result")
-    _checked(get(program, code), "give its result")
-    nvrtc.nvrtcDestroyProgram(program)
-    return code
+    try:
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if int(status) != 0:
+            log = _written(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program, "give its log")
+            said = " ".join(log.rstrip(b"\0 ").decode(errors="replace").split())
+            raise PassdeployError(f"NVRTC can't compile {source}.cu for {architecture}: {said[:500]}")
+        return _written(size, get, program, "give its result")
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
 
 
 def _nvrtc_version() -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from passdeploy.engines import _trt_child
+from passdeploy.engines._cuda import Stream
+from passdeploy.errors import BadInput, Unavailable
 from passdeploy.shipping.contents import open_bundle
 from passdeploy.shipping.executors import tensorrt as executor
 from tests.shipping.conftest import CLASSES, SHAPE, make_source
@@ -57,6 +62,62 @@ def test_nor_does_what_is_served(emulated: tuple[bool, HostEngine], tmp_path: Pa
     info = replace(made, backend=name, backend_version="11.0.0", batch=BATCH, requires=requires)
     executor.create(info, b"plan", {}, streams=2).close()
     assert engine.strategies == (["eager", "eager"] if rtx else [None, None])
+
+
+def test_the_first_call_of_a_block_is_not_counted() -> None:
+    """It finds cold caches, as everywhere."""
+    launches: list[float] = []
+    loaded = object.__new__(_trt_child._Loaded)
+    loaded.inputs, loaded.outputs, loaded._bound = {}, {}, {}
+
+    def launch() -> None:
+        launches.append(0.05 if not launches else 0.0)
+        time.sleep(launches[-1])
+
+    def timed(enqueue: Callable[[], None]) -> tuple[float, float]:
+        enqueue()
+        return launches[-1], 0.0
+
+    loaded._launch = launch
+    loaded.stream = SimpleNamespace(handle=0, synchronise=lambda: None, timed=timed)  # type: ignore[assignment]
+    assert loaded.block(0, 3) == [(0.0, 0.0)] * 3
+    launches.clear()
+    taken = loaded.end_to_end_block(0, 3)
+    assert len(taken) == 3 and max(taken) < 0.05
+    launches.clear()
+    loaded.call()
+    assert len(launches) == 1, "one inference is one"
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(
+    emulated: tuple[bool, HostEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No error that the next launch would be blamed for, and no graph."""
+    runtime = sys.modules["cuda.bindings.runtime"]
+    destroyed: list[object] = []
+
+    def destroy(graph: object) -> tuple[int]:
+        destroyed.append(graph)
+        return (0,)
+
+    def refused() -> None:
+        runtime.last_error = 1  # type: ignore[attr-defined]
+        raise BadInput("refused")
+
+    monkeypatch.setattr(runtime, "cudaGraphDestroy", destroy)
+    stream = Stream()
+    with pytest.raises(BadInput, match="refused"):
+        stream.capture(refused)
+    assert len(destroyed) == 1 and runtime.last_error == 0 and stream.handle.captured is None  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch, pytest.raises(Unavailable, match="cudaErrorMemoryAllocation"):
+        patch.setattr(runtime, "cudaGraphInstantiate", lambda *_: (2, None))
+        stream.capture(lambda: None)
+    assert len(destroyed) == 2
+    with monkeypatch.context() as patch, pytest.raises(Unavailable, match="cudaErrorInvalidValue"):
+        patch.setattr(runtime, "cudaStreamEndCapture", lambda _: (1, None))
+        stream.capture(lambda: None)
+    assert len(destroyed) == 2, "there was none"
+    stream.free()
 
 
 def test_the_real_module_offers_what_is_set() -> None:

@@ -8,8 +8,11 @@ import itertools
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -112,6 +115,36 @@ def test_nvrtc_shows_what_the_compiler_said(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(build, "source_folder", lambda: tmp_path)
     with pytest.raises(PassdeployError, match=r"(?s)masked_affine_act.*error"):
         build.compile_nvrtc("masked_affine_act", 80)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_nvrtc_writes_into_memory_of_its_own_and_its_program_is_freed(
+    monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """An empty log is one byte, and the interpreter has only one object for each bytes of one."""
+    destroyed: list[str] = []
+
+    def write(program: str, buffer: bytearray) -> tuple[int]:
+        buffer[0] = 0
+        return (0,)
+
+    nvrtc: Any = SimpleNamespace(
+        nvrtcGetSupportedArchs=lambda: (0, [80]),
+        nvrtcCreateProgram=lambda *_: (0, "program"),
+        nvrtcCompileProgram=lambda *_: (6 if refused else 0,),
+        nvrtcDestroyProgram=destroyed.append,
+    )
+    for name in ("ProgramLog", "CUBIN", "PTX"):
+        setattr(nvrtc, f"nvrtcGet{name}Size", lambda program: (0, 1))
+        setattr(nvrtc, f"nvrtcGet{name}", write)
+    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(nvrtc=nvrtc))
+    if refused:
+        with pytest.raises(PassdeployError, match="can't compile prompted_input"):
+            build.compile_nvrtc("prompted_input", 80)
+    else:
+        assert build.compile_nvrtc("prompted_input", 80) == b"\0"
+    assert destroyed == ["program"]
 
 
 @needs_nvrtc

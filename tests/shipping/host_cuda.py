@@ -48,7 +48,7 @@ class HostCuda(ModuleType):
         self.legacy = Stream()
         self.streams: dict[int, Stream] = {}
         self.left = memory
-        self.launches = self.graph_launches = 0
+        self.launches = self.graph_launches = self.last_error = 0
         self.lock = threading.Lock()
 
     def _take(self, where: dict[int, Any], size: int) -> tuple[int, int]:
@@ -124,6 +124,10 @@ class HostCuda(ModuleType):
         for work in graph:
             stream.add(work)
         return (0,)
+
+    def cudaGetLastError(self) -> tuple[int]:
+        last, self.last_error = self.last_error, 0
+        return (last,)
 
     def cudaEventCreate(self) -> tuple[int, object]:
         return 0, object()
