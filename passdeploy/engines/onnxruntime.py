@@ -98,6 +98,21 @@ def _preload() -> None:
         importlib.import_module("tensorrt_libs")
 
 
+@cache
+def _starts(provider: str) -> bool:
+    """Whether a provider runs here: ONNX Runtime calls those available that are compiled in, libraries there or not."""
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "smallest", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    try:
+        session(model.SerializeToString(), 1, [provider], {})
+    except BadInput:
+        return False
+    return True
+
+
 class OrtRunner(Runner):
     """Runs a session with inputs and outputs bound once, so that a call copies and allocates nothing.
 
@@ -201,7 +216,11 @@ class OnnxRuntime(Backend):
     def runnable(self, target: Target) -> str | None:
         if target.compute_capability is not None and not target.attached:
             return f"no {target.device} is attached to this machine"
-        return self.available(target)
+        if reason := self.available(target):
+            return reason
+        if target.compute_capability is not None and not _starts(self.provider):
+            return f"{self.provider} does not start here: libraries of the versions that it was built with are missing"
+        return None
 
     def version(self) -> str:
         import importlib.metadata

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,6 +261,32 @@ def test_tensorrt_inside_onnxruntime_offers_no_single_precision() -> None:
     """It would be TF32, which the provider has no option against."""
     assert "fp32" not in get_backend("onnxruntime_tensorrt").precisions
     assert "fp32" in get_backend("onnxruntime").precisions
+
+
+def test_a_provider_that_is_compiled_in_but_does_not_start_can_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wheels are linked with one TensorRT major; beside another one ONNX Runtime goes on without the provider."""
+    import onnxruntime as ort
+
+    from passdeploy.engines import onnxruntime as module
+
+    starts: list[str] = ["CUDAExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider"])
+    monkeypatch.setattr(
+        ort,
+        "InferenceSession",
+        lambda *_, **__: SimpleNamespace(get_providers=lambda: [*starts, "CPUExecutionProvider"]),
+    )
+    monkeypatch.setattr(module, "_preload", lambda: None)
+    module._starts.cache_clear()
+    target = A100.with_(attached=True)
+    backend = get_backend("onnxruntime_tensorrt")
+    assert backend.available(target) is None, "the engine is a graph, whatever runs it"
+    assert "TensorrtExecutionProvider does not start here" in (backend.runnable(target) or "")
+    assert get_backend("onnxruntime").runnable(target) is None
+    starts.insert(0, "TensorrtExecutionProvider")
+    module._starts.cache_clear()
+    assert backend.runnable(target) is None
+    module._starts.cache_clear()
 
 
 def test_libraries_of_wheels_are_loaded_for_gpus_alone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
