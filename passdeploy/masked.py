@@ -83,7 +83,8 @@ def compile_masked(run: Run, budget: BudgetRun) -> Path:
             f"compile --masked: the masked engine differs from the thin one by {difference:.1e} (allowed "
             f"{tolerance:.0e}) on {target.backend}; nothing was written"
         )
-    facts: dict[str, Any] = {"structure": structure.digest(), "difference": difference, "kernel": backend.mask_kernel}
+    facts: dict[str, Any] = {"structure": structure.digest(), "difference": difference}
+    facts |= {"kernel": backend.masks_by_kernel(target)}
     facts |= {"engines_compared": run.measured, "latency_ms": None, "speedup": None}
     if run.measured:
         settings = dataclasses.replace(BENCH, percentiles=(50.0,))

@@ -225,6 +225,7 @@ class TrtBackend(Backend):
         options = options or self.options
         graph = read_graph(source, target)
         largest = max(target.batch, options.max_batch or target.batch)
+        plugin = source.masked and self.masks_by_kernel(target)
         with tempfile.TemporaryDirectory(prefix="passdeploy-trt-") as folder:
             onnx_path, engine_path = Path(folder, "model.onnx"), Path(folder, "engine")
             onnx_path.write_bytes(self.convert(graph.data, source, target))
@@ -234,7 +235,7 @@ class TrtBackend(Backend):
                 "inputs": graph.inputs,
                 "batches": [1, target.batch, largest],
                 "options": asdict(options),
-                "plugin_for": next(10 * a + b for a, b in capabilities(target)) if source.masked else None,
+                "plugin_for": next(10 * a + b for a, b in capabilities(target)) if plugin else None,
                 **self.job(target),
             }
             built = run_job(CHILD, job, f"{self.title}: build for {target.name} failed", env=self.environment)

@@ -128,8 +128,6 @@ class Backend:
     """Whether `compile` starts from `CompileInput.exported_program`."""
     fresh_processes: ClassVar[bool] = True
     """Whether another process can load its engines; not where it lives in this one only."""
-    mask_kernel: ClassVar[bool] = False
-    """Whether a masked network (`CompileInput.masked`) runs the mask kernel in its engines."""
 
     def available(self, target: Target) -> str | None:
         """None when engines can be compiled for `target` here, else what is missing and how to get it."""
@@ -146,6 +144,10 @@ class Backend:
     def compile(self, source: CompileInput, target: Target) -> Engine:
         """Compiles for the target's device, precision, batch and threads."""
         raise NotImplementedError
+
+    def masks_by_kernel(self, target: Target) -> bool:
+        """Whether a masked network (`CompileInput.masked`) runs the mask kernel in its engines."""
+        return False
 
     def builds_vary(self, target: Target) -> bool:
         """Whether two builds of one graph may run different kernels, since the builder chooses by timing them."""

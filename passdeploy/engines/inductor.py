@@ -59,7 +59,6 @@ class Inductor(Backend):
     suffix: ClassVar[str] = ".pt2"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
     wants_program: ClassVar[bool] = True
-    mask_kernel: ClassVar[bool] = True
 
     def available(self, target: Target) -> str | None:
         if compiler() is None:
@@ -71,6 +70,9 @@ class Inductor(Backend):
         if not target.attached:
             return f"AOTInductor compiles on the GPU that will run the package and no {target.device} is attached"
         return None
+
+    def masks_by_kernel(self, target: Target) -> bool:
+        return True
 
     def builds_vary(self, target: Target) -> bool:
         return target.compute_capability is not None  # Triton's kernels are tuned by timing them

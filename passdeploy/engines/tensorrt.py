@@ -42,7 +42,6 @@ class TensorRt(TrtBackend):
     title: ClassVar[str] = "TensorRT"
     suffix: ClassVar[str] = ".plan"
     precisions: ClassVar[tuple[str, ...]] = ("fp16", "fp32", "bf16", "int8", "fp8")
-    mask_kernel: ClassVar[bool] = True
     module: ClassVar[str] = "tensorrt"
     install: ClassVar[str] = "tensorrt tensorrt-cu13 tensorrt-cu12"
     environment: ClassVar[dict[str, str]] = {"POLYGRAPHY_USE_TENSORRT_RTX": "0"}
@@ -65,7 +64,7 @@ class TensorRt(TrtBackend):
 
     def convert(self, data: bytes, source: CompileInput, target: Target) -> bytes:
         data = super().convert(data, source, target)
-        if source.masked and target.precision not in ("int8", "fp8"):
+        if source.masked and self.masks_by_kernel(target):
             from passdeploy.engines._plugin_graph import with_plugin
 
             return with_plugin(data)
@@ -73,6 +72,9 @@ class TensorRt(TrtBackend):
 
     def job(self, target: Target) -> dict[str, Any]:
         return {}
+
+    def masks_by_kernel(self, target: Target) -> bool:
+        return target.precision not in ("int8", "fp8")
 
     def builds_vary(self, target: Target) -> bool:
         return True

@@ -17,9 +17,10 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from passdeploy.engines import _trt_plugin
+from passdeploy.engines import _trt, _trt_plugin
 from passdeploy.engines._convert import to_half
 from passdeploy.engines._plugin_graph import NAME, NAMESPACE, with_plugin
+from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.errors import Unavailable
 from passdeploy.export import export_model
 from passdeploy.groups import find_groups
@@ -27,7 +28,7 @@ from passdeploy.groups.check import random_structure
 from passdeploy.kernels.geometry import ACTIVATIONS
 from passdeploy.kernels.masked_forward import masked_network
 from passdeploy.surgery import thin
-from tests.engines.conftest import difference
+from tests.engines.conftest import A100, difference
 from tests.scripted import tiny_resnet
 
 SHAPE = (3, 16, 12)
@@ -132,6 +133,35 @@ def test_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (entry, code) == (f"{NAME}_flat_f16", b"ptx 90")
     assert (params.grid_x, params.block_x, params.shared_mem) == (1, 256, 0)
     assert extra == [("int32", number) for number in (16 * 16 * 12, 16, 16 * 12, 1)]
+
+
+@pytest.mark.parametrize(("precision", "plugin"), [("fp16", True), ("int8", False)])
+def test_the_plugin_is_said_to_be_where_it_is(
+    graphs: tuple[bytes, np.ndarray, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    plugin: bool,
+) -> None:
+    """In a quantised graph there is none, and none is registered."""
+    backend, target, jobs = get_backend("tensorrt"), A100.with_(precision=precision), []
+    path = tmp_path / "masked.onnx"
+    path.write_bytes(graphs[0])
+
+    def build(child: str, job: dict[str, Any], *_: object, **__: object) -> dict[str, Any]:
+        kinds = [node.op_type for node in onnx.load(job["onnx"]).graph.node]
+        jobs.append((NAME in kinds, job["plugin_for"]))
+        Path(job["engine"]).write_bytes(b"engine")
+        return {"library": "11", "seconds": 0.0, "tf32": False}
+
+    monkeypatch.setattr(_trt, "run_job", build)
+    monkeypatch.setattr(_trt, "require", lambda *_: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    images = np.repeat(graphs[1], 4, axis=0)
+    backend.compile(CompileInput(path, samples=images, masked=True), target)
+    assert jobs == [(plugin, 80 if plugin else None)]
+    assert backend.masks_by_kernel(target) is plugin
+    assert get_backend("inductor").masks_by_kernel(target) and not get_backend("onnxruntime").masks_by_kernel(target)
 
 
 def test_it_imports_without_tensorrt(tmp_path: Path) -> None:
