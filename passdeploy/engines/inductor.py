@@ -46,7 +46,7 @@ def name_toolkit() -> None:
         os.environ.setdefault("CUDA_HOME", CUDA_HOME)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """What the C++ compiler said, if it was that: inductor puts the whole command line, thousands of letters, first."""
     return str(error).rpartition("Output:\n")[2].strip() or str(error)
 
@@ -121,7 +121,7 @@ class Inductor(Backend):
             except BadInput:
                 raise
             except Exception as error:
-                raise BadInput(f"inductor: the model does not compile: {one_line(_said(error))}") from None
+                raise BadInput(f"inductor: the model does not compile: {one_line(said(error))}") from None
             finally:
                 torch.set_num_threads(before)
             data = path.read_bytes()

@@ -13,11 +13,21 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passdeploy.engines._common import check_fits, facts, missing, one_line, read_graph
 from passdeploy.engines.base import Backend, CompileInput, Engine, Runner, register
+from passdeploy.engines.inductor import name_toolkit, said
 from passdeploy.engines.tensorrt import timing_cache
 from passdeploy.errors import BadInput
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target
+
+
+def _libraries() -> dict[str, str]:
+    """Versions of the two that the engines in a package hold for; imports them."""
+    import torch_tensorrt  # first: it may put TensorRT-RTX in TensorRT's place
+
+    import tensorrt  # isort: skip
+
+    return {"torch_tensorrt": torch_tensorrt.__version__, "tensorrt": tensorrt.__version__}
 
 
 @register
@@ -56,8 +66,9 @@ class TorchTensorRt(Backend):
         import torch
         import torch_tensorrt
 
-        from passdeploy.engines._aoti import cpu_flags, prepare
+        from passdeploy.engines._aoti import cpu_flags, prepare, single_means_single
 
+        name_toolkit()
         graph = read_graph(source, target)
         program = prepare(source, target.precision, "cuda")
         shapes = [[target.batch if axis < 0 else axis for axis in shape] for shape in graph.inputs.values()]
@@ -67,23 +78,25 @@ class TorchTensorRt(Backend):
             version = f"torch-{torch_tensorrt.__version__}"
             shared = None if fresh else timing_cache(version, target.device)
             try:
-                # The program's own types decide the precision, as in the other TensorRT backends.
-                compiled = torch_tensorrt.dynamo.compile(
-                    program,
-                    arg_inputs=examples,
-                    use_explicit_typing=True,
-                    disable_tf32=True,
-                    min_block_size=1,
-                    timing_cache_path=str(shared or Path(folder, "timings")),
-                )
-                torch_tensorrt.save(
-                    compiled, str(path), output_format="aot_inductor", arg_inputs=examples, retrace=True
-                )
+                # What TensorRT can't do goes to inductor, which takes TF32 from this process.
+                with torch.no_grad(), single_means_single():
+                    # The program's own types decide the precision, as in the other TensorRT backends.
+                    compiled = torch_tensorrt.dynamo.compile(
+                        program,
+                        arg_inputs=examples,
+                        use_explicit_typing=True,
+                        disable_tf32=True,
+                        min_block_size=1,
+                        timing_cache_path=str(shared or Path(folder, "timings")),
+                    )
+                    torch_tensorrt.save(
+                        compiled, str(path), output_format="aot_inductor", arg_inputs=examples, retrace=True
+                    )
             except Exception as error:
-                raise BadInput(f"torch_tensorrt: the model does not compile: {one_line(error)}") from None
+                raise BadInput(f"torch_tensorrt: the model does not compile: {one_line(said(error))}") from None
             data = path.read_bytes()
         meta = facts(target, self.version(), graph) | {
-            "torch_tensorrt": torch_tensorrt.__version__,
+            **_libraries(),
             "compute_capability": target.compute_capability,
             "cpu_flags": cpu_flags(),
             "build_s": round(time.perf_counter() - begun, 3),
@@ -95,6 +108,11 @@ class TorchTensorRt(Backend):
 
         check_fits(engine, target, self.name, settings=("compute_capability",))
         check_machine(engine, self.name)
-        import torch_tensorrt  # noqa: F401  (registers the operators that run the engines in the package)
-
+        for package, here in _libraries().items():  # imports what runs the engines in the package
+            made = str(engine.meta.get(package))
+            if made.split("+")[0] != here.split("+")[0]:
+                raise BadInput(
+                    f"{self.name}: the package was made by {package} {made}, this is {here}; compile it again here, "
+                    f"or install {package} {made}"
+                )
         return CudaAotiRunner(engine.data, engine.meta, target.threads)

@@ -1,0 +1,85 @@
+"""Torch-TensorRT as far as it goes without it: a stand-in notes what it is asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+from passdeploy.engines import _aoti
+from passdeploy.engines.base import Engine, get_backend
+from passdeploy.errors import BadInput
+from tests.engines.conftest import A100, Case
+
+BACKEND = get_backend("torch_tensorrt")
+TARGET = A100.with_(backend="torch_tensorrt", attached=True)
+
+
+class Library:
+    """What it was called under, and what it raises when it saves."""
+
+    def __init__(self) -> None:
+        self.modes: list[tuple[bool, bool, str | None]] = []
+        self.error: Exception | None = None
+
+    def compile(self, program: object, **options: Any) -> object:
+        tf32 = torch.backends.cudnn.allow_tf32
+        self.modes.append((tf32, torch.is_grad_enabled(), os.environ.get("CUDA_HOME")))
+        return program
+
+    def save(self, compiled: object, path: str, **options: Any) -> None:
+        self.compile(compiled)
+        if self.error is not None:
+            raise self.error
+        Path(path).write_bytes(b"package")
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    made = Library()
+    modules: dict[str, Any] = {name: ModuleType(name) for name in ("torch_tensorrt", "tensorrt")}
+    modules["torch_tensorrt"].__version__, modules["tensorrt"].__version__ = "2.13.0+cu130", "11.1.0"
+    modules["torch_tensorrt"].dynamo, modules["torch_tensorrt"].save = made, made.save
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(_aoti, "prepare", lambda *_: None)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: None)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", "/opt/toolkit")
+    monkeypatch.setenv("CUDA_HOME", "set and unset again, so that it is put back")
+    monkeypatch.delenv("CUDA_HOME")
+    return made
+
+
+def test_it_is_compiled_as_inductors_packages_are(case: Case, library: Library) -> None:
+    engine = BACKEND.compile(case.source, TARGET)
+    assert library.modes == [(False, False, "/opt/toolkit")] * 2, "no TF32, no gradients, the toolkit named"
+    assert (engine.data, engine.meta["torch_tensorrt"], engine.meta["tensorrt"]) == (
+        b"package", "2.13.0+cu130", "11.1.0",
+    )  # fmt: skip
+    library.error = RuntimeError(f"g++ {'-I/a/long/path ' * 99}\nOutput:\n/usr/bin/ld: cannot find -lcuda\n")
+    with pytest.raises(BadInput, match=r"does not compile: /usr/bin/ld: cannot find -lcuda$"):
+        BACKEND.compile(case.source, TARGET)
+
+
+def test_a_package_beside_another_library_is_refused(
+    case: Case, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = BACKEND.compile(case.source, TARGET)
+    monkeypatch.setattr(_aoti, "CudaAotiRunner", lambda *given: given[0])
+
+    def load(**meta: str) -> object:
+        return BACKEND.runner(Engine(engine.backend, engine.data, engine.suffix, {**engine.meta, **meta}), TARGET)
+
+    assert load() == load(torch_tensorrt="2.13.0+cu126") == b"package"
+    with pytest.raises(
+        BadInput, match=r"made by tensorrt 10.13.3, this is 11.1.0; compile .* install tensorrt 10.13.3$"
+    ):
+        load(tensorrt="10.13.3")
+    with pytest.raises(BadInput, match=r"made by torch_tensorrt 2.12.0, this is 2.13.0\+cu130"):
+        load(torch_tensorrt="2.12.0")
