@@ -112,8 +112,8 @@ def interrupted_in_finetuning(out: str, steps: str, said: str, log: str) -> None
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without one
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
-    # The search takes its steps 51 to 60 first, then the fine-tuning its own.
-    _training_steps(Path(steps), 57, signal.SIGINT, after=10)
+    # The search takes its steps 58 to 60 first, then the fine-tuning its own.
+    _training_steps(Path(steps), 57, signal.SIGINT, after=3)
     api.run_stage = lambda *_, **__: undisturbed(out, log)  # type: ignore[assignment]
     sys.argv = ["passdeploy", "finetune", "--out", out]
     cli.main()

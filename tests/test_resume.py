@@ -88,10 +88,12 @@ def test_stopped_in_the_middle_of_training(
     assert attempts.make(resuming.interrupted_in_finetuning, run, steps, said, log) == 130
     lines = [line for line in said.read_text().splitlines() if line.strip()]
     assert lines == ["interrupted: the same command continues where it stopped"]
-    assert json.loads(steps.read_text())[0] == 51  # the search, from its last checkpoint
+    assert json.loads(steps.read_text())[0] == 58  # the search, from its last checkpoint
     assert (run / ".partial" / "finetune" / "finetune.ckpt").exists()
     assert attempts.make(resuming.watched, run, steps, log) == 0
-    assert json.loads(steps.read_text())[0] == 58  # the fine-tuning, which saves between the points of its curve
+    assert (
+        json.loads(steps.read_text())[0] == 58
+    )  # the fine-tuning likewise: both save between the points of their curves
     assert outcome(run) == outcome(reference)
 
 
