@@ -49,6 +49,7 @@ from passdeploy.groups.types import Groups
 from passdeploy.judging import judge
 from passdeploy.latency.measure import BENCH
 from passdeploy.latency.measurement import Comparison
+from passdeploy.opening import free_folder
 from passdeploy.pipeline import Run
 from passdeploy.search.prompt import Prompted
 from passdeploy.stages.bench import in_processes
@@ -231,7 +232,8 @@ def main() -> None:
     precision = plan.target.precision
     below_fp32 = {} if precision == "fp32" else {"precision": precision, "accuracy_of": "network"}
     for seed in parse_seeds(args.seeds):
-        run = Run(config.model_copy(update={"seed": seed}), folder / "external" / str(seed), Ui())
+        seeded = config.model_copy(update={"seed": seed})
+        run = Run(seeded, free_folder(seeded, folder / "external" / str(seed)), Ui())
         share(run, folder / "shared")
         dense_facts = stage_model(run)
         backend = get_backend(run.target.backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from passdeploy.budget import parse_budget
 from passdeploy.config import RunConfig, differing_keys, load_file
@@ -11,7 +12,7 @@ from passdeploy.dependencies import BUDGET_STAGES, NOT_INPUTS, SHARED_STAGES
 from passdeploy.errors import BadInput
 from passdeploy.final_copies import FILES, FOLDERS
 from passdeploy.masked import FOLDER as MASKED
-from passdeploy.workspace import CONFIG, MANIFEST, is_run_directory
+from passdeploy.workspace import CONFIG, MANIFEST, is_run_directory, json_digest
 
 WRITTEN = {
     *SHARED_STAGES,
@@ -52,13 +53,34 @@ def refuse_other(config: RunConfig, root: Path) -> None:
         theirs = load_file(path)
     except BadInput:
         raise BadInput(f"{path}: can no longer be read as a configuration; add --fresh to start over") from None
-    theirs, mine = ({k: v for k, v in keys.items() if k not in NOT_INPUTS} for keys in (theirs, config.to_json()))
-    different = differing_keys(theirs, mine)
+    different = differing_keys(_computed(theirs), _computed(config.to_json()))
     if different:
         raise BadInput(
             f"--out {root}: holds a run of another configuration (differs in: {', '.join(different)}); "
             "give another --out, or --fresh to delete it"
         )
+
+
+def _computed(keys: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if key not in NOT_INPUTS}
+
+
+def free_folder(config: RunConfig, root: Path) -> Path:
+    """Where one of many runs works: what runs of other configurations left stays as it is.
+
+    Args:
+        config: Of the run.
+        root: The usual folder.
+
+    Returns:
+        It, or the one beside it that is this configuration's alone where `refuse_other` would refuse it.
+    """
+    try:
+        if root.is_dir():
+            refuse_other(config, root)
+    except BadInput:
+        return root.with_name(f"{root.name}-{json_digest(_computed(config.to_json()))[:12]}")
+    return root
 
 
 def refuse_loss(config: RunConfig, root: Path) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from passdeploy.cli import main
 from passdeploy.compare.command import compare, parse_methods, parse_seeds
 from passdeploy.compare.page import html, write_pages
+from passdeploy.compare.parallel import _job, work_off
 from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.rows import Row, RowFile
 from passdeploy.compare.runner import Arm, Outcome, Plan, arms_of, collected, missing, rows_of, run_plan, share
@@ -382,6 +383,22 @@ def test_what_a_setting_makes_run_again(tmp_path: Path, change: dict[str, object
     assert missing(before) == [] and len(collected(before)) == 2
     search = {**CONFIG["search"], **change.get("search", {})}  # type: ignore[dict-item]
     assert [arm.name for arm, _ in missing(plan(**{**change, "search": search}))] == again
+
+
+def test_what_is_run_again_lies_beside_what_there_was(done: tuple[Path, Outcome], tmp_path: Path) -> None:
+    out = shutil.copytree(done[0], tmp_path / "out")
+    before = (out / "pass" / "0" / "config.yaml").read_bytes()
+    config = make_config({**CONFIG, "search": {**CONFIG["search"], "ramp": 0.5}})  # type: ignore[dict-item]
+    plan = Plan(config, arms_of(["pass", "l1"]), (0,), out, RowFile(out / "compare.jsonl"), data=scripted.data())
+    folders = [plan.folder(arm, 0) for arm in plan.arms]
+    assert folders[0].parent == folders[1].parent.with_name("pass") and folders[0].name.startswith("0-")
+    assert work_off(_job(plan, plan.arms[0], 0) | {"only_share": True}) == {}
+    assert len(missing(plan)) == 1
+    outcome = run_plan(plan)
+    assert outcome.failed == {} and {row.method for row in outcome.rows} == {"pass", "l1"}
+    assert missing(plan) == [] and plan.folder(plan.arms[0], 0) == folders[0]
+    assert (folders[0] / "report" / "report.json").exists()
+    assert (out / "pass" / "0" / "config.yaml").read_bytes() == before
 
 
 def test_arms_of_other_settings_are_run_again_under_the_same_name() -> None:

@@ -7,7 +7,7 @@ import sys
 import xml.etree.ElementTree
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -193,6 +193,30 @@ def test_a_study_goes_on_without_what_failed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("passdeploy.study.base.run_plan", lambda *_: Outcome([], failed))
     with pytest.raises(PassdeployError, match="no depth, seed 0: training diverged"):
         study("ablation", make_config(CONFIG), "0", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("prompt-content", "pass/0"), ("transfer", "source/pass/0"), ("prompts", "cost")]
+)
+def test_a_study_with_other_settings_works_beside_its_earlier_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
+) -> None:
+    opened: list[Path] = []
+
+    def opening(*given: object, **_: object) -> NoReturn:
+        opened.extend(item for item in given if isinstance(item, Path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("passdeploy.study.base.run_plan", lambda *_: Outcome([ROW], {}))
+    for reader in ("content.Run", "transfer._register", "prompts.Run"):
+        monkeypatch.setattr(f"passdeploy.study.{reader}", opening)
+    other = tmp_path / folder
+    other.mkdir(parents=True)
+    (other / "config.yaml").write_text(json.dumps(make_config({**CONFIG, "train_batch": 16}).to_json()))
+    with pytest.raises(KeyboardInterrupt):
+        study(name, make_config(CONFIG), "0", tmp_path, to="stripes", data=scripted.data())
+    (found,) = opened
+    assert found.parent == other.parent and found.name.startswith(f"{other.name}-")
 
 
 def test_prompt_content_for_real(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def work_off(job: dict[str, Any]) -> dict[str, str]:
         split=job["split"],
     )
     if job["only_share"]:
-        share(Run(plan.arm_config(arm, job["seed"]), plan.out / arm.folder / str(job["seed"])), plan.out / "shared")
+        share(Run(plan.arm_config(arm, job["seed"]), plan.folder(arm, job["seed"])), plan.out / "shared")
         return {}
     return run_plan(plan).failed
 

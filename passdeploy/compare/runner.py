@@ -15,6 +15,7 @@ from passdeploy.data.base import ImageData
 from passdeploy.dependencies import version
 from passdeploy.errors import BadInput, NotWritten, PassdeployError
 from passdeploy.judging import judge
+from passdeploy.opening import free_folder
 from passdeploy.pipeline import BudgetRun, Run
 from passdeploy.search.method import get_method, trains
 from passdeploy.subject import Model, Subject, load_subject
@@ -60,7 +61,7 @@ class Plan:
         config: What all arms share; its method and seed do not count.
         arms: What is compared.
         seeds: Each arm runs once with each.
-        out: Runs lie in ``out/<arm>/<seed>``.
+        out: Runs lie in ``out/<arm>/<seed>``; where one of other settings does, beside it.
         rows: Where results are appended; a run whose rows are all there is not run again.
         model: A factory or a network instead of the configuration's.
         data: A data set instead of the configuration's.
@@ -117,6 +118,10 @@ class Plan:
         if arm.latency is not None:
             own["latency"] = list(arm.latency)
         return make_config(merge(merge(self.config.to_json(), arm.settings), own), f"arm {arm.name}")
+
+    def folder(self, arm: Arm, seed: int) -> Path:
+        """Where one run lies."""
+        return free_folder(self.arm_config(arm, seed), self.out / arm.folder / str(seed))
 
 
 def arms_of(names: Sequence[str]) -> tuple[Arm, ...]:
@@ -293,7 +298,7 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
             ui.say(f"[{number}/{len(wanted)}] {label}: in {plan.rows.path.name} already")
             continue
         ui.say(f"[{number}/{len(wanted)}] {label}")
-        run = Run(plan.arm_config(arm, seed), plan.out / arm.folder / str(seed), ui, model=plan.model, data=data)
+        run = Run(plan.arm_config(arm, seed), plan.folder(arm, seed), ui, model=plan.model, data=data)
         if plan.split == "test" and not len(data.test):
             raise BadInput(f"{data.name} has no test images, whose accuracies are compared: give some, or (passdeploy "
                            "compare) --split validation")  # fmt: skip

@@ -58,6 +58,22 @@ class Lab:
     command: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
 
+    def plan(
+        self,
+        arms: Sequence[Arm],
+        *,
+        config: RunConfig | None = None,
+        folder: str = "",
+        model: Model | None = None,
+        data: ImageData | None = None,
+    ) -> Plan:
+        """What `run` runs, given the same."""
+        out = self.out / folder if folder else self.out
+        return Plan(
+            config or self.config, tuple(arms), self.seeds, out, RowFile(out / "compare.jsonl"),
+            model if model is not None else self.model, data if data is not None else self.data, SPLIT,
+        )  # fmt: skip
+
     def run(
         self,
         arms: Sequence[Arm],
@@ -81,12 +97,7 @@ class Lab:
         Raises:
             PassdeployError: All of them failed.
         """
-        out = self.out / folder if folder else self.out
-        plan = Plan(
-            config or self.config, tuple(arms), self.seeds, out, RowFile(out / "compare.jsonl"),
-            model if model is not None else self.model, data if data is not None else self.data, SPLIT,
-        )  # fmt: skip
-        outcome = run_plan(plan, self.ui, after)
+        outcome = run_plan(self.plan(arms, config=config, folder=folder, model=model, data=data), self.ui, after)
         self.failed |= {f"{folder}: {run}" if folder else run: why for run, why in outcome.failed.items()}
         if not outcome.rows and outcome.failed:
             run, why = next(iter(outcome.failed.items()))

@@ -110,11 +110,10 @@ def _number(value: float | None) -> str:
 def prompt_content(lab: Lab) -> Findings:
     """One PASS run per seed, looked into."""
     lab.config = lab.config.model_copy(update={"latency": lab.config.latency[:1]})
-    rows = lab.run([ARM])
+    rows, plan = lab.run([ARM]), lab.plan([ARM])
     found: dict[str, dict[str, Any]] = {}
     for seed in sorted({row.seed for row in rows}):
-        config = lab.config.model_copy(update={"method": ARM.method, "seed": seed})
-        run = Run(config, lab.out / ARM.folder / str(seed), lab.ui, model=lab.model, data=lab.data)
+        run = Run(plan.arm_config(ARM, seed), plan.folder(ARM, seed), lab.ui, model=lab.model, data=lab.data)
         found[str(seed)] = moves(run)
     means = {
         key: float(np.mean([entry[key] for entry in found.values()]))

@@ -10,6 +10,7 @@ from passdeploy.compare.runner import Arm
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.export import export_onnx
 from passdeploy.latency.measure import BENCH
+from passdeploy.opening import free_folder
 from passdeploy.pipeline import Run
 from passdeploy.reporting import format as f
 from passdeploy.reporting.markdown import table
@@ -66,7 +67,7 @@ def prompt_cost(run: Run, variants: list[Arm]) -> dict[str, Any]:
 @register_study("prompts")
 def prompts(lab: Lab) -> Findings:
     """All prompts at all budgets."""
-    first = Run(lab.config, lab.out / "cost", lab.ui, model=lab.model, data=lab.data)
+    first = Run(lab.config, free_folder(lab.config, lab.out / "cost"), lab.ui, model=lab.model, data=lab.data)
     variants = arms(first.subject.data.preprocess.size)
     lab.data = first.subject.data
     rows = lab.run(variants)

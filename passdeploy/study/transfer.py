@@ -62,7 +62,7 @@ def transfer(lab: Lab) -> Findings:
     found_on = lab.config.model_copy(update={"data": source.name, "seed": seed})
     there = Lab(found_on, (seed,), lab.out, lab.ui, lab.model, failed=lab.failed)
     first = there.run([PASS], folder="source", data=source)
-    names = _register(lab.out / "source" / PASS.folder / str(seed))
+    names = _register(there.plan([PASS], folder="source", data=source).folder(PASS, seed))
     arms = [
         Arm(OWN, "pass"),
         *(Arm(f"{title} from there", name) for title, name in names.items()),
