@@ -44,9 +44,13 @@ def test_gpus_by_number(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(BadInput, match="from 0 to 1"):
             chosen_gpus(wrong)
     monkeypatch.setattr(parallel, "attached_gpus", lambda: ("NVIDIA A100", "NVIDIA T4"))
-    assert chosen_gpus("1") == ("GPU-7ab",)
+    assert chosen_gpus("0") == ("5",)
     with pytest.raises(BadInput, match="NVIDIA A100 and NVIDIA T4 can't be compared"):
         chosen_gpus("all")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(parallel, "attached_gpus", lambda: ("NVIDIA T4", "NVIDIA A100", "NVIDIA A100"))
+    with pytest.raises(BadInput, match=r"NVIDIA T4, not NVIDIA A100.*CUDA_VISIBLE_DEVICES=1,2 and --gpus all"):
+        chosen_gpus("1,2")
     monkeypatch.setattr(parallel, "attached_gpus", lambda: ())
     with pytest.raises(BadInput, match="no NVIDIA GPU is attached"):
         chosen_gpus("all")

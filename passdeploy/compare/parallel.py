@@ -31,7 +31,8 @@ def chosen_gpus(text: str) -> tuple[str, ...]:
     """``0,1`` or ``all``, as this process counts them -> what ``CUDA_VISIBLE_DEVICES`` calls each.
 
     Raises:
-        BadInput: Not numbers of GPUs that are here, each once, all of one kind.
+        BadInput: Not numbers of GPUs that are here, each once, all of one kind, which is the first GPU's: this process
+            takes the target's name and settings from that one.
     """
     names = attached_gpus()
     here = len(names)
@@ -45,7 +46,13 @@ def chosen_gpus(text: str) -> tuple[str, ...]:
         raise BadInput(f"--gpus {text}: latencies on {' and '.join(sorted(kinds))} can't be compared; give GPUs of one "
                        "kind")  # fmt: skip
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return tuple(visible[int(part)] if visible else part for part in asked)
+    chosen = tuple(visible[int(part)] if visible else part for part in asked)
+    if names[0] not in kinds:
+        raise BadInput(
+            f"--gpus {text}: the target is the first GPU here, which is another kind ({names[0]}, not {kinds.pop()}); "
+            f"start with CUDA_VISIBLE_DEVICES={','.join(chosen)} and --gpus all"
+        )
+    return chosen
 
 
 def run_on_gpus(plan: Plan, gpus: Sequence[str], ui: Ui | None = None) -> Outcome:
