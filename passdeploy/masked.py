@@ -70,9 +70,11 @@ def compile_masked(run: Run, budget: BudgetRun) -> Path:
 
     small = Prompted(model.stage, thin(model.network, groups, structure).eval())
     plain = masked_network(model, groups, structure, "network.", plain=True)
+    by_kernel = backend.masks_by_kernel(target)
+    program = masked_network(model, groups, structure, "network.") if by_kernel else plain
     engines = {
         "dense": load_engine(budget.space.folder("compile") / "dense-engine"),
-        "masked": compiled("masked", plain, masked_network(model, groups, structure, "network.")),
+        "masked": compiled("masked", plain, program),
         "thin": compiled("thin", small, small),
     }
     outputs = {name: _outputs(run, engines[name], folder / f"{name}.onnx", images) for name in ("masked", "thin")}
@@ -84,7 +86,7 @@ def compile_masked(run: Run, budget: BudgetRun) -> Path:
             f"{tolerance:.0e}) on {target.backend}; nothing was written"
         )
     facts: dict[str, Any] = {"structure": structure.digest(), "difference": difference}
-    facts |= {"kernel": backend.masks_by_kernel(target)}
+    facts |= {"kernel": by_kernel}
     facts |= {"engines_compared": run.measured, "latency_ms": None, "speedup": None}
     if run.measured:
         settings = dataclasses.replace(BENCH, percentiles=(50.0,))

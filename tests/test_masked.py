@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -15,6 +16,7 @@ from passdeploy import masked
 from passdeploy.api import run_stage
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import NotEquivalent
+from passdeploy.export import export_program
 from passdeploy.reporting import load_report
 from tests import scripted
 
@@ -42,6 +44,24 @@ def test_dense_masked_and_thin_stand_side_by_side(folder: Path) -> None:
     for page in ("report.md", "report.html"):
         text = (folder / page).read_text()
         assert "Masked is not thin" in text and "only surgery turns masks into time" in text
+
+
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_the_kernel_is_in_a_program_where_the_backend_masks_by_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, by_kernel: bool
+) -> None:
+    programs: list[list[str]] = []
+
+    def exported(model: torch.nn.Module, images: np.ndarray) -> None:
+        program = export_program(model, images)
+        programs.append([name for node in program.graph.nodes if (name := str(node.target)).startswith("passdeploy.")])
+
+    monkeypatch.setattr(masked, "export_program", exported)
+    monkeypatch.setattr(scripted.Scripted, "wants_program", True)
+    monkeypatch.setattr(scripted.Scripted, "masks_by_kernel", lambda *_: by_kernel)
+    (out,) = run_stage("compile", folder, quiet=True, masked=True)
+    assert [bool(operators) for operators in programs] == [by_kernel, False], "masked, thin"
+    assert json.loads((out / "masked.json").read_text())["kernel"] is by_kernel
 
 
 def test_the_section_stays_while_its_structure_does(folder: Path) -> None:
