@@ -289,6 +289,18 @@ def test_a_provider_that_is_compiled_in_but_does_not_start_can_not_run(monkeypat
     module._starts.cache_clear()
 
 
+def test_whether_a_provider_starts_is_found_out_without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle is served with numpy and ONNX Runtime alone."""
+    from passdeploy.engines import onnxruntime as module
+
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    module._starts.cache_clear()
+    assert module._starts("CPUExecutionProvider")
+    loaded = module.session(module._SMALLEST, 1, ["CPUExecutionProvider"], {})
+    assert loaded.run(None, {"x": np.array([-1.0], np.float32)})[0].tolist() == [0.0]
+    module._starts.cache_clear()
+
+
 def test_libraries_of_wheels_are_loaded_for_gpus_alone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process without torch nothing else would: the provider would not start."""
     import onnxruntime as ort
