@@ -109,7 +109,9 @@ class TorchTensorRt(Backend):
         check_fits(engine, target, self.name, settings=("compute_capability",))
         check_machine(engine, self.name)
         for package, here in _libraries().items():  # imports what runs the engines in the package
-            made = str(engine.meta.get(package))
+            made = engine.meta.get(package)
+            if made is None:
+                raise BadInput(f"{self.name}: the package does not tell which {package} made it; compile it again here")
             if made.split("+")[0] != here.split("+")[0]:
                 raise BadInput(
                     f"{self.name}: the package was made by {package} {made}, this is {here}; compile it again here, "

@@ -83,3 +83,6 @@ def test_a_package_beside_another_library_is_refused(
         load(tensorrt="10.13.3")
     with pytest.raises(BadInput, match=r"made by torch_tensorrt 2.12.0, this is 2.13.0\+cu130"):
         load(torch_tensorrt="2.12.0")
+    del engine.meta["tensorrt"]  # as packages of before
+    with pytest.raises(BadInput, match=r"does not tell which tensorrt made it; compile it again here$"):
+        load()
