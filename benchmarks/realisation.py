@@ -37,7 +37,9 @@ from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.export import export_onnx
 from passdeploy.groups import Groups, operators
 from passdeploy.groups.operators import macs
+from passdeploy.opening import free_folder
 from passdeploy.pipeline import Run
+from passdeploy.siblings import link_siblings
 from passdeploy.stages.common import plain
 from passdeploy.training import evaluate
 from passdeploy.workspace import read_json
@@ -69,19 +71,23 @@ def ours(run: Run, have: set[str]) -> Iterator[dict[str, Any]]:
             "macs_speedup": report.speedup.macs,
             "realisation": report.speedup.realisation,
         }
+    if left:
+        link_siblings(run.runs)
 
 
 def theirs(run: Run, have: set[str]) -> Iterator[dict[str, Any]]:
     """Torch-Pruning at the same budgets."""
+    left = [budget for budget in run.runs if budget.budget.asked not in have]
+    if not left:
+        return
+    run.shared("dense")  # where our rows are there, their run need not be
     backend, data = get_backend(run.target.backend), run.subject.data
     network = plain(run, run.subject.with_state(run.dense_state()))
     with tempfile.TemporaryDirectory(prefix="passdeploy-") as scratch:
         path = export_onnx(network, Path(scratch) / "d.onnx", data.input_shape, run.target.batch)
         dense = backend.compile(CompileInput(onnx=path, samples=run.calibration_images), run.target)
     dense_accuracy = read_json(run.space.folder("dense") / "dense.json")["accuracy"]["test"]
-    for budget in run.runs:
-        if budget.budget.asked in have:
-            continue
+    for budget in left:
         small, comparison = close(run, RIVAL, budget.budget, dense, 1)
         row: dict[str, Any] = {"tool": f"Torch-Pruning {torch_pruning.__version__}", "asked": budget.budget.asked}
         if small is None or comparison is None:
@@ -149,7 +155,8 @@ def main() -> None:
     about["search_epochs"] = args.search_epochs
     mine = [row for row in rows if all({"search_epochs": SEARCH_EPOCHS, **row}[key] == about[key] for key in about)]
     if not args.table:
-        run = Run(configuration(args), args.runs / f"{args.model}-{args.size}-{args.data}", Ui())
+        config = configuration(args)
+        run = Run(config, free_folder(config, args.runs / f"{args.model}-{args.size}-{args.data}"), Ui())
         made = (
             ours(run, {row["asked"] for row in mine if row["tool"] == "passdeploy"}),
             theirs(run, {row["asked"] for row in mine if row["tool"] != "passdeploy"}),

@@ -106,11 +106,50 @@ def test_rows_are_kept_as_they_come(benchmarks: None, tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     target = SimpleNamespace(device="a CPU")
-    monkeypatch.setattr(realisation, "Run", lambda *_: SimpleNamespace(target=target))
+    opened: list[Path] = []
+
+    def opening(config: object, out: Path, ui: Ui) -> SimpleNamespace:
+        opened.append(out)
+        return SimpleNamespace(target=target)
+
+    other = tmp_path / "runs" / "resnet18-64-cifar10"
+    other.mkdir(parents=True)
+    (other / "config.yaml").write_text("of other epochs")
+    monkeypatch.setattr(realisation, "Run", opening)
     monkeypatch.setattr(realisation, "device_folder", lambda _: tmp_path)
     monkeypatch.setattr(realisation, "ours", killed)
-    monkeypatch.setattr(sys, "argv", ["realisation.py", "--search-epochs", "0.25"])
+    monkeypatch.setattr(sys, "argv", ["realisation.py", "--search-epochs", "0.25", "--runs", str(other.parent)])
     with pytest.raises(KeyboardInterrupt):
         realisation.main()
     (row,) = map(json.loads, (tmp_path / "realisation.jsonl").read_text().splitlines())
     assert (row["asked"], row["search_epochs"]) == ("2x", 0.25)
+    assert opened[0].parent == other.parent and opened[0].name.startswith(f"{other.name}-")
+
+
+def test_what_is_left_is_made_and_nothing_else(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import realisation
+
+    class Dense(Exception):
+        """The dense network was asked for."""
+
+    asked, linked = [], []
+    speedup = SimpleNamespace(latency=2.0, macs=3.0, realisation=0.7)
+    report = SimpleNamespace(status="infeasible", pruned=None, dense=SimpleNamespace(accuracy=0.9), speedup=speedup)
+
+    def shared(until: str = "all") -> None:
+        asked.append(until)
+        if until == "dense":
+            raise Dense
+
+    budgets = [SimpleNamespace(budget=budget) for budget in parse_budgets("2x,3x")]
+    run = SimpleNamespace(runs=budgets, shared=shared, finish=lambda budget: report)
+    monkeypatch.setattr(realisation, "link_siblings", linked.append)
+    for tool in (realisation.ours, realisation.theirs):
+        assert list(tool(run, {"2x", "3x"})) == []
+    assert asked == linked == []
+    assert [row["asked"] for row in realisation.ours(run, {"2x"})] == ["3x"]
+    assert asked == ["all"] and linked == [budgets]
+    monkeypatch.setattr(realisation, "get_backend", lambda _: None)
+    run.target = run.subject = SimpleNamespace(backend=None, data=None)
+    with pytest.raises(Dense):
+        next(realisation.theirs(run, {"2x"}))
