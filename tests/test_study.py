@@ -175,11 +175,28 @@ def test_ablation_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     findings, page = study("ablation", make_config(CONFIG), "0", tmp_path, data=scripted.data())
     assert {row.method for row in findings.rows} == {"pass", "no depth"}
     text = page.read_text()
-    assert "`passdeploy study ablation --model tiny-resnet --data stripes --target cpu --seeds 0 --latency 1.3x" in text
+    assert "Run from Python with the configuration in `ablation.json`." in text
     assert "no depth, against pass" in text and "One seed" in text and "ablation.svg" in text
     numbers = json.loads((tmp_path / "ablation.json").read_text())
     assert len(numbers["rows"]) == 2 * 2 and numbers["seeds"] == [0]
     assert (tmp_path / "ablation.svg").is_file()
+
+
+@pytest.mark.parametrize("more", [{}, {"weights": "w.pt"}, {"batch": 4}, {"prompt": {"kind": "none"}}, None])
+def test_a_page_names_a_command_only_where_it_says_it_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, object] | None
+) -> None:
+    monkeypatch.setattr("passdeploy.study.base.run_plan", lambda *_: Outcome([ROW], {}))
+    flags = {"model": "tiny-resnet", "data": "stripes", "latency": "1.3x", "search": {"epochs": 0.5}}
+    data = scripted.data() if more is None else None
+    _, page = study("ablation", make_config({**flags, "seed": 7, **(more or {})}), "0", tmp_path, data=data)
+    said = (
+        "Run with `passdeploy study ablation --model tiny-resnet --data stripes --target cpu --seeds 0 --latency 1.3x "
+        "--epochs 2.25 --search-epochs 0.5`."
+        if more == {}
+        else "Run from Python with the configuration in `ablation.json`."
+    )
+    assert said in page.read_text()
 
 
 def test_a_study_goes_on_without_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

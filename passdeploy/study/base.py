@@ -211,11 +211,11 @@ def standalone(figure: Markup) -> str:
     return f"{opening}<style>{_STYLE}</style>{str(figure)[start.end() :]}"
 
 
-def _command(name: str, lab: Lab) -> str:
-    """What runs a study that was not started from the command line."""
+def _started(name: str, lab: Lab) -> str:
+    """How to run a study again that was not started from the command line: the command, where one says it all."""
     config = lab.config
     flags = {
-        "model": config.model if isinstance(config.model, str) else None,
+        "model": config.model,
         "data": config.data,
         "target": config.target,
         "to": lab.to,
@@ -224,8 +224,14 @@ def _command(name: str, lab: Lab) -> str:
         "epochs": f"{config.finetune_epochs():g}",
         "search-epochs": f"{config.search.epochs:g}",
     }
+    plain = RunConfig()
+    keys = (*flags.keys() & RunConfig.model_fields.keys(), "method", "seed")  # the last two are each run's own
+    rest = {key: getattr(plain, key) for key in keys}
+    rest["search"] = config.search.model_copy(update={"epochs": plain.search.epochs})
+    if lab.model is not None or lab.data is not None or config.model_copy(update=rest) != plain:
+        return f"Run from Python with the configuration in `{name}.json`."
     words = [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", value)]
-    return shlex.join(["passdeploy", "study", name, *words])
+    return f"Run with `{shlex.join(['passdeploy', 'study', name, *words])}`."
 
 
 def write(name: str, findings: Findings, lab: Lab) -> Path:
@@ -239,7 +245,7 @@ def write(name: str, findings: Findings, lab: Lab) -> Path:
     parts = [
         f"# {name}: {findings.question}",
         "\n".join(f"- {sentence}" for sentence in findings.conclusion),
-        f"Run with `{lab.command or _command(name, lab)}`.",
+        f"Run with `{lab.command}`." if lab.command else _started(name, lab),
         *(f"![{stem}]({stem}.svg)" for stem in figures),
         *(f"## {title}\n\n{text}" for title, text in findings.sections),
     ]
