@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from passdeploy.budget import parse_budget
-from passdeploy.config import RunConfig, differing_keys, load_file
+from passdeploy.config import RunConfig, differing_keys, load_file, make_config
 from passdeploy.dependencies import BUDGET_STAGES, NOT_INPUTS, SHARED_STAGES
 from passdeploy.errors import BadInput
 from passdeploy.final_copies import FILES, FOLDERS
@@ -50,14 +50,17 @@ def refuse_other(config: RunConfig, root: Path) -> None:
             f"--out {root}: is not a run directory, since its {CONFIG} is something else's; give another folder"
         )
     try:
-        theirs = load_file(path)
+        recorded = make_config(load_file(path))  # keys that a later version added stand at their defaults
     except BadInput:
         raise BadInput(f"{path}: can no longer be read as a configuration; add --fresh to start over") from None
-    different = differing_keys(_computed(theirs), _computed(config.to_json()))
+    theirs, mine, defaults = (_computed(each.to_json()) for each in (recorded, config, RunConfig()))
+    different = differing_keys(theirs, mine)
     if different:
+        chosen = set(different) & set(differing_keys(defaults, mine))
+        hint = "a default may have changed with the version: put the old value into the configuration to go on; "
         raise BadInput(
             f"--out {root}: holds a run of another configuration (differs in: {', '.join(different)}); "
-            "give another --out, or --fresh to delete it"
+            f"{'' if chosen else hint}give another --out, or --fresh to delete it"
         )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from passdeploy.config import make_config
+from passdeploy.api import run_stage
+from passdeploy.config import load_file, make_config
 from passdeploy.errors import BadInput
 from passdeploy.workspace import Workspace, is_run_directory
 from tests import scripted
@@ -59,3 +61,22 @@ def test_a_damaged_configuration_may_be_started_over(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"config\.yaml: can no longer be read .*--fresh"):
         scripted.start(tmp_path)
     scripted.start(tmp_path, fresh=True)
+
+
+def test_a_run_of_an_earlier_version_is_gone_on_with(copied: Callable[[], Path]) -> None:
+    """Keys that it does not know stand at their defaults; where a default is another one now, that is said."""
+    folder = copied()
+    written = load_file(folder / "config.yaml")
+    probe_every = written["search"].pop("probe_every")
+    (folder / "config.yaml").write_text(yaml.safe_dump(written))
+    scripted.start(folder, weights=written["weights"])
+    (folder / "config.yaml").write_text(yaml.safe_dump(written))
+    assert run_stage("fit", folder, quiet=True) == [folder / "fit"]
+    written["search"]["probe_every"] = probe_every + 1
+    (folder / "config.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(
+        BadInput, match=r"search\.probe_every\); a default may have changed .* put the old value into the conf"
+    ):
+        scripted.start(folder, weights=written["weights"])
+    with pytest.raises(BadInput, match=r"\(differs in: search\.probe_every, seed\); give another --out"):
+        scripted.start(folder, weights=written["weights"], seed=1)
