@@ -27,6 +27,7 @@ from passdeploy.console import Ui
 from passdeploy.engines.base import Engine
 from passdeploy.errors import BadInput
 from passdeploy.latency import measure
+from passdeploy.latency.candidates import Candidate, FitResult
 from passdeploy.latency.measure import interleave
 from passdeploy.meter import Meter
 from passdeploy.pipeline import Run
@@ -481,14 +482,68 @@ def test_what_does_not_compile_is_left_out_and_named(
             raise BadInput("engine: no kernel for this")
         return compiled(self, structure)
 
+    shown: list[str] = []
     monkeypatch.setattr(Meter, "_compiled", refusing)
+    monkeypatch.setattr(Ui, "step", lambda self, done, total, state="": shown.append(state))
     run = scripted.start(folder, weights=weights(folder))
     run.slicer = scripted.slicer(run)  # type: ignore[misc]
     run.run_until("fit")
     facts = json.loads((folder / "fit" / "fit.json").read_text())
     assert facts["status"] == "within_budget"
     assert any("left out that can't be measured: engine: no kernel for this" in said for said in facts["messages"])
+    assert any("remove fit/measurements.jsonl" in said for said in facts["messages"])
     assert [c["chosen"] for c in facts["candidates"] if c["measured_ratio"] is None] == [False]
+    assert shown.count("not measurable") == 1 and "0.000x" not in shown
+
+
+def test_what_was_measured_once_is_not_discarded_for_a_failure_later(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that was killed says nothing of the structure: the same command goes on."""
+    folder = copied()
+    chosen = json.loads((folder / "structure.json").read_text())
+    shutil.rmtree(folder / "fit")
+    compare, calls = Meter.compare, []
+
+    def killed(self: Meter, structure: Structure, settings: Any) -> Any:
+        if self.groups.canonical(structure).to_json() == chosen:
+            calls.append(structure)
+            if len(calls) == 2:
+                raise BadInput("the measuring process was killed")
+        return compare(self, structure, settings)
+
+    monkeypatch.setattr(Meter, "compare", killed)
+    run = scripted.start(folder, weights=weights(folder))
+    run.slicer = scripted.slicer(run)  # type: ignore[misc]
+    with pytest.raises(BadInput, match="was killed"):
+        run.run_until("fit")
+    assert "failed" not in (folder / ".partial" / "fit" / "measurements.jsonl").read_text()
+    run.run_until("fit")
+    assert json.loads((folder / "fit" / "structure.json").read_text()) == chosen
+
+
+def test_the_fastest_is_that_of_those_that_can_be_measured(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied()
+    shutil.rmtree(folder / "fit")
+    slow = FitResult(Candidate(Structure({}), 1.0, 1.0, [fit._Timed(1.5, 1.4, 1.0, 1.5)], parse_budget("2x")), False)
+
+    def loop(allocate: Any, fastest: Any, measure: Any, *_: Any) -> FitResult:
+        slow.chosen.structure, _predicted = fastest()
+        measure(slow.chosen.structure)
+        return slow
+
+    def refusing(*_: Any) -> Any:
+        raise BadInput("engine: no kernel for this")
+
+    monkeypatch.setattr("passdeploy.stages.fit.close_loop", loop)
+    monkeypatch.setattr(Meter, "compare", refusing)
+    run = scripted.start(folder, weights=weights(folder))
+    run.slicer = scripted.slicer(run)  # type: ignore[misc]
+    run.run_until("fit")
+    facts = json.loads((folder / "fit" / "fit.json").read_text())
+    assert any("the fastest that can be measured is measured at 1 ms, 1.50x" in said for said in facts["messages"])
 
 
 # --- what it keeps -------------------------------------------------------------------------------------------------

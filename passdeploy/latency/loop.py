@@ -57,6 +57,7 @@ class _Search:
         self.known: dict[str, Candidate] = {}
         self.count = 0
         self.asked: list[tuple[float, Candidate]] = []
+        self.floor_failed = False
 
     @property
     def left(self) -> int:
@@ -166,7 +167,12 @@ def _next_target(search: _Search, first: float, longest: float) -> float | None:
         return min(corrected, longest) if met[0] * TIGHT < longest else None
     assert missed is not None
     if missed[1].failed:  # it says nothing of how far away the budget is
-        return missed[0] * STRIDE
+        if not search.floor_failed:
+            return missed[0] * STRIDE
+        # Nothing faster is left to be tried: what is inside, if anything, lies between this and what can be measured.
+        slow = min((t for t, c in search.asked if not c.failed), default=longest)
+        fast = max(t for t, c in search.asked if c.failed and t < slow)
+        return math.sqrt(slow * fast) if slow > TIGHT * fast else None
     target = missed[0] * max(search.over(missed[1]), 0.02) / AIM
     others = [(t, c) for t, c in search.asked if c is not missed[1]]
     if others:
@@ -216,11 +222,12 @@ def close_loop(
                 if floor is None:
                     least = fastest()
                     floor, _ = search.turn(min(target, least[1]), least)
+                    search.floor_failed = floor.failed
                 else:
                     search.asked.append((target, floor))
                 if not floor.inside:
                     search.settle(floor)
-                if not floor.inside:
+                if not floor.inside and not floor.failed:
                     break
                 continue
             candidate, new = search.turn(target, found)

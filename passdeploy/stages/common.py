@@ -89,8 +89,15 @@ def fit_settings(budget: Budget) -> Settings:
     return settings if budget.latency_ms is not None else dataclasses.replace(settings, percentiles=(50.0,))
 
 
-def time_structure(timed: Meter, structure: Structure, budget: Budget) -> dict[str, Any]:
+def time_structure(timed: Meter, structure: Structure, budget: Budget, ran_before: bool = False) -> dict[str, Any]:
     """Times a structure against the dense engine, for a log.
+
+    Args:
+        timed: Measures it.
+        structure: What is measured.
+        budget: What it will be held against.
+        ran_before: It was measured before: what fails now, a child that was killed or ran out of time, says nothing of
+            the structure.
 
     Returns:
         ``speedup`` with the lower end of its interval (``low``), ``thin_ms`` and ``dense_ms`` at the budget's
@@ -98,8 +105,8 @@ def time_structure(timed: Meter, structure: Structure, budget: Budget) -> dict[s
         run.
 
     Raises:
-        BadInput: The dense engine can't be measured, or an inference takes too long for the percentile of a budget in
-            time.
+        BadInput: The dense engine, or what was measured before, can't be measured, or an inference takes too long for
+            the percentile of a budget in time.
     """
 
     def take() -> dict[str, Any]:
@@ -108,7 +115,8 @@ def time_structure(timed: Meter, structure: Structure, budget: Budget) -> dict[s
         at = {name: engine.at(budget.percent) for name, engine in comparison.measurements.items()}
         return {"speedup": ratio.value, "low": ratio.low, "thin_ms": at["thin"], "dense_ms": at["dense"]}
 
-    value = take() if structure.digest() == timed.groups.dense().digest() else dict(attempt(take))
+    runs = ran_before or structure.digest() == timed.groups.dense().digest()
+    value = take() if runs else dict(attempt(take))
     if budget.latency_ms is not None and "failed" not in value and value["thin_ms"] is None:
         raise BadInput(
             f"--percentile {budget.percentile}: an inference takes too long to time the "

@@ -74,11 +74,13 @@ def _fit_measured(
     with meter(run, stage) as timed:
 
         def measure(structure: Structure) -> _Timed:
-            take = partial(time_structure, timed, structure, asked)
-            value = log.measure("fit", structure.digest(), run.target.name, take).value
-            result = UNMEASURED if "failed" in value else _Timed(**value)
-            run.ui.step(len(log.records), MOST_FITS, f"{result.speedup:.3f}x")
-            return result
+            digest = structure.digest()
+            ran = any(record.digest == digest and "failed" not in record.value for record in log.records)
+            take = partial(time_structure, timed, structure, asked, ran_before=ran)
+            value = log.measure("fit", digest, run.target.name, take).value
+            failed = "failed" in value
+            run.ui.step(len(log.records), MOST_FITS, "not measurable" if failed else f"{value['speedup']:.3f}x")
+            return UNMEASURED if failed else _Timed(**value)
 
         if asked.speedup == 1:
             return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
@@ -98,7 +100,11 @@ def _fit_measured(
     if chosen.failed:
         raise BadInput(f"fit: no structure can be measured ({failed[-1]}); to try them again, remove {log.path}")
     if failed:
-        facts["messages"].append(f"Structures were left out that can't be measured: {'; '.join(failed)}")
+        facts["left_out"] = True
+        facts["messages"].append(
+            f"Structures were left out that can't be measured: {'; '.join(failed)} (to try them again, remove "
+            "fit/measurements.jsonl beside this report and run again)"
+        )
     facts["candidates"] = [
         {
             "asked_ms": candidate.asked_ms,
@@ -127,6 +133,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     between = LatencyAllocator(groups, predictor, grids)  # fills gaps for every method, whatever its own rule
     importance = result.importance_arrays(budget.index)
     facts: dict[str, Any] = {"messages": [], "candidates": [], "reachable": None, "masked_vs_thin": None}
+    facts["left_out"] = False
     dense_ms = predictor.dense_ms
     stage = input_stage(run, result.stage)
 
@@ -158,10 +165,11 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         how = "measured" if run.closed else "predicted"
         unit = "ms" if run.config.axis == "latency" else "MACs"
         facts["reachable"] = reached
+        that = "that can be measured " if facts["left_out"] else ""
         # Of a speed-up, the percentile of the time may be unknown: too few samples.
         amount = "" if reached["latency_ms"] is None else f"{reached['latency_ms']:.4g} {unit}, "
         facts["messages"].append(
-            f"No structure reaches {asked.asked}: the fastest is {how} at {amount}{reached['speedup']:.2f}x."
+            f"No structure reaches {asked.asked}: the fastest {that}is {how} at {amount}{reached['speedup']:.2f}x."
         )
     if status == "dense_inside":
         facts["messages"].append(

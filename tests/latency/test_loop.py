@@ -248,6 +248,33 @@ def test_what_cannot_be_measured_is_measured_once_and_worked_around(asked):
     assert failed and all(len(c.timings) == 1 for c in failed)
 
 
+@pytest.mark.parametrize(("asked", "fails", "best"), [("2.5x", 26, 32), ("2.5x", 60, None), ("2x", 200, None)])
+def test_a_fastest_structure_that_cannot_be_measured_does_not_end_it(asked, fails, best):
+    """Slower ones can be: of the first 32 units, or none that is inside; treads of 32."""
+    world = World(lambda k: 2.5 + 7.5 * math.ceil(k / 32) / 8)
+    plain = world.measure
+
+    def refusing(structure):
+        k = sum(structure.masks["g"])
+        if k <= fails:
+            world.measured.append(k)
+            return Timing(0.0, 0.0, None, None)
+        return plain(structure)
+
+    world.measure = refusing
+    found = world.run(asked, margin=1.02)
+    chosen = sum(found.chosen.structure.masks["g"])
+    assert not found.chosen.failed and found.feasible == (best is not None)
+    assert best is None or fails < chosen <= best
+    assert all(len(c.timings) == 1 for c in found.candidates if c.failed) and found.measurements <= 15
+
+
+def test_where_nothing_can_be_measured_it_ends():
+    world = World(linear)
+    found = close_loop(world.allocate, world.fastest, lambda s: Timing(0.0, 0.0, None, None), parse_budget("2x"), 10.0)
+    assert not found.feasible and found.chosen.failed and found.measurements <= 12
+
+
 @pytest.mark.parametrize("slower", [1 / 3, 3.0])
 def test_a_budget_in_time_is_asked_of_a_model_of_a_faster_or_slower_machine_in_its_own_unit(slower):
     """The model of `World` is right in everything but the unit: one structure and a second opinion are enough."""
