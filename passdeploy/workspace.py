@@ -4,6 +4,7 @@ A stage writes into ``.partial/<stage>`` and is moved to ``<stage>`` when it is 
 the inputs it was computed from and the digest of each file. That record is all there is to resuming: a stage whose
 inputs and files are as recorded is not run again, and a partial folder with the same inputs is continued. What was
 left of other inputs, finished or not, is kept once as ``.partial/<stage>.before``: who undoes the change has it back.
+Of two such the one that took longer is kept.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from passdeploy.locking import LOCK
 
 RECORD = "stage.json"
 INPUTS = ".inputs.json"
+CLOCK = ".seconds"
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "passdeploy.manifest/1"
 CONFIG = "config.yaml"
@@ -151,9 +153,19 @@ def _begun(folder: Path) -> Any:
     return json.loads(started.read_text()) if started.exists() else None
 
 
+def _spent(folder: Path) -> float:
+    """Seconds spent on a stage's folder, finished or not."""
+    if (record := _recorded(folder)) is not None:
+        return float(record["seconds"])
+    clock = folder / CLOCK
+    return float(clock.read_text()) if clock.exists() else 0.0
+
+
 def _set_aside(folder: Path, aside: Path) -> None:
-    """Keeps a stage's folder under another name, instead of what is there; one that is of no use is removed."""
-    if _begun(folder) is None:
+    """Keeps a stage's folder under another name; removed is what is of no use, or took less time than what is there."""
+    # Of two that took about as long, the newer one is the likelier to be asked for again.
+    shorter = _begun(aside) is not None and _spent(folder) + 1 < _spent(aside)
+    if _begun(folder) is None or shorter:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         shutil.rmtree(aside, ignore_errors=True)
@@ -255,8 +267,7 @@ class Workspace:
             return False
         if not partial.exists():
             write_json(partial / INPUTS, inputs)
-        clock = partial / ".seconds"
-        before = float(clock.read_text()) if clock.exists() else 0.0
+        before = _spent(partial)
         start = time.monotonic()
         try:
             body(partial)
@@ -271,7 +282,7 @@ class Workspace:
             seconds = before + time.monotonic() - start
             if partial.exists():
                 with contextlib.suppress(BadInput):  # a full disk has been reported already
-                    write_atomic(clock, str(seconds))
+                    write_atomic(partial / CLOCK, str(seconds))
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         kept = [path for path in files if not _is_scratch(path)]
         outputs = {path.relative_to(partial).as_posix(): sha256(path) for path in kept}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -172,6 +173,28 @@ def test_what_other_inputs_left_is_kept_and_taken_up_when_the_change_is_undone(s
     assert space.changed("s", {"x": 2, "y": 0}) == []
     assert not space.run("s", {"x": 2, "y": 0}, never), "finished stages come back, too"
     assert space.digest("s") == digest
+
+
+@pytest.mark.parametrize("finish", [False, True])
+def test_of_what_was_set_aside_the_longer_one_is_kept(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch, finish: bool
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(workspace.time, "monotonic", lambda: now[0])
+
+    def body(folder: Path, seconds: float) -> None:
+        now[0] += seconds
+        with (folder / "log.jsonl").open("a") as log:
+            log.write("one\n")
+        if seconds == 100 or not finish:
+            raise KeyboardInterrupt
+
+    for x, seconds in ((1, 100), (2, 1), (3, 1)):
+        with contextlib.nullcontext() if finish and x > 1 else pytest.raises(KeyboardInterrupt):
+            space.run("s", {"x": x}, lambda folder, seconds=seconds: body(folder, seconds))  # type: ignore[misc]
+    space.run("s", {"x": 1}, write)
+    assert (space.folder("s") / "log.jsonl").read_text() == "one\n"
+    assert space.seconds("s") == 100
 
 
 def test_the_time_of_all_attempts_counts(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
