@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
 
 
-def _curves(search: dict[str, Any], finetune: dict[str, Any] | None) -> s.Curves:
+def _curves(search: dict[str, Any], finetune: dict[str, Any] | None, index: int) -> s.Curves:
+    """Of one budget: a search of several takes turns, under masks of different sizes."""
     curves = search["curves"]
     found = tuned = None
-    if curves.get("step"):
-        series = {
-            "loss": curves["loss"],
-            "accuracy": curves["accuracy"],
-            "latency_ratio": curves["latency_ratio"],
-            "kept_blocks": curves["blocks"],
-        }
-        found = s.Curve(step=curves["step"], series=series)
+    steps = curves.get("step", [])
+    # Searches of earlier versions do not say whose turn a point was of.
+    own = [i for i, budget in enumerate(curves.get("budget", [index] * len(steps))) if budget == index]
+    if own:
+        shown = {"loss": "loss", "accuracy": "accuracy", "latency_ratio": "latency_ratio", "blocks": "kept_blocks"}
+        series = {name: [curves[key][i] for i in own] for key, name in shown.items()}
+        found = s.Curve(step=[steps[i] for i in own], series=series)
     if finetune and finetune["curve"]:
         curve = finetune["curve"]
         tuned = s.Curve(step=curve["step"], series={"loss": curve["loss"], "accuracy": curve["accuracy"]})
@@ -199,7 +199,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         if measured and bench
         else None,
         prompt=_prompt(run, budget, finetune) if finetune else None,
-        curves=_curves(search, finetune),
+        curves=_curves(search, finetune, budget.index),
         health=[s.HealthCheck(**check) for check in search["health"]] or None,
         candidates=[s.Candidate(**candidate) for candidate in fit["candidates"]] or None,
         why_not_faster=why_not_faster(run, structure, ratio, macs_speedup) if macs_speedup else None,

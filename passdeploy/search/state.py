@@ -287,8 +287,10 @@ def health(
     """
     checks = []
     which = int(np.argmin(search.context.ratios))
-    tightest = min(curves["asked_ratio"])
-    loss = [value for value, asked in zip(curves["loss"], curves["asked_ratio"], strict=True) if asked == tightest]
+    own = [i for i, budget in enumerate(curves["budget"]) if budget == which]
+    own = own or list(range(len(curves["budget"])))  # fewer steps than budgets: some had none
+    tightest = min(curves["asked_ratio"][i] for i in own)
+    loss = [curves["loss"][i] for i in own if curves["asked_ratio"][i] == tightest]
     best, last = min(loss), loss[-1]
     checks.append(
         (
@@ -299,7 +301,7 @@ def health(
     )
     checks += _learning(search, importance[which], search.context.ratios[which])
     if search.model.stage.prompt is not None:
-        gradient = curves["prompt_grad"][-1]
+        gradient = curves["prompt_grad"][own[-1]]
         checks.append(("prompt learns", gradient > 1e-7, f"mean gradient norm at the end {gradient:.2g}"))
     groups = search.context.groups.groups
     widths = widths_of(cuts[which])[None]

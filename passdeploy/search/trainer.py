@@ -98,8 +98,19 @@ def search_pass(context: SearchContext) -> SearchResult:
     consequences = [Consequences() for _ in context.ratios]
     curves: dict[str, list[float]] = {
         key: []
-        for key in ("step", "loss", "accuracy", "latency_ratio", "asked_ratio", "blocks", "moved", "prompt_grad")
+        for key in (
+            "step",
+            "budget",
+            "loss",
+            "accuracy",
+            "latency_ratio",
+            "asked_ratio",
+            "blocks",
+            "moved",
+            "prompt_grad",
+        )
     }
+    recorded_every = max(1, CURVE_EVERY // len(context.ratios))  # turns; the shorter training of each budget shows, too
     start, sums = 0, [_Sums() for _ in context.ratios]
     state = context.checkpoint.load()
     if state is not None:
@@ -170,15 +181,15 @@ def search_pass(context: SearchContext) -> SearchResult:
         adam.step()
         hits, places = task.right(logits, labels)
         sums[which].add(finite(loss, step, settings.lr), hits / max(1, places) * len(labels), len(labels))
-        if (turn + 1) % CURVE_EVERY == 0 or step + len(context.ratios) >= total:
-            _record(curves, step + 1, sums[which], asked, cuts[which], search)
+        if (turn + 1) % recorded_every == 0 or step + len(context.ratios) >= total:
+            _record(curves, step + 1, which, sums[which], asked, cuts[which], search)
             sums[which] = _Sums()
         if context.checkpoint.due():
             context.checkpoint.save(
                 _state(step + 1, model, hyper, weights, adam, curves, sums, cuts, solved, consequences)
             )
-        state_line = f"loss {curves['loss'][-1]:.3f}, {1 / asked:.2f}x" if curves["loss"] else ""
-        context.progress(step + 1, total, state_line)
+        own = [loss for loss, budget in zip(curves["loss"], curves["budget"], strict=True) if budget == which]
+        context.progress(step + 1, total, f"loss {own[-1]:.3f}, {1 / asked:.2f}x" if own else "")
     importance = [
         search.scores(search.cuts(cut, asked), asked) for cut, asked in zip(cuts, context.ratios, strict=True)
     ]
@@ -231,10 +242,13 @@ class _Sums:
         self.steps += 1
 
 
-def _record(curves: dict[str, list[float]], step: int, sums: _Sums, asked: float, cuts: Cuts, search: State) -> None:
+def _record(
+    curves: dict[str, list[float]], step: int, which: int, sums: _Sums, asked: float, cuts: Cuts, search: State
+) -> None:
     widths = widths_of(cuts)[None]
     point = {
         "step": step,
+        "budget": which,
         "loss": round(sums.loss / max(1, sums.seen), 5),
         "accuracy": round(sums.right / max(1, sums.seen), 5),
         "latency_ratio": round(float(search.allocator.predict(widths)[0]) / search.allocator.dense_ms, 5),

@@ -51,3 +51,41 @@ def test_frozen_weights_without_a_prompt_leave_the_hypernetwork(context: SearchC
     found = search_pass(changed(context, prompt={"kind": "none"}, co_adapt=False, hyper_every=3))
     for name, value in context.network.named_parameters():
         assert torch.equal(value.detach(), found.network[name])
+
+
+def test_every_budget_has_its_own_curve_and_progress(context: SearchContext) -> None:
+    """As many points in all as a single budget has, so that even the shortest training shows whether it settles."""
+    ratios, said = (0.9, 0.8, 0.6), []
+    more = dataclasses.replace(context, ratios=ratios, progress=lambda *line: said.append(line))
+    found = search_pass(changed(more, min_steps=90, ramp=0.5))
+    budgets, asked = found.curves["budget"], found.curves["asked_ratio"]
+    assert [budgets.count(which) for which in range(3)] == [4, 4, 4]
+    assert [asked[budgets.index(which) :: 3][-1] for which in range(3)] == list(ratios)
+    at = [i for i, budget in enumerate(budgets) if budget == 2]
+    for step, _total, line in said[-90:]:  # those before are of the sensitivities
+        own = [
+            found.curves["loss"][i]
+            for i, s in enumerate(found.curves["step"])
+            if s <= step and budgets[i] == (step - 1) % 3
+        ]
+        assert line.split(",")[0] == (f"loss {own[-1]:.3f}" if own else "")
+    settles = next(check for check in found.health if check["name"] == "loss settles")
+    last = [found.curves["loss"][i] for i in at if asked[i] == 0.6]
+    assert len(last) > 1 and f"from {last[0]:.3f} to {last[-1]:.3f}" in settles["message"]
+
+
+def test_fewer_steps_than_budgets(context: SearchContext) -> None:
+    """The tightest gets none."""
+    assert search_pass(changed(dataclasses.replace(context, ratios=(0.9, 0.8, 0.6)), min_steps=2)).health
+
+
+def test_a_report_shows_the_curve_of_its_own_budget() -> None:
+    from passdeploy.assemble import _curves
+
+    keys = ("step", "loss", "accuracy", "latency_ratio", "blocks")
+    curves: dict[str, list[float]] = {key: [1, 2, 3, 4] for key in keys}
+    old = _curves({"curves": curves}, None, 1).search
+    one = _curves({"curves": curves | {"budget": [0, 1, 0, 1]}}, None, 1).search
+    assert old is not None and old.step == [1, 2, 3, 4]
+    assert one is not None and one.step == [2, 4] and one.series["kept_blocks"] == [2, 4]
+    assert _curves({"curves": {}}, None, 1).search is None
