@@ -166,11 +166,12 @@ def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
             outputs = network(images)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)), 3)
+        wanted = re.search(r"expected input\[.*\] to have (\d+) channels, but got 3 channels", str(error))
         advice = "check the input size (input_size in the configuration)"
-        if channels != 3:
+        if wanted is not None:
+            channels = wanted[1]
             advice = (
-                f"its first convolution takes {channels} channel{'s' * (channels > 1)}; images are RGB, grey ones "
+                f"its first convolution takes {channels} channel{'s' * (channels != '1')}; images are RGB, grey ones "
                 "repeated: build it for three"
             )
         raise BadInput(

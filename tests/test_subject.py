@@ -240,3 +240,22 @@ def test_weights_that_diverged_are_refused(tmp_path: Path, name: str, value: flo
     from_file = config.model_copy(update={"weights": tmp_path / "w.safetensors"})
     with pytest.raises(BadInput, match=rf"NaN or Inf in 1 of \d+ tensors \(first: {name}, 1 of "):
         load_subject(from_file, model=Causal, data=scripted.data())
+
+
+def test_a_wrong_size_is_no_wrong_number_of_channels() -> None:
+    """Whatever the convolution that happens to be defined first takes."""
+
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = nn.Conv2d(8, 8, 3, padding=1)
+            self.first = nn.Conv2d(3, 8, 3, padding=1)
+            self.head = nn.Linear(8 * 32 * 32, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(self.second(self.first(x)).flatten(1))
+            return logits
+
+    config = make_config({"model": "<own>", "data": "<stripes>"})
+    with pytest.raises(BadInput, match=r"check the input size \(input_size in the configuration\)$"):
+        load_subject(config, model=Sized(), data=scripted.data())
