@@ -33,6 +33,16 @@ def users_code(where: str, *but: type[Exception]) -> Iterator[None]:
         raise BadInput(f"{where} failed: {said}{ended}") from error
 
 
+def _as_module(file: Path, attribute: str) -> str:
+    """How a function in a file is given instead."""
+    path = file.resolve().with_suffix("")
+    here = Path.cwd()
+    parts = path.relative_to(here).parts if path.is_relative_to(here) else ()
+    if parts and all(part.isidentifier() for part in parts):
+        return f"give {'.'.join(parts)}:{attribute}"
+    return f"start in {path.parent} and give {path.name}:{attribute}"
+
+
 def load_attribute(spec: str, flag: str) -> Callable[..., Any]:
     """Imports ``module:function`` from the path or the working directory.
 
@@ -40,6 +50,10 @@ def load_attribute(spec: str, flag: str) -> Callable[..., Any]:
         BadInput: No such module or function, or it can't be called.
     """
     module_name, _, attribute = spec.partition(":")
+    if "/" in module_name or module_name.endswith(".py"):
+        raise BadInput(
+            f"{flag} {spec}: {module_name} is a path, not a module; {_as_module(Path(module_name), attribute)}"
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -48,8 +62,7 @@ def load_attribute(spec: str, flag: str) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            hint = f"; give {module_name.removesuffix('.py')}:{attribute}" if module_name.endswith(".py") else ""
-            raise BadInput(f"{flag} {spec}: no module {module_name!r} on the path or in {here}{hint}") from None
+            raise BadInput(f"{flag} {spec}: no module {module_name!r} on the path or in {here}") from None
         raise BadInput(f"{flag} {spec}: {module_name} needs {error.name!r}, which is not installed") from error
     value: Any = module
     for part in attribute.split("."):

@@ -47,3 +47,34 @@ def test_what_a_module_needs_is_not_the_module(tmp_path: Path, monkeypatch: pyte
     for spec in ("nosuch:build", "nosuch.nets:build"):
         with pytest.raises(BadInput, match="no module 'nosuch"):
             load_attribute(spec, "--model")
+
+
+@pytest.mark.parametrize(
+    ("written", "start_in", "hint"),
+    [
+        ("nets.py", None, "give nets:build"),
+        ("./nets.py", None, "give nets:build"),
+        ("families/nets.py", None, "give families.nets:build"),
+        ("{here}/families/nets.py", None, "give families.nets:build"),
+        ("families/nets", None, "give families.nets:build"),
+        ("my-nets/nets.py", "my-nets", "start in {here}/my-nets and give nets:build"),
+        ("../other/nets.py", "../other", "start in {here.parent}/other and give nets:build"),
+    ],
+)
+def test_a_path_is_told_how_it_is_given_as_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, start_in: str | None, hint: str
+) -> None:
+    here = tmp_path / "here"
+    for folder in (here, here / "families", here / "my-nets", tmp_path / "other"):
+        folder.mkdir()
+        (folder / "nets.py").write_text("def build(): return __file__\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    with pytest.raises(BadInput, match="is a path, not a module; ") as refused:
+        load_attribute(f"{written.format(here=here)}:build", "--model")
+    assert "nets" not in sys.modules, "refused before anything is imported"
+    assert str(refused.value).endswith(hint.format(here=here))
+    monkeypatch.chdir(here / (start_in or "."))
+    file = load_attribute(hint.split()[-1], "--model")()
+    assert Path(file).resolve() == (here / written.format(here=here)).with_suffix(".py").resolve()
