@@ -12,6 +12,7 @@ import yaml
 
 from passdeploy.console import Ui
 from passdeploy.errors import BadInput
+from passdeploy.latency.model import LatencyModel
 from passdeploy.latency.steps import Steps, from_table
 from passdeploy.stages import profile
 from passdeploy.workspace import read_json, write_json
@@ -44,6 +45,25 @@ def test_the_steps_of_an_interrupted_profile_are_kept(
     running.stage("profile")
     assert len(swept) == 1
     assert read_json(folder / "profile" / "steps.json") == swept[0].to_json()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_missing_in_the_model_is_said(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cached: bool
+) -> None:
+    folder = copied()
+    kept = read_json(folder / "profile" / "profile.json")
+    shutil.rmtree(folder / "profile")
+    running = scripted.start(folder, weights=yaml.safe_load((folder / "config.yaml").read_text())["weights"])
+    running.ui, units = Ui(), list(running.subject.groups.units.values())
+    model = LatencyModel.from_json(kept, running.subject.operators, units)
+    model.provenance = {**model.provenance, "failed": 2}
+    monkeypatch.setattr(profile, "_measured_profile", lambda *_: model)
+    if cached:
+        del model.provenance["failed"]  # as an earlier version wrote it
+    running.stage("profile")
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("Latency model: 2 of 32 structures can't be measured;" in said) != cached
 
 
 def test_a_profile_of_other_settings_is_refused(copied: Callable[[], Path], capsys: pytest.CaptureFixture[str]) -> None:

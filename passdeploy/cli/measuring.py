@@ -70,9 +70,11 @@ def profile(
     if json_:
         print_json(facts)
     else:
+        repeats = facts["repeatability"]
+        within = "" if repeats is None else f"; a measurement repeats within {repeats:.1%}"
         out_console.print(
             f"{save}: {facts['n']} structures, mean error {facts['mape']:.1%}, largest {facts['max_ape']:.1%} "
-            f"(cross-validated; a measurement repeats within {facts['repeatability']:.1%})",
+            f"(cross-validated{within})",
             markup=False,
         )
 

@@ -41,7 +41,8 @@ class LatencyModel:
         widths: Structures it was fitted on [n, groups].
         ratios: Their measured latency over the dense engine's [n].
         base: The fit.
-        provenance: Target, device, backend, its version, precision, batch, threads, date, seconds.
+        provenance: Target, device, backend, its version, precision, batch, threads, date, seconds, and how many
+            structures had ``failed`` to compile or run (0 where it does not say).
         mape: Mean absolute relative error on structures left out of the fit (5-fold cross-validation); None before a
             fit.
         max_ape: The largest of these.

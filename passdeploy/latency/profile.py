@@ -133,7 +133,7 @@ def profile(
         ratios = np.array([1.0, *(value["ratio"] for _, _, value in measured)])
         dense_ms = float(np.median([value["dense_ms"] for _, _, value in measured]))
         weights = np.array([1.0, *trust([value.get("dense_floor_ms", 1.0) for _, _, value in measured])])
-        facts = {**(provenance or {}), "seed": seed, "seconds": round(seconds, 3)}
+        facts = {**(provenance or {}), "seed": seed, "seconds": round(seconds, 3), "failed": len(failed)}
         return LatencyModel.fit(operators, units, widths, ratios, dense_ms, steps=steps, provenance=facts,
         weights=weights, fewest=fewest,
                                 repeatability=repeatability, bytes_per_weight=bytes_per_weight)  # fmt: skip
@@ -174,7 +174,9 @@ def profile(
             f"latency model: {len(failed)} of {len(failed) + len(measured)} structures cannot be measured "
             f"({failed[-1]}); to try them again, remove {log.path or 'the log'}"
         )
-    differences = [
-        abs(take(s, partial(measure_structure, s))["ratio"] / value["ratio"] - 1) for s, _, value in measured[:REPEATED]
-    ]
-    return fit(float(np.mean(differences)))
+    differences = []
+    for structure, _, value in measured[:REPEATED]:
+        again = take(structure, partial(attempt, partial(measure_structure, structure)))
+        if "failed" not in again:
+            differences.append(abs(again["ratio"] / value["ratio"] - 1))
+    return fit(float(np.mean(differences)) if differences else None)

@@ -73,6 +73,10 @@ def run_profile(run: Run, folder: Path) -> None:
             known = _measured_profile(run, folder)
             if config.profile.cache != "off":
                 cache.store(known)
+        if failed := known.provenance.get("failed", 0):
+            run.ui.say(
+                f"Latency model: {failed} of {failed + len(known.ratios) - 1} structures can't be measured; it is fitted without them."
+            )
         write_json(folder / "profile.json", known.to_json())
     else:
         roofline(run)  # refuses a GPU of which no data sheet is known

@@ -132,10 +132,20 @@ def test_a_structure_that_does_not_compile_is_left_out_and_not_tried_again(tmp_p
     model, log = run(bench, tmp_path / "log", budget_s=5.0)
     assert [r.value.get("failed") for r in log.records].count("engine: no kernel for this") == 1
     assert len(model.ratios) == bench.count - 6 - 1 + 1 and np.isfinite(model.ratios).all()
+    assert model.provenance["failed"] == 1
     again = Refuses(lambda count: True)
     same, replayed = run(again, tmp_path / "log", budget_s=5.0)
     assert again.count == 0 and replayed.replayed == len(log.records)
     assert same.to_json() == model.to_json()
+
+
+@pytest.mark.parametrize("repeats", [0, 4])
+def test_a_repeat_that_fails_costs_no_model(repeats):
+    """The structure was measured before, and so were all others."""
+    bench = Refuses(lambda count: count >= 30 + repeats)
+    model, _ = run(bench, budget_s=1e6, most=30)
+    assert len(model.ratios) == 31 and model.provenance["failed"] == 0
+    assert model.repeatability == (0.0 if repeats else None)
 
 
 def test_where_most_structures_do_not_compile_it_is_said_why(tmp_path):
