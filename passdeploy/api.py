@@ -227,6 +227,8 @@ def save_profile(
     from passdeploy.stages.profile import stage_model
     from passdeploy.workspace import copy_file
 
+    if save.resolve().is_relative_to(out.resolve()):
+        raise BadInput(f"--save {save}: lies in --out {out}, which --fresh would delete; give a file outside of it")
     # A file that a run reads its latency model from may well be the one that is to be written.
     config = config.model_copy(update={"profile_file": None, "axis": "latency"})
     if config.profile.cache == "use":

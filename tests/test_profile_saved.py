@@ -42,6 +42,15 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(
             save_profile(make_config(VALUES), tmp_path / "run", save, quiet=True)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_file_in_the_run_directory_is_refused_before_anything_is_written(tmp_path: Path, fresh: bool) -> None:
+    """The next call with --fresh would have to delete it, and the folder is the run's."""
+    for _ in range(2):
+        with pytest.raises(BadInput, match=r"--save .*lies in --out .*; give a file outside"):
+            save_profile(make_config(VALUES), tmp_path / "run", tmp_path / "run" / "p.json", fresh=fresh, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_too_few_structures_say_what_to_raise() -> None:
     with pytest.raises(BadInput, match=r"8 measured structures are too few, .*; raise profile\.seconds"):
         LatencyModel.fit((), [4], np.ones((8, 1)), np.ones(8), 1.0)
