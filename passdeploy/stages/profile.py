@@ -74,9 +74,8 @@ def run_profile(run: Run, folder: Path) -> None:
             if config.profile.cache != "off":
                 cache.store(known)
         if failed := known.provenance.get("failed", 0):
-            run.ui.say(
-                f"Latency model: {failed} of {failed + len(known.ratios) - 1} structures can't be measured; it is fitted without them."
-            )
+            tried = failed + len(known.ratios) - 1
+            run.ui.say(f"Latency model: fitted without {failed} of {tried} structures, which can't be measured.")
         write_json(folder / "profile.json", known.to_json())
     else:
         roofline(run)  # refuses a GPU of which no data sheet is known
