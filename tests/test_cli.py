@@ -82,7 +82,7 @@ def refused(passdeploy: Call, tmp_path: Path, *arguments: object, base: bool = T
         (["--model", "mobilenet_v"], r"mobilenet_v2"),
         (["--model", "nothere:build"], r"no module 'nothere' on the path or in "),
         (["--model", "net.onnx"], r"is the name of a file; give .* module:function .*--weights"),
-        (["--model", "nets.py:build"], r"no module 'nets\.py' .*; give nets:build"),
+        (["--model", "nets.py:build"], r"nets\.py is a path, not a module; give nets:build"),
         (["--seed", "-1"], r"--seed: .*greater than or equal to 0"),
         (["--seed", "1764367200000000000"], r"--seed: .*less than or equal to 4294967295"),
         (["--model", "json:nope"], r"json has no function 'nope'"),
