@@ -96,7 +96,12 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         # What ships is the engine: in a lower precision its accuracy is not the network's.
         dense["accuracy"]["test"], finetune["accuracy"]["test"] = lower["dense"], lower["model"]
         judged = lower.get("validation")
-        where = "on the engines" if lower["of"] == "engine" else "on the graphs that the engines are built from"
+        where = "on the engines"
+        if lower["of"] == "graph":
+            where = (
+                "on the graphs that the engines are built from, with weights rounded to fp16; "
+                "sums are computed in fp32 here"
+            )
         notes.append(f"Accuracies are those in {run.target.precision}, measured {where}.")
     elif run.target.precision != "fp32" and proof is not None:
         notes.append(f"Accuracies are the network's in fp32: nothing in {run.target.precision} can be run here.")

@@ -22,9 +22,12 @@ KEEP = {
     "TopK", "Loop", "If", "Scan", "RoiAlign",
 }  # fmt: skip
 """Operators that stay float32: their sums and squares overflow half (65504), or their inputs must be float32."""
+FOLLOW_SQUARES = {"ReduceMean", "Add", "Sqrt", "Reciprocal"}
+"""Operators that stay float32 behind squares, on the way to a norm: half would hold the squares in between."""
 UNBUILDABLE = {"fp16": {"Celu"}, "bf16": {"Celu", "HardSwish", "Mish"}}
 """Operators that TensorRT-RTX 1.7 takes in float32 but not in this precision (found by building each)."""
 PAIRS = {"QuantizeLinear", "DequantizeLinear"}
+LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_NORMAL = {"fp16": 2.0**-14, "bf16": 2.0**-126}
 
 
@@ -67,9 +70,8 @@ class _Converter:
             if name in self.scales:  # a subnormal scale loses bits; a zero one divides by zero
                 array = np.maximum(array, np.float32(SMALLEST_NORMAL[self.suffix]))
             if self.suffix == "fp16":
-                limit = float(np.finfo(np.float16).max)
-                if np.isfinite(array).all() and np.abs(array, dtype=np.float64).max(initial=0) > limit:
-                    raise BadInput(f"fp16: the weight {name!r} exceeds {limit:.0f}; use --precision bf16")
+                if np.isfinite(array).all() and np.abs(array, dtype=np.float64).max(initial=0) > LARGEST:
+                    raise BadInput(f"fp16: the weight {name!r} exceeds {LARGEST:.0f}; use --precision bf16")
                 half = array.astype(np.float16)
             else:
                 half = array.astype(ml_dtypes.bfloat16)
@@ -77,14 +79,25 @@ class _Converter:
             self.graph.initializer.append(numpy_helper.from_array(half, self.seams[key]))
         return self.seams[key]
 
+    def squared(self, node: Any, squares: set[str]) -> bool:
+        """Whether a node makes squares, or goes on with nothing but `squares` on the way to a norm."""
+        if node.op_type in ("Mul", "Pow"):
+            return node.op_type == "Pow" or node.input[0] == node.input[1]
+        read = self.floats.intersection(node.input).difference(self.weights)
+        return node.op_type in FOLLOW_SQUARES and bool(read) and read <= squares
+
     def convert(self) -> Any:
         from onnx import helper
 
         keep = input_stage(self.graph)
         halves: set[str] = set()  # values that are half in the new graph, under their old names
+        squares: set[str] = set()
         outputs = {value.name for value in self.graph.output}
         for node in list(self.graph.node):
             stays = node.name in keep or node.op_type in self.keep or any(a.HasField("g") for a in node.attribute)
+            if self.squared(node, squares):
+                squares.update(node.output)
+                stays = True
             if not stays and node.op_type in ("Cast", "ConstantOfShape", "Constant", "EyeLike", "CastLike"):
                 stays = True  # they name their type; what they make is cast where it is used
             for index, name in enumerate(node.input):
@@ -138,6 +151,57 @@ def to_half(data: bytes, precision: str) -> bytes:
         raise BadInput(f"{precision}: the graph does not convert: {one_line(error)}; use --precision fp32") from None
     result: bytes = converted.SerializeToString()
     return result
+
+
+def check_range(data: bytes, half: bytes, images: np.ndarray) -> None:
+    """Refuses a float16 graph some of whose values would be infinite.
+
+    ONNX Runtime's CPU kernels compute such a graph in float32, where nothing overflows: its outputs don't tell.
+
+    Args:
+        data: The float32 graph.
+        half: What became of it.
+        images: Real ones, as many as fill a batch of `data` or more.
+
+    Raises:
+        BadInput: The largest value, and how large it is.
+    """
+    import onnx
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, shape_inference
+
+    def values(model: Any, kind: int) -> set[str]:
+        inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+        infos = [*inferred.value_info, *inferred.output]
+        return {value.name for value in infos if value.type.tensor_type.elem_type == kind}
+
+    model = onnx.load_model_from_string(data)
+    halves = values(onnx.load_model_from_string(half), TensorProto.FLOAT16)
+    names = sorted(values(model, TensorProto.FLOAT) & (halves | {name.removesuffix("__fp16") for name in halves}))
+    graph = model.graph
+    del graph.output[:]
+    for name in names:
+        graph.node.append(helper.make_node("Abs", [name], [f"{name}__size"]))
+        graph.node.append(helper.make_node("ReduceMax", [f"{name}__size"], [f"{name}__top"], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(f"{name}__top", TensorProto.FLOAT, []))
+    if not names:
+        return
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    tops = np.zeros(len(names))
+    first = session.get_inputs()[0]
+    batch = first.shape[0] if isinstance(first.shape[0], int) else 1
+    for start in range(0, len(images) - batch + 1, batch):
+        found = np.array(session.run(None, {first.name: images[start : start + batch]}))
+        tops = np.maximum(tops, np.where(np.isfinite(found), found, 0))  # what is infinite here is a mask
+    worst = int(tops.argmax())
+    if tops[worst] > LARGEST:
+        raise BadInput(
+            f"fp16: {names[worst]!r} reaches {tops[worst]:.3g} on validation images, half ends at {LARGEST:.0f}; "
+            "use --precision bf16"
+        )
 
 
 def _raise_opset(model: Any, wanted: int) -> Any:

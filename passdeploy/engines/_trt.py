@@ -208,7 +208,13 @@ class TrtBackend(Backend):
 
     def graph_for(self, source: CompileInput, target: Target) -> bytes:
         """The ONNX graph in the target's precision: what the builder reads, and what stands in for its accuracy."""
-        return self.convert(read_graph(source, target).data, source, target)
+        from passdeploy.engines._convert import check_range
+
+        data = read_graph(source, target).data
+        graph = self.convert(data, source, target)
+        if source.samples is not None:
+            check_range(data, graph, source.samples)
+        return graph
 
     def convert(self, data: bytes, source: CompileInput, target: Target) -> bytes:
         """Changes a float32 graph to the target's precision; `source` has the images that int8 is calibrated on."""
