@@ -143,17 +143,38 @@ def _load_data(given: str | ImageData, config: RunConfig) -> ImageData:
         raise BadInput(f"--task {config.task}: {data.name} is for {task_of(data).name}; give data with labels for it")
     if changes:
         data = dataclasses.replace(data, preprocess=dataclasses.replace(data.preprocess, **changes))
+    _check_task(task_of(data), data)
     check_data(data, task_of(data))
     return data
 
 
 def _check_prompt(prompt: PromptConfig, data: ImageData) -> None:
-    """Refuses an expansive prompt that has no border, or leaves nothing of the image inside it."""
+    """Refuses an expansive prompt that has no border, leaves nothing of the image inside it, or moves what is judged.
+
+    Where every pixel has a label, those of the labels would have to shrink as well.
+    """
+    if prompt.kind != "expansive":
+        return
+    if len(task_of(data).output_shape(data)) > 1:
+        raise BadInput(
+            "prompt: kind expansive shrinks the image away from its labels, which are one per pixel; "
+            "set prompt.kind to additive or none"
+        )
     side = min(data.preprocess.size)
-    if prompt.kind == "expansive" and not 0 < 2 * prompt.width < side:
+    if not 0 < 2 * prompt.width < side:
         raise BadInput(
             f"prompt: kind expansive with width {prompt.width}: the border of an image of {data.name} takes "
             f"1 to {(side - 1) // 2} pixels; set prompt.width"
+        )
+
+
+def _check_task(task: Task, data: ImageData) -> None:
+    """Refuses a task whose outputs no bundle can describe: better now than after the training."""
+    shape = task.output_shape(data)
+    if len(shape) not in (1, 3) or shape[0] != data.num_classes:
+        raise BadInput(
+            f"task {task.name}: an image's outputs have shape {shape}; only ({data.num_classes},) and "
+            f"({data.num_classes}, H, W), the classes of {data.name} first, can be shipped"
         )
 
 

@@ -163,6 +163,21 @@ def test_a_dictionary_is_no_output() -> None:
         load_subject(make_config({"model": "x", "data": "squares"}), model=Two(), data=data())
 
 
+def test_pixels_that_move_away_from_their_labels_are_refused() -> None:
+    config = make_config({"model": "x", "data": "squares", "prompt": {"kind": "expansive", "width": 2}})
+    with pytest.raises(BadInput, match=r"set prompt\.kind to additive or none"):
+        load_subject(config, model=tiny_unet(), data=data())
+
+
+@pytest.mark.parametrize("shape", [(CLASSES, 16), (CLASSES + 1,), ()])
+def test_outputs_that_cannot_be_shipped_are_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(type(task_of(data())), "output_shape", lambda *_: shape)
+    with pytest.raises(BadInput, match=r"only \(3,\) and \(3, H, W\), the classes of squares first"):
+        load_subject(make_config({"model": "x", "data": "squares"}), model=tiny_unet(), data=data())
+
+
 def test_a_task_that_the_data_is_not_for() -> None:
     config = make_config({"model": "x", "data": "squares", "task": "classification"})
     with pytest.raises(BadInput, match="--task classification: squares is for segmentation"):
