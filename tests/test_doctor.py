@@ -17,7 +17,8 @@ from rich.console import Console
 from passdeploy import doctor, environment
 from passdeploy._probes import PACKAGES, Finding, Package, check_package, run
 from passdeploy.doctor import diagnose, list_targets, render, render_targets, to_json
-from passdeploy.targets import ANY_GPU, DEVICES
+from passdeploy.engines.base import get_backend
+from passdeploy.targets import ANY_GPU, DEVICES, Target
 
 
 def text(renderable: object) -> str:
@@ -189,6 +190,14 @@ def test_environment_is_what_a_report_takes() -> None:
 
 def test_usable_cores() -> None:
     assert 1 <= environment.usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_a_containers_quota_bounds_the_threads_of_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(environment, "_cpu_quota", lambda: 2.5)
+    target = Target("cpu", "test", None, "onnxruntime", "fp32", 1, 2, True)
+    assert get_backend("onnxruntime").available(target) is None
+    assert "to 2" in str(get_backend("onnxruntime").available(target.with_(threads=3)))
 
 
 def test_targets() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,18 +39,16 @@ def missing(module: str, install: str) -> str | None:
     return None if found else f"{module} is not installed; pip install {install}"
 
 
-def cpu_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cpu_reason(target: Target, precisions: tuple[str, ...]) -> str | None:
     """Why a CPU backend with these precisions can't serve the target; None when it can."""
+    from passdeploy.environment import usable_cores
+
     if target.precision not in precisions:
         why = ", which a CPU computes in fp32" if target.precision in ("fp16", "bf16") else ""
         return f"{target.precision} is not offered on a CPU{why}; use --precision {' or '.join(precisions)}"
-    if not 1 <= target.threads <= cpu_cores():
-        return f"--threads {target.threads}: this machine lets a process use 1 to {cpu_cores()}"
+    cores = usable_cores()
+    if not 1 <= target.threads <= cores:
+        return f"--threads {target.threads}: this machine lets a process use 1 to {cores}"
     return None
 
 
