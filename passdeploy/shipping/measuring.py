@@ -90,8 +90,13 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
         if reason := backend.runnable(target):
             raise Refused(f"engine {engine.id}: cannot be measured here: {reason}")
         engines: dict[str, Engine] = {}
+        missing = ""
         if budget is not None and budget.speedup is not None:
-            engines |= _dense(contents, manifest, backend, target, images)
+            dense = _dense(contents, manifest, backend, target, images)
+            if isinstance(dense, Engine):
+                engines["dense"] = dense
+            else:
+                missing = dense
         data, suffix = contents.sealed.read(engine.file), PurePosixPath(engine.file).suffix
         engines["engine"] = Engine(engine.backend, data, suffix, engine.meta)
         with ExitStack() as stack:
@@ -104,25 +109,27 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
             comparison = interleave(timed, replace(BENCH, percentiles=percentiles))
     except (BadInput, Unavailable) as error:
         raise Refused(f"engine {engine.id}: cannot be measured here: {error}") from None
-    return arrived(comparison, budget, manifest)
+    return arrived(comparison, budget, manifest, missing)
 
 
 def _dense(
     contents: Contents, manifest: BundleManifest, backend: Backend, target: Target, images: np.ndarray
-) -> dict[str, Engine]:
-    """The dense engine, compiled here; empty when the bundle has no dense graph or the backend takes no ONNX."""
+) -> Engine | str:
+    """The dense engine, compiled here; where it can't be, why."""
     from passdeploy.engines.base import CompileInput
 
     part = manifest.parts.dense_onnx
     if part is None:
-        return {}
+        return "the bundle holds no dense graph to compare with"
+    # An int8 engine is calibrated on whole batches; that its ranges are those of few images changes no latency.
+    images = np.resize(images, (max(len(images), target.batch), *images.shape[1:]))
     with tempfile.TemporaryDirectory(prefix="passdeploy-verify-") as folder:
         path = Path(folder, "dense.onnx")
         path.write_bytes(contents.sealed.read(part.file))
         try:
-            return {"dense": backend.compile(CompileInput(path, samples=images), target)}
-        except (BadInput, Unavailable):
-            return {}
+            return backend.compile(CompileInput(path, samples=images), target)
+        except (BadInput, Unavailable) as error:
+            return f"the bundle's dense graph is not compiled here: {error}"
 
 
 def _budget(manifest: BundleManifest) -> Budget | None:
@@ -130,13 +137,14 @@ def _budget(manifest: BundleManifest) -> Budget | None:
     return None if asked is None else parse_budget(asked.asked, asked.percentile, asked.scope)
 
 
-def arrived(comparison: Comparison, budget: Budget | None, manifest: BundleManifest) -> Arrival:
+def arrived(comparison: Comparison, budget: Budget | None, manifest: BundleManifest, missing: str = "") -> Arrival:
     """What a measurement says about the budget.
 
     Args:
         comparison: Of ``engine``, alone or beside ``dense`` as the reference.
         budget: None: nothing was asked.
         manifest: For the status so far.
+        missing: Why there is no ``dense``.
     """
     measurement = comparison.measurements["engine"]
     latency = measurement.to_json()
@@ -151,10 +159,7 @@ def arrived(comparison: Comparison, budget: Budget | None, manifest: BundleManif
         line = f"{budget.percentile} {value:.3f} ms on this machine, {budget.asked} asked"
         return Arrival(latency, None, _status(met), f"{line}: {_status(met)}")
     if "dense" not in comparison.measurements:
-        why = "the bundle holds no dense graph to compare with"
-        if manifest.parts.dense_onnx is not None:
-            why = "its backend does not compile the bundle's dense graph here"
-        line = f"{told} on this machine; {budget.asked} can't be judged: {why}"
+        line = f"{told} on this machine; {budget.asked} can't be judged: {missing}"
         return Arrival(latency, None, manifest.status, line)
     ratio = comparison.ratio("engine")
     # Who asks for 1x is given the dense network itself.

@@ -183,6 +183,18 @@ def load(
         Refused: The bundle is not what was sealed or does not fit this machine; one line that says why.
     """
     contents = open_bundle(Path(bundle), Path(key) if key is not None else None)
+    return load_contents(contents, engine=engine, machine=machine, check_samples=check_samples, **options)
+
+
+def load_contents(
+    contents: Contents,
+    *,
+    engine: str | None = None,
+    machine: Machine | None = None,
+    check_samples: bool = True,
+    **options: Any,
+) -> Model:
+    """Loads what has been opened and checked; the rest as for `load`."""
     chosen = contents.choose(engine, machine)
     executor = create(chosen, contents.sealed.read(chosen.file), contents.manifest, **options)
     model = Model(contents, chosen, executor)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from passdeploy.errors import Unavailable
 from passdeploy.shipping import manifest as m
-from passdeploy.shipping.contents import MANIFEST, read_contents
+from passdeploy.shipping.contents import MANIFEST, Contents, read_contents
 from passdeploy.shipping.hardware import Machine
-from passdeploy.shipping.runner import Model, load
+from passdeploy.shipping.runner import Model, load_contents
 from passdeploy.shipping.signing import SIGNATURE, check_signature
 from passdeploy.shipping.sums import Refused, Sealed, open_sealed
 
@@ -122,13 +122,14 @@ def verify(
 
     def contents() -> str:
         assert found.sealed is not None
-        read = read_contents(found.sealed)
+        found.contents = read = read_contents(found.sealed)
         found.manifest = m.read(found.sealed.read(MANIFEST))
         found.status = found.manifest.status
         return f"bundle.json binds {len(read.engines)} engine(s) to the ONNX file, and is of schema {m.SCHEMA}"
 
     def hardware() -> str:
-        found.model = load(bundle, engine=engine, machine=machine, check_samples=False)
+        assert found.contents is not None  # what was checked, not what may lie there by now
+        found.model = load_contents(found.contents, engine=engine, machine=machine, check_samples=False)
         return f"engine {found.model.engine.id} fits this machine"
 
     def samples() -> str:
@@ -162,6 +163,7 @@ def verify(
 @dataclass
 class _Found:
     sealed: Sealed | None = None
+    contents: Contents | None = None
     manifest: m.BundleManifest | None = None
     model: Model | None = None
     status: str | None = None

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.shipping.bundle import EngineSource, write_bundle
 from passdeploy.shipping.contents import open_bundle
+from passdeploy.shipping.executors import openvino as executor
 from passdeploy.shipping.hardware import Gpu, Machine
 from passdeploy.shipping.runner import load
 from passdeploy.shipping.sums import Refused
@@ -45,6 +47,25 @@ def openvino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rtx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = Target("a100", "NVIDIA A100", "8.0", "tensorrt_rtx", "fp32", 1, 1, attached=False)
     return bundle_of(tmp_path_factory.mktemp("rtx"), target)
+
+
+@pytest.mark.parametrize(("streams", "threads"), [(1, None), (2, None), (3, 2)])
+def test_every_stream_of_openvino_has_the_threads_of_one(
+    openvino: Path, monkeypatch: pytest.MonkeyPatch, streams: int, threads: int | None
+) -> None:
+    """OpenVINO takes no more streams than threads, and divides these among the streams."""
+    core, asked = executor._core(), {}
+
+    class Core:
+        read_model = staticmethod(core.read_model)
+
+        def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
+            asked.update(settings)
+            return core.compile_model(model, device, settings)
+
+    monkeypatch.setattr(executor, "_core", Core)
+    load(openvino, streams=streams, threads=threads).close()
+    assert (asked["NUM_STREAMS"], asked["INFERENCE_NUM_THREADS"]) == (streams, streams * (threads or 1))
 
 
 def test_openvino_from_threads(openvino: Path) -> None:

@@ -15,7 +15,7 @@ from passdeploy.errors import BadInput
 from passdeploy.latency import measure
 from passdeploy.latency.measure import Settings, Timed
 from passdeploy.latency.measurement import Comparison
-from passdeploy.shipping import sums
+from passdeploy.shipping import manifest, sums
 from passdeploy.shipping.bundle import EngineSource, write_bundle
 from passdeploy.shipping.contents import open_bundle
 from passdeploy.shipping.hardware import Gpu, Machine, misfit
@@ -258,6 +258,47 @@ def test_a_speedup_without_a_dense_graph_stays_open(tmp_path: Path) -> None:
     result = verify(_speedup_bundle(tmp_path, "2x", dense=False), measure=True)
     assert (result.status, result.exit_code) == ("unverified", 0)
     assert "no dense graph" in result.checks[-1].message
+
+
+def test_a_speedup_in_int8_of_more_images_than_the_bundle_carries(tmp_path: Path) -> None:
+    batch = 9
+    source = make_source(tmp_path / "run", batch=batch)
+    target = replace(cpu_target(batch), precision="int8")
+    backend = get_backend(target.backend)
+    samples = np.resize(source.images, (batch, *source.images.shape[1:]))
+    backend.save(backend.compile(CompileInput(source.onnx, samples=samples), target), tmp_path / "int8")
+    budget = {"asked": "1.2x", "latency_ms": 1.0, "percentile": "p50", "scope": "engine"}
+    source = replace(
+        source,
+        engines=(EngineSource(tmp_path / "int8", target),),
+        dense_onnx=write_onnx(tmp_path / "dense.onnx", batch=batch, width=256),
+        report=report(status="unverified", budget=budget),
+    )
+    result = verify(write_bundle(tmp_path / "bundle", source), measure=True)
+    assert result.status == "within_budget", result.checks[-1].message
+
+
+def test_why_a_dense_graph_is_not_compiled_is_told(tmp_path: Path) -> None:
+    write_onnx(tmp_path / "dense.onnx", batch=2)
+    budget = {"asked": "2x", "latency_ms": 1.0, "percentile": "p50", "scope": "engine"}
+    changes = {"report": report(status="unverified", budget=budget), "dense_onnx": tmp_path / "dense.onnx"}
+    result = verify(write_bundle(tmp_path / "bundle", make_source(tmp_path / "run", **changes)), measure=True)
+    assert result.status == "unverified"
+    assert "exported for batch 2" in result.checks[-1].message
+
+
+def test_what_runs_is_what_was_checked(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another sound bundle that takes its place after the checks is not run instead."""
+    other = write_bundle(tmp_path / "other", make_source(tmp_path / "run2", seed=9))
+    read = manifest.read
+
+    def swap(data: bytes) -> manifest.BundleManifest:
+        shutil.rmtree(bundle)
+        shutil.copytree(other, bundle)
+        return read(data)
+
+    monkeypatch.setattr(manifest, "read", swap)
+    assert "engine.onnx: content does not match its digest" in (verify(bundle).reason or "")
 
 
 def test_end_to_end_is_measured_with_its_transfers(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def create(
         settings["INFERENCE_NUM_THREADS"] = threads
     if streams > 1:
         settings["NUM_STREAMS"] = streams
+        if "INFERENCE_NUM_THREADS" in settings:  # counts those of all streams
+            settings["INFERENCE_NUM_THREADS"] *= streams
     core = _core()
     try:
         compiled = core.compile_model(core.read_model(io.BytesIO(data)), "CPU", settings)
