@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -96,9 +97,15 @@ def read_graph(source: CompileInput, target: Target) -> Graph:
     return Graph(data, inputs, _shapes(model.graph.output, path))
 
 
-def facts(target: Target, version: str, graph: Graph) -> dict[str, Any]:
-    """What every engine records about itself."""
-    return {
+def facts(target: Target, version: str, graph: Graph, calibrated: CompileInput | None = None) -> dict[str, Any]:
+    """What every engine records about itself; with the digest of the images that `calibrated` it."""
+    digest = {}
+    if calibrated is not None and calibrated.samples is not None and target.precision in ("int8", "fp8"):
+        from passdeploy.engines._quantize import calibration_images
+
+        batch = next(iter(graph.inputs.values()))[0]
+        digest["calibration_sha256"] = digest_images(calibration_images(calibrated.samples, batch))
+    return digest | {
         "version": version,
         "precision": target.precision,
         "batch": target.batch,
@@ -162,6 +169,11 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
     """An exception's text in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def digest_images(images: np.ndarray) -> str:
+    """SHA-256 over shape and pixels."""
+    return hashlib.sha256(repr(images.shape).encode() + images.tobytes()).hexdigest()
 
 
 WARM_CALLS = 5

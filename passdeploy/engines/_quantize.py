@@ -25,6 +25,8 @@ from passdeploy.engines.base import CompileInput
 from passdeploy.errors import BadInput
 
 CALIBRATION_IMAGES = 256
+OPEN_BATCH = 16
+"""Images at a time where the graph does not say."""
 
 EXACT_SUMS = ("amx_int8", "avx512_vnni", "avx_vnni", "asimd")
 """CPU features (the last is ARM's) of which any one adds products of 8 bits without saturating."""
@@ -101,7 +103,13 @@ def for_tensorrt_fp8() -> Recipe:
         weights="QFLOAT8E4M3FN",
         method="Distribution",
         operators=_TENSOR_CORES,
-        options={"QuantizeBias": False, "AddQDQPairToWeight": True, "OpTypesToExcludeOutputQuantization": ["Gemm"]},
+        options={
+            "QuantizeBias": False,
+            "AddQDQPairToWeight": True,
+            "OpTypesToExcludeOutputQuantization": ["Gemm"],
+            # Histograms are made of one batch after the other: all activations of all images take many gigabytes.
+            "CalibStridedMinMax": 1,
+        },
     )
 
 
@@ -109,13 +117,29 @@ class _Images:
     """Calibration images one batch at a time, as ONNX Runtime's calibrator asks for them."""
 
     def __init__(self, name: str, samples: np.ndarray, batch: int) -> None:
-        self.name, self.samples, self.batch, self.at = name, samples, batch, 0
+        self.name, self.samples, self.batch = name, samples, batch
+        self.set_range(0, len(self))
+
+    def __len__(self) -> int:
+        return len(self.samples) // self.batch
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Goes on with these batches."""
+        self.at, self.end = start_index, end_index
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next batch; None when they are used up."""
-        chunk = self.samples[self.at : self.at + self.batch]
-        self.at += self.batch
-        return {self.name: chunk} if len(chunk) == self.batch else None
+        if self.at == self.end:
+            return None
+        self.at += 1
+        return {self.name: self.samples[(self.at - 1) * self.batch : self.at * self.batch]}
+
+
+def calibration_images(samples: np.ndarray, batch: int) -> np.ndarray:
+    """Those of `samples` that ranges come from: whole batches; `batch` is -1 where the graph leaves it open."""
+    batch = batch if batch > 0 else OPEN_BATCH
+    used = samples[: max(batch, CALIBRATION_IMAGES)]
+    return np.ascontiguousarray(used[: len(used) // batch * batch], dtype=np.float32)
 
 
 def quantize(source: CompileInput, recipe: Recipe) -> bytes:
@@ -150,11 +174,12 @@ def quantize(source: CompileInput, recipe: Recipe) -> bytes:
             onnx.save(model, plain)
             images = model.graph.input[0]
             first = images.type.tensor_type.shape.dim[0]
-            batch = first.dim_value if first.HasField("dim_value") else 16
-            samples = np.ascontiguousarray(source.samples[: max(batch, CALIBRATION_IMAGES)], dtype=np.float32)
-            if len(samples) < batch:
+            batch = first.dim_value if first.HasField("dim_value") else OPEN_BATCH
+            samples = calibration_images(source.samples, batch)
+            if not len(samples):
                 raise BadInput(
-                    f"{recipe.precision}: {len(samples)} calibration images do not fill one batch of {batch}; give more"
+                    f"{recipe.precision}: {len(source.samples)} calibration images do not fill one batch of {batch}; "
+                    "give more"
                 )
             with contextlib.redirect_stdout(io.StringIO()):  # some calibrators print
                 q.quantize_static(
@@ -183,11 +208,23 @@ def quantize(source: CompileInput, recipe: Recipe) -> bytes:
 
 
 def _operators(recipe: Recipe, graph: Any) -> list[str] | None:
-    if recipe.operators is None:
-        return None
-    # The sums of a transformer's residual stream carry outliers that 8 bits lose, and nothing fuses with them there.
-    attention = any(node.op_type in ("Softmax", "Attention") for node in graph.node)
-    return [kind for kind in recipe.operators if not (attention and kind in _RESIDUALS)]
+    # The sums of a transformer's residual stream carry outliers that 8 bits lose, and nothing fuses with them there;
+    # its norms and softmaxes lose as much.
+    if _has_attention(graph):
+        return list(_TENSOR_CORES)
+    return None if recipe.operators is None else list(recipe.operators)
+
+
+def _has_attention(graph: Any) -> bool:
+    """Whether a softmax weighs something in a matrix product; one over the classes does not."""
+    shares: set[str] = set()
+    for node in graph.node:
+        reads = not shares.isdisjoint(node.input)
+        if node.op_type == "Attention" or (node.op_type == "MatMul" and reads):
+            return True
+        if node.op_type == "Softmax" or (node.op_type in ("Where", "Reshape", "Transpose") and reads):
+            shares.update(node.output)
+    return False
 
 
 def _reader(name: str, samples: np.ndarray, batch: int) -> Any:

@@ -246,7 +246,7 @@ class TrtBackend(Backend):
             }
             built = run_job(CHILD, job, f"{self.title}: build for {target.name} failed", env=self.environment)
             data = engine_path.read_bytes()
-        meta = facts(target, built["library"], graph) | {
+        meta = facts(target, built["library"], graph, source) | {
             "compute_capabilities": [f"{a}.{b}" for a, b in capabilities(target)],
             "build_s": round(built["seconds"], 3),
             "options": asdict(options),

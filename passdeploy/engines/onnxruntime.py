@@ -254,7 +254,7 @@ class OnnxRuntime(Backend):
             from passdeploy.engines._convert import to_half
 
             data = to_half(data, "fp16")
-        meta = facts(target, self.version(), graph) | {
+        meta = facts(target, self.version(), graph, source) | {
             "threads": target.threads,
             "providers": self.provider_names(target),
             "session": dict(CPU_SETTINGS),

@@ -136,7 +136,7 @@ class OpenVino(Backend):
 
             recipe = for_cpu()
             data, needs = quantize(source, recipe), {"cpu_flags_any": list(recipe.cpu_flags_any)}
-        meta = facts(target, self.version(), graph) | {
+        meta = facts(target, self.version(), graph, source) | {
             "threads": target.threads,
             "settings": settings(target.threads),
             **needs,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from passdeploy.engines._common import digest_images
 from passdeploy.engines.base import TOLERANCE
 from passdeploy.errors import BadInput
 from passdeploy.shipping import manifest as m
@@ -34,7 +35,7 @@ from passdeploy.shipping.hardware import this_machine
 from passdeploy.shipping.replace import replace_folder
 from passdeploy.shipping.sbom import SBOM, sbom
 from passdeploy.shipping.source import BundleSource, EngineSource
-from passdeploy.shipping.sums import SUMS, digest_bytes, digest_file, write
+from passdeploy.shipping.sums import SUMS, digest_file, write
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target
@@ -234,11 +235,10 @@ def _requirements(meta: Mapping[str, Any], target: Target) -> m.Requirements:
 
 
 def _calibration(engine: EngineSource, meta: Mapping[str, Any]) -> str | None:
-    """Digest over shape and pixels; None for what was not calibrated."""
+    """What the engine records, unless it is given; None for what was not calibrated."""
     if engine.calibration is None:
         return meta.get("calibration_sha256")
-    images = np.ascontiguousarray(engine.calibration, dtype=np.float32)
-    return digest_bytes(repr(images.shape).encode() + images.tobytes())
+    return digest_images(np.ascontiguousarray(engine.calibration, dtype=np.float32))
 
 
 def _engine(folder: Path, engine: EngineSource, source: BundleSource, onnx: str) -> m.EngineEntry:

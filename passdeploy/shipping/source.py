@@ -25,7 +25,8 @@ class EngineSource:
             taken when this is None and the target is attached.
         dense_latency: The dense engine's on the same target.
         tolerance: On the samples; None: that of the precision (`passdeploy.engines.base.TOLERANCE`).
-        calibration: Images that the ranges of an int8 or fp8 engine came from; their digest is recorded.
+        calibration: Images that the ranges of an int8 or fp8 engine came from; their digest is recorded. None: the
+            digest that the engine's compiler recorded.
     """
 
     folder: Path

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import nn
 
 from passdeploy.engines import _quantize
 from passdeploy.engines._convert import to_half
@@ -14,6 +17,7 @@ from passdeploy.engines._graph import input_stage
 from passdeploy.engines._quantize import Recipe, for_cpu, for_tensorrt, for_tensorrt_fp8, quantize
 from passdeploy.engines.base import CompileInput
 from passdeploy.errors import BadInput
+from passdeploy.export import export_onnx
 from tests.engines.conftest import SIZE, Case
 
 RECIPES = {"cpu": for_cpu(), "tensorrt": for_tensorrt()}
@@ -80,6 +84,49 @@ def test_no_images_no_calibration(case: Case, recipe: Recipe, precision: str, sa
 def test_too_few_images_for_the_batch(case4: Case) -> None:
     with pytest.raises(BadInput, match="3 calibration images do not fill one batch of 4"):
         quantize(replace(case4.source, samples=case4.images[:3]), for_cpu())
+
+
+def test_fp8_holds_the_activations_of_one_batch_at_a_time(case4: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    held, collect = [], HistogramCollector.collect
+
+    def watched(self: HistogramCollector, arrays: dict[str, list[np.ndarray]]) -> None:
+        held.append(max(map(len, arrays.values())))
+        collect(self, arrays)
+
+    monkeypatch.setattr(HistogramCollector, "collect", watched)
+    assert quantize(case4.source, for_tensorrt_fp8())
+    assert held == [1] * (len(case4.images) // 4)
+
+
+class Block(nn.Module):
+    """Self-attention with its residual sum and norm; or, without, a convolution and a softmax over the classes."""
+
+    def __init__(self, attention: bool) -> None:
+        super().__init__()
+        self.attention, self.conv, self.norm = attention, nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        if not self.attention:
+            return torch.softmax(self.head((x + torch.relu(x)).mean((2, 3))), 1)
+        x = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(self.norm(x)).chunk(3, 2)
+        x = x + torch.softmax(q @ k.transpose(1, 2), 2) @ v
+        return self.head(self.norm(x).mean(1))
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_what_a_transformer_adds_up_and_norms_stays_in_float32_on_a_cpu(attention: bool, tmp_path: Path) -> None:
+    path = export_onnx(Block(attention), tmp_path / "model.onnx", SIZE)
+    samples = np.random.default_rng(0).random((4, *SIZE), dtype=np.float32)
+    graph = onnx.load_model_from_string(quantize(CompileInput(path, samples=samples), for_cpu())).graph
+    paired = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    fed = {node.op_type for node in graph.node if paired.intersection(node.input)}
+    assert {"Conv"} < fed
+    assert fed.isdisjoint({"Add", "LayerNormalization", "Softmax"}) == attention
 
 
 def installed() -> bool:

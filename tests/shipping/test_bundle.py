@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
+from passdeploy.engines.base import CompileInput
+from passdeploy.engines.onnxruntime import OnnxRuntime
 from passdeploy.errors import BadInput
 from passdeploy.shipping import manifest as m
 from passdeploy.shipping import sbom
@@ -164,3 +167,16 @@ def test_calibration_images_are_recorded_by_digest(tmp_path: Path) -> None:
         digests.append(open_bundle(folder).manifest["engines"][0]["calibration_sha256"])
     assert all(digests)
     assert digests[0] != digests[1]
+
+
+def test_an_engine_in_int8_says_which_images_calibrated_it(tmp_path: Path) -> None:
+    """Of 7 images, 6: those that fill the batches of 3."""
+    source, target = make_source(tmp_path / "run", batch=3), replace(cpu_target(3), precision="int8")
+    images = np.random.default_rng(0).random((7, 3, 12, 10), dtype=np.float32)
+    OnnxRuntime().save(OnnxRuntime().compile(CompileInput(source.onnx, samples=images), target), tmp_path / "int8")
+    recorded = []
+    for calibration in (None, images[:6], images):
+        engines = (EngineSource(tmp_path / "int8", target, calibration=calibration),)
+        folder = write_bundle(tmp_path / "bundle", replace(source, engines=engines))
+        recorded.append(open_bundle(folder).manifest["engines"][0]["calibration_sha256"])
+    assert recorded[0] == recorded[1] != recorded[2]
