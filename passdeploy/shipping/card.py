@@ -19,6 +19,11 @@ _STATUS = {
 }
 
 
+_FILES = """Image files, where it was trained on a folder of them: the EXIF orientation was applied, alpha
+dropped, grey repeated, resizing was bilinear with antialiasing (Pillow's), and pixels were rounded to 8 bits
+before they were divided by 255."""
+
+
 def _cell(text: str) -> str:
     """Text that can't break out of its table cell or become markup."""
     return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", " ".join(text.split()))
@@ -103,6 +108,7 @@ A latency holds for the device it was measured on. `passdeploy verify BUNDLE --m
 
 ## What goes in and out
 In: `{manifest.input.name}`, float32, {_shape(manifest.input.shape)}, RGB in [0, 1]: {_preprocess(manifest)}.
+{_FILES}
 Done by the engine itself: {" and ".join(manifest.preprocess.in_graph)}.
 Out: `{manifest.output.name}`, float32, {
         _shape(manifest.output.shape)

@@ -53,6 +53,7 @@ def test_samples_are_the_graphs_outputs(sealed_bundle: Path, source: BundleSourc
 
 def test_the_card_says_what_matters(sealed_bundle: Path) -> None:
     card = (sealed_bundle / "MODEL_CARD.md").read_text()
+    assert "the EXIF orientation was applied" in card
     for part in (
         "within_budget",
         "92.50 %",
