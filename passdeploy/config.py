@@ -62,7 +62,6 @@ class SearchConfig(Section):
         ramp: Share of the steps over which the budget tightens.
         resolve_every: Steps between two solutions of the allocation.
         hyper_every: Steps between two updates of the hypernetwork.
-        probe_every: Steps between two measurements that it learns from; each is a forward pass.
         temperature: Of the soft masks behind the straight-through estimator.
         distill: Weight of matching the dense network's outputs.
         keep_at_least: No group falls below this share of its units.
@@ -83,15 +82,14 @@ class SearchConfig(Section):
     latency_weight: NonNegative = 0.1
     ramp: float = Field(default=0.6, ge=0, le=1)
     resolve_every: int = Field(default=8, ge=1)
-    hyper_every: int = Field(default=2, ge=1)
-    probe_every: int = Field(default=8, ge=1)
+    hyper_every: int = Field(default=8, ge=1)
     temperature: Positive = 0.5
     distill: float = Field(default=0.5, ge=0, le=1)
     keep_at_least: float = Field(default=0.1, ge=0, le=1)
 
     TRAINING: ClassVar[tuple[str, ...]] = (
         "lr", "hyper_lr", "co_adapt", "recurrence", "statistics", "memory", "signal", "latency_weight", "ramp",
-        "resolve_every", "hyper_every", "probe_every", "temperature", "distill",
+        "resolve_every", "hyper_every", "temperature", "distill",
     )  # fmt: skip
     """Settings that only a search that trains depends on: PASS and its variants."""
 

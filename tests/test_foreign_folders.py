@@ -67,16 +67,16 @@ def test_a_run_of_an_earlier_version_is_gone_on_with(copied: Callable[[], Path])
     """Keys that it does not know stand at their defaults; where a default is another one now, that is said."""
     folder = copied()
     written = load_file(folder / "config.yaml")
-    probe_every = written["search"].pop("probe_every")
+    hyper_every = written["search"].pop("hyper_every")
     (folder / "config.yaml").write_text(yaml.safe_dump(written))
     scripted.start(folder, weights=written["weights"])
     (folder / "config.yaml").write_text(yaml.safe_dump(written))
     assert run_stage("fit", folder, quiet=True) == [folder / "fit"]
-    written["search"]["probe_every"] = probe_every + 1
+    written["search"]["hyper_every"] = hyper_every + 1
     (folder / "config.yaml").write_text(yaml.safe_dump(written))
     with pytest.raises(
-        BadInput, match=r"search\.probe_every\); a default may have changed .* put the old value into the conf"
+        BadInput, match=r"search\.hyper_every\); a default may have changed .* put the old value into the conf"
     ):
         scripted.start(folder, weights=written["weights"])
-    with pytest.raises(BadInput, match=r"\(differs in: search\.probe_every, seed\); give another --out"):
+    with pytest.raises(BadInput, match=r"\(differs in: search\.hyper_every, seed\); give another --out"):
         scripted.start(folder, weights=written["weights"], seed=1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -88,46 +88,42 @@ class Probe:
     hard: tuple[Tensor, ...]
     removed: Tensor
 
+    def predicted(self, scores: list[Tensor]) -> Tensor:
+        """The loss that the change costs if the scores, per group (units,), are right: a scalar."""
+        return (self.removed * torch.cat(scores).exp()).sum()
+
 
 @dataclass
 class Consequences:
-    """What probes did to the loss, which the scores are to predict: kept, since measuring costs more than learning.
+    """How the changes of the loss that scores predict compare with those that are measured.
 
-    Scores are right up to a common factor, which decides nothing: it is fitted.
+    Scores are right up to a common factor, which decides nothing: it is fitted to what was measured last.
 
     Attributes:
-        removed: Per probe (all units,), as in `Probe`.
-        measured: Per probe, the change of the loss.
+        product: Running sum of predicted times measured changes.
+        square: Running sum of the predicted ones' squares.
+        size: Running sum of the measured ones' sizes.
+        weight: Running sum of ones.
     """
 
-    removed: list[Tensor] = field(default_factory=list)
-    measured: list[float] = field(default_factory=list)
+    product: float = 0.0
+    square: float = 0.0
+    size: float = 0.0
+    weight: float = 0.0
 
-    KEPT: ClassVar[int] = 64
-    """Probes that are kept: earlier ones are of other weights."""
+    KEPT = 0.95
+    """What is left of the sums at the next probe."""
 
-    def add(self, probe: Probe, measured: float) -> None:
-        """Keeps what a probe did to the loss."""
-        self.removed = [*self.removed, probe.removed][-self.KEPT :]
-        self.measured = [*self.measured, measured][-self.KEPT :]
-
-    def error(self, scores: list[Tensor]) -> Tensor:
-        """What the hypernetwork minimises: how far predictions are from all that is kept, in units of the usual change.
-
-        Args:
-            scores: Per group (units,), log importances.
-
-        Returns:
-            A scalar; 0 while nothing is kept.
-        """
-        importance = torch.cat(scores).exp()
-        if not self.removed:
-            return importance.new_zeros(())
-        predicted, measured = torch.stack(self.removed) @ importance, importance.new_tensor(self.measured)
-        guess = predicted.detach()
-        factor = (guess @ measured).clamp_min(0) / (guess @ guess).clamp_min(1e-30)
-        usual = measured.abs().mean().clamp_min(1e-12)
-        return F.smooth_l1_loss(factor * predicted / usual, measured / usual)
+    def error(self, predicted: Tensor, measured: float) -> Tensor:
+        """What the hypernetwork minimises: the distance between the two, in units of the usual change."""
+        guess = float(predicted.detach())
+        self.product = self.KEPT * self.product + guess * measured
+        self.square = self.KEPT * self.square + guess**2
+        self.size = self.KEPT * self.size + abs(measured)
+        self.weight = self.KEPT * self.weight + 1
+        factor = max(self.product, 0.0) / max(self.square, 1e-30)
+        usual = max(self.size / self.weight, 1e-12)
+        return F.smooth_l1_loss(factor * predicted / usual, predicted.new_tensor(measured / usual))
 
 
 @dataclass

@@ -4,11 +4,11 @@ Each step trains the masked network. The masks are those of the allocation that 
 current budget, which tightens over the search and is solved again every few steps.
 
 Scores are losses: what removing a unit costs. Every few steps a few groups are made a little narrower on the same
-batch (ours), and the hypernetwork learns to predict by how much each of these changed the loss, under the masks and
-with the weights as they were by then; what the search started from was measured one group at a time in the dense
-network. The paper's gradient, straight through the binarisation, can be had instead (``search.signal: gradient``). It
-says little once weights train along: batch norm makes the loss indifferent to the scale of what is kept, so that the
-gradients of a group's kept units sum to nothing, while those of removed ones always ask to come back.
+batch (ours), and the hypernetwork learns to predict by how much that changes the loss, under the masks and with
+the weights as they are by then; what the search started from was measured one group at a time in the dense network. The
+paper's gradient, straight through the binarisation, can be had instead (``search.signal: gradient``). It says little
+once weights train along: batch norm makes the loss indifferent to the scale of what is kept, so that the gradients of
+a group's kept units sum to nothing, while those of removed ones always ask to come back.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def search_pass(context: SearchContext) -> SearchResult:
         solved = state["solved"]
         consequences = [Consequences(**entry) for entry in state["consequences"]]
     dtype, task = autocast_dtype(device), task_of(context.data)
-    trained, measured = settings.co_adapt or model.stage.prompt is not None, settings.signal == "measured"
+    trained = settings.co_adapt or model.stage.prompt is not None
 
     def under(values: Sequence[Tensor], batch: _Batch) -> tuple[Tensor, Tensor]:
         """The loss under masks, and the logits."""
@@ -144,11 +144,10 @@ def search_pass(context: SearchContext) -> SearchResult:
             sums[which].moved += sum(int((a != b).sum()) for a, b in zip(before, cuts[which].hard, strict=True))
         # Without weights or a prompt to train there is nothing else to be done in a step.
         learn = turn % settings.hyper_every == 0 or not trained
-        probing = measured and (turn % settings.probe_every == 0 or not trained)
         values = list(cuts[which].hard)
-        if learn or probing:
+        if learn:
             scores, straight = hyper(search.prompt(), search.statistics, search.prior, cuts[which], asked)
-            values = values if measured else straight
+            values = straight if settings.signal == "gradient" else values
         for group in weights.param_groups:
             group["lr"] = _rate(step, total, settings)
         images, labels = images.to(device, memory_format=how), labels.to(device)
@@ -157,13 +156,12 @@ def search_pass(context: SearchContext) -> SearchResult:
         batch = _Batch(images, labels, target, seed=(config.seed * 1_000_003 + step) * 2 + 7)
         loss, logits = under(values, batch)
         objective = loss
-        if probing:
+        if learn and settings.signal == "measured":
             probe = search.probe(cuts[which], scores, torch.Generator().manual_seed(config.seed * 1_000_003 + step))
             if probe is not None:
                 with torch.no_grad():
-                    consequences[which].add(probe, float(under(probe.hard, batch)[0] - loss))
-        if learn and measured:
-            objective = objective + consequences[which].error(scores)
+                    changed = float(under(probe.hard, batch)[0] - loss)
+                objective = objective + consequences[which].error(probe.predicted(scores), changed)
         elif learn and settings.latency_weight and hasattr(context.predictor, "predict_soft"):
             expected = context.predictor.predict_soft(torch.stack([value.sum() for value in values]))
             objective = objective + settings.latency_weight * expected / search.allocator.dense_ms

@@ -54,9 +54,7 @@ def test_a_probe_is_a_level_of_a_few_groups_and_predicts_what_the_allocator_coun
         assert torch.equal(probe.hard[g] * cuts.hard[g], probe.hard[g])  # nothing new is kept
     cost = search.allocator.tables(importance)
     losses = search.allocator.losses(np.stack([before, after]), cost)
-    assert float((probe.removed * torch.cat(logs).exp()).sum()) == pytest.approx(
-        losses[1] - losses[0], rel=1e-4, abs=1e-6
-    )
+    assert float(probe.predicted(logs)) == pytest.approx(losses[1] - losses[0], rel=1e-4, abs=1e-6)
 
 
 def test_units_are_brought_back_only_where_the_weights_stay(context: SearchContext) -> None:
@@ -91,15 +89,17 @@ def test_what_drops_out_is_the_same_in_a_probe(context: SearchContext, monkeypat
     seen: list[float] = []
     unchanged = Probe(tuple(torch.ones(group.units) for group in subject.groups.groups), torch.zeros(1))
 
-    def add(self: Consequences, probe: Probe, measured: float) -> None:
+    def error(self: Consequences, predicted: torch.Tensor, measured: float) -> torch.Tensor:
         seen.append(measured)
+        return torch.zeros((), requires_grad=True)
 
     monkeypatch.setattr(State, "probe", lambda self, cuts, scores, generator: replace(unchanged, hard=cuts.hard))
-    monkeypatch.setattr(Consequences, "add", add)
+    monkeypatch.setattr(Probe, "predicted", lambda self, scores: torch.zeros(()))
+    monkeypatch.setattr(Consequences, "error", error)
     own = replace(context, network=subject.network, groups=subject.groups, operators=subject.operators)
     units = list(subject.groups.units.values())
     predictor = Roofline(subject.operators, units, resolve("cpu"))
-    search_pass(changed(replace(own, predictor=predictor), min_steps=6, probe_every=1, lr=0.0))
+    search_pass(changed(replace(own, predictor=predictor), min_steps=6, hyper_every=1, lr=0.0))
     assert seen == [0.0] * 6
 
 
@@ -112,8 +112,8 @@ def test_scores_become_what_was_measured_up_to_a_factor() -> None:
     errors = []
     for _ in range(600):
         sign = torch.randint(-1, 2, (6,), generator=generator).float()
-        seen.add(Probe((), sign), float((sign * truth).sum() + 0.01 * torch.randn((), generator=generator)))
-        error = seen.error([logs])
+        measured = float((sign * truth).sum() + 0.01 * torch.randn((), generator=generator))
+        error = seen.error((sign * logs.exp()).sum(), measured)
         adam.zero_grad()
         error.backward()
         adam.step()
@@ -125,7 +125,7 @@ def test_scores_become_what_was_measured_up_to_a_factor() -> None:
 
 
 def test_the_search_learns_and_keeps_room_to_learn(context: SearchContext) -> None:
-    found = search_pass(changed(context, min_steps=24, hyper_every=1, probe_every=1, hyper_lr=0.01))
+    found = search_pass(changed(context, min_steps=24, hyper_every=1, hyper_lr=0.01))
     health = {check["name"]: check for check in found.health}
     assert health["the hypernetwork learns"]["ok"], health
     assert health["scores have room"]["ok"], health
@@ -147,6 +147,6 @@ def test_health_is_that_of_the_tightest_budget(context: SearchContext) -> None:
     name = next(group.name for group in context.groups.groups if group.kind == "channel")
     thin = [torch.zeros_like(mask) if each == name else mask for each, mask in search.named(wide.hard).items()]
     cuts = [wide, Cuts(wide.thresholds, tuple(thin))]
-    curves = {"asked_ratio": [0.9, 0.3], "loss": [1.0, 1.0], "prompt_grad": [1.0, 1.0]}
+    curves = {"budget": [0, 1], "asked_ratio": [0.9, 0.3], "loss": [1.0, 1.0], "prompt_grad": [1.0, 1.0]}
     checks = {check["name"]: check for check in health(curves, search, cuts, [importance] * 2)}
     assert checks["no group collapsed"] == {"name": "no group collapsed", "ok": False, "message": name}
