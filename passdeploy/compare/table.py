@@ -81,7 +81,7 @@ def _judged_on(rows: Sequence[Row], split: str) -> str:
     told = {f"Accuracy is the {extra['metric']}. " for extra in shown if "metric" in extra}
     where = {
         "engine": "Accuracies are those in {}, measured on the engines. ",
-        "graph": "Accuracies are those in {}, measured on the graphs that the engines are built from. ",
+        "graph": "Accuracies are those in {}, measured on the graphs that the engines are built from (sums in fp32). ",
         "network": "Accuracies are the networks' in fp32, speed-ups the {} engines'. ",
     }
     told |= {where[extra["accuracy_of"]].format(extra["precision"]) for extra in shown if "accuracy_of" in extra}
