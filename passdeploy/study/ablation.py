@@ -29,5 +29,5 @@ def ablation(lab: Lab) -> Findings:
     if len(lab.config.latency) > 1:
         # What conditioning on the budget costs: the same search, once per budget.
         arms += [Arm(ALONE, "pass", latency=(budget,)) for budget in lab.config.latency]
-    rows = lab.run(arms)
+    rows = lab.run(lab.plan(arms))
     return Findings("what does each part of PASS contribute?", rows, differences(rows, "pass"))

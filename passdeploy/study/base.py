@@ -67,24 +67,7 @@ class Lab:
         model: Model | None = None,
         data: ImageData | None = None,
     ) -> Plan:
-        """What `run` runs, given the same."""
-        out = self.out / folder if folder else self.out
-        return Plan(
-            config or self.config, tuple(arms), self.seeds, out, RowFile(out / "compare.jsonl"),
-            model if model is not None else self.model, data if data is not None else self.data, SPLIT,
-        )  # fmt: skip
-
-    def run(
-        self,
-        arms: Sequence[Arm],
-        *,
-        config: RunConfig | None = None,
-        folder: str = "",
-        model: Model | None = None,
-        data: ImageData | None = None,
-        after: Callable[[Run, Arm], None] | None = None,
-    ) -> list[Row]:
-        """Rows of the arms.
+        """What `run` runs.
 
         Args:
             arms: To be run.
@@ -92,12 +75,25 @@ class Lab:
             folder: Inside the lab's, for a second set of runs.
             model: Instead of the lab's.
             data: Instead of the lab's.
+        """
+        out = self.out / folder if folder else self.out
+        return Plan(
+            config or self.config, tuple(arms), self.seeds, out, RowFile(out / "compare.jsonl"),
+            model if model is not None else self.model, data if data is not None else self.data, SPLIT,
+        )  # fmt: skip
+
+    def run(self, plan: Plan, after: Callable[[Run, Arm], None] | None = None) -> list[Row]:
+        """Rows of a plan of this lab's.
+
+        Args:
+            plan: From `plan`.
             after: Called with every run that finished now.
 
         Raises:
             PassdeployError: All of them failed.
         """
-        outcome = run_plan(self.plan(arms, config=config, folder=folder, model=model, data=data), self.ui, after)
+        outcome = run_plan(plan, self.ui, after)
+        folder = "" if plan.out == self.out else plan.out.name
         self.failed |= {f"{folder}: {run}" if folder else run: why for run, why in outcome.failed.items()}
         if not outcome.rows and outcome.failed:
             run, why = next(iter(outcome.failed.items()))

@@ -110,7 +110,8 @@ def _number(value: float | None) -> str:
 def prompt_content(lab: Lab) -> Findings:
     """One PASS run per seed, looked into."""
     lab.config = lab.config.model_copy(update={"latency": lab.config.latency[:1]})
-    rows, plan = lab.run([ARM]), lab.plan([ARM])
+    plan = lab.plan([ARM])
+    rows = lab.run(plan)
     found: dict[str, dict[str, Any]] = {}
     for seed in sorted({row.seed for row in rows}):
         run = Run(plan.arm_config(ARM, seed), plan.folder(ARM, seed), lab.ui, model=lab.model, data=lab.data)

@@ -19,7 +19,7 @@ def markov(lab: Lab) -> Findings:
     sections, conclusion = [], []
     for name in NETWORKS:
         config = lab.config.model_copy(update={"model": f"passdeploy.study.nets:{name}", "weights": None})
-        found = lab.run(ARMS, config=config, folder=name)
+        found = lab.run(lab.plan(ARMS, config=config, folder=name))
         conclusion += [f"{name}: {sentence}" for sentence in differences(found, PREVIOUS)]
         sections.append((name, markdown(found, SPLIT, PREVIOUS)))
         rows += found

@@ -69,7 +69,7 @@ def prompts(lab: Lab) -> Findings:
     """All prompts at all budgets."""
     first = Run(lab.config, free_folder(lab.config, lab.out / "cost"), lab.ui, model=lab.model, data=lab.data)
     variants = arms(first.subject.data.preprocess.size)
-    rows = lab.run(variants, data=first.subject.data)
+    rows = lab.run(lab.plan(variants, data=first.subject.data))
     costs: dict[str, Any] = {}
     if first.measured:
         first.shared("dense")

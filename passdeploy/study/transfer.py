@@ -61,15 +61,17 @@ def transfer(lab: Lab) -> Findings:
     (seed, *_) = lab.seeds
     found_on = lab.config.model_copy(update={"data": source.name, "seed": seed})
     there = Lab(found_on, (seed,), lab.out, lab.ui, lab.model, failed=lab.failed)
-    first = there.run([PASS], folder="source", data=source)
-    names = _register(there.plan([PASS], folder="source", data=source).folder(PASS, seed))
+    searched = there.plan([PASS], folder="source", data=source)
+    first = there.run(searched)
+    names = _register(searched.folder(PASS, seed))
     arms = [
         Arm(OWN, "pass"),
         *(Arm(f"{title} from there", name) for title, name in names.items()),
         Arm("sensitivity alone", "sensitivity"),
         Arm("l1", "l1"),
     ]
-    rows = lab.run(arms, config=lab.config.model_copy(update={"data": target.name}), folder="target", data=target)
+    config = lab.config.model_copy(update={"data": target.name})
+    rows = lab.run(lab.plan(arms, config=config, folder="target", data=target))
     conclusion = [
         f"Searched on {source.name} (seed {seed}), used on {target.name}; each has its own dense network.",
         *differences(rows, OWN),

@@ -39,7 +39,7 @@ def vit(lab: Lab) -> Findings:
     everything: list[Row] = []
     for name, config in networks.items():
         short = name.rpartition(":")[2]
-        rows = lab.run(ARMS, config=config, folder=short)
+        rows = lab.run(lab.plan(ARMS, config=config, folder=short))
         everything += rows
         dense = next(row.dense_accuracy for row in rows if row.split == SPLIT)
         for budget in budgets(rows):
