@@ -30,6 +30,10 @@ class NotWritten(BadInput):
     """The disk takes no more: whatever comes next would fail as well."""
 
 
+class DenseFailed(BadInput):
+    """The dense engine can't be measured: that says nothing of the structure that was to be held against it."""
+
+
 class NotEquivalent(PassdeployError):
     """A step does not compute the same function as the one before it (exit 1, nothing is shipped)."""
 

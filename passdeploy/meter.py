@@ -6,14 +6,17 @@ on the values of the weights, so the thin graphs are cut from the dense one and 
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
+from passdeploy.errors import BadInput, DenseFailed, NotWritten, PassdeployError
 from passdeploy.export import OnnxSlicer, export_program
 from passdeploy.groups import Groups
 from passdeploy.latency.measure import Settings
@@ -26,6 +29,17 @@ from passdeploy.timing import compare_files, open_runner
 SLOW_S = 2.0
 """Builds that take longer are kept, in case the same structure is measured again."""
 KEPT_BYTES = 256 * 2**20
+
+
+@contextlib.contextmanager
+def _dense_engine() -> Iterator[None]:
+    """What goes wrong inside is the dense engine's."""
+    try:
+        yield
+    except NotWritten:
+        raise
+    except BadInput as error:
+        raise DenseFailed(f"dense engine: {error}") from error
 
 
 class Meter:
@@ -90,8 +104,10 @@ class Meter:
         As the engine that ships will be: in a process that has trained and searched, ratios are other by some percent.
         """
         if self._dense_file is None:
+            with _dense_engine():
+                engine = self.engine(self.groups.dense())
             self._dense_file = tempfile.TemporaryDirectory(prefix="passdeploy-dense-")
-            self._backend.save(self.engine(self.groups.dense()), Path(self._dense_file.name))
+            self._backend.save(engine, Path(self._dense_file.name))
         with tempfile.TemporaryDirectory(prefix="passdeploy-thin-") as folder:
             self._backend.save(self.engine(structure), Path(folder))
             folders = {"dense": Path(self._dense_file.name), "thin": Path(folder)}
@@ -100,18 +116,27 @@ class Meter:
     def sample(self, structure: Structure) -> dict[str, float]:
         """A short comparison, for fitting the latency model."""
         if self._dense is None:
-            self._dense = self._timed(self.groups.dense())
+            with _dense_engine():
+                self._dense = self._timed(self.groups.dense())
         if self._sampler is None:
             one_thread = self.target.compute_capability is None and self.target.threads == 1
             self._sampler = Sampler(self._dense, one_thread=one_thread)
-        with self._timed(structure) as thin:
-            return self._sampler(thin)
+        try:
+            with self._timed(structure) as thin:
+                return self._sampler(thin)
+        except PassdeployError:
+            # Perhaps a child process died in which the dense engine was loaded, too: the next one gets a new one.
+            self._unload()
+            raise
 
-    def close(self) -> None:
-        """Unloads the dense engine."""
+    def _unload(self) -> None:
         if self._dense is not None:
             self._dense.close()
             self._dense = self._sampler = None
+
+    def close(self) -> None:
+        """Unloads the dense engine."""
+        self._unload()
         if self._dense_file is not None:
             self._dense_file.cleanup()
             self._dense_file = None

@@ -9,12 +9,16 @@ import torch
 from passdeploy.data.base import Preprocess
 from passdeploy.engines._end_to_end import EndToEnd
 from passdeploy.engines.base import Arrays, Engine, Runner, get_backend
+from passdeploy.errors import BadInput, DenseFailed
 from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, onnx_function
 from passdeploy.groups import find_groups
+from passdeploy.latency.log import attempt
 from passdeploy.latency.measure import QUICK, interleave
 from passdeploy.latency.profile import keep_first
+from passdeploy.latency.sampler import Sampler
 from passdeploy.meter import Meter
 from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.structure import Structure
 from passdeploy.targets import resolve
 from tests.scripted import tiny_resnet
 
@@ -60,6 +64,53 @@ def test_engines_that_take_long_to_build_are_kept(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(module, "KEPT_BYTES", 0)
         third = keep_first(timed.groups, np.array([g.units for g in timed.groups.groups]) - 1)
         assert timed.engine(third) is not timed.engine(third), "there is an end to it"
+
+
+def test_a_structure_that_takes_the_process_along_leaves_the_next_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that dies takes the dense engine that is loaded in it along: the next structure gets a new one."""
+    opened: list[str] = []
+    timed_as_it_is = Meter._timed
+
+    def opening(self: Meter, structure: Structure) -> Runner:
+        opened.append(structure.digest())
+        return timed_as_it_is(self, structure)
+
+    def killed(self: Sampler, thin: Runner) -> dict[str, float]:
+        raise BadInput("its process was killed")
+
+    monkeypatch.setattr(Meter, "_timed", opening)
+    with meter("onnxruntime") as timed:
+        dense, other = timed.groups.dense().digest(), keep_first(timed.groups, np.ones(len(timed.groups.groups)))
+        timed.sample(other)
+        with monkeypatch.context() as patch, pytest.raises(BadInput, match="killed"):
+            patch.setattr(Sampler, "__call__", killed)
+            timed.sample(other)
+        assert opened.count(dense) == 1
+        timed.sample(other)
+        timed.sample(other)
+        assert opened.count(dense) == 2
+
+
+@pytest.mark.parametrize("how", ["sample", "compare"])
+def test_a_dense_engine_that_fails_is_told_from_a_structure_that_does(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    with meter("onnxruntime") as timed:
+        dense, other = timed.groups.dense().digest(), keep_first(timed.groups, np.ones(len(timed.groups.groups)))
+        compiled, broken = Meter._compiled, [dense]
+
+        def refusing(self: Meter, structure: Structure) -> Engine:
+            if structure.digest() in broken:
+                raise BadInput("out of memory")
+            return compiled(self, structure)
+
+        monkeypatch.setattr(Meter, "_compiled", refusing)
+        take = timed.sample if how == "sample" else lambda structure: timed.compare(structure, QUICK)
+        for _ in range(2):  # nothing is left of the first try that the second would take for a dense engine
+            with pytest.raises(DenseFailed, match="dense engine: out of memory"):
+                attempt(lambda: take(other))  # type: ignore[arg-type,return-value]
+        broken[:] = [other.digest()]
+        assert attempt(lambda: take(other)) == {"failed": "out of memory"}  # type: ignore[arg-type,return-value]
 
 
 class _Own(Runner):

@@ -7,6 +7,7 @@ runs in a fresh Python, and whatever goes wrong there arrives as one line.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -23,7 +24,7 @@ from typing import Any
 
 import passdeploy
 from passdeploy.engines._common import one_line
-from passdeploy.errors import BadInput, PassdeployError, Unavailable
+from passdeploy.errors import BadInput, NotWritten, PassdeployError, Unavailable
 
 BUILD_TIMEOUT_S = 3600.0
 """A full TensorRT build of a large network takes minutes; an hour means that it hangs."""
@@ -32,7 +33,7 @@ PATIENCE_S = 10.0
 """For a child to end by itself, once its pipe is closed."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's ``prctl``."""
-_KINDS: dict[str, type[PassdeployError]] = {"BadInput": BadInput, "Unavailable": Unavailable}
+_KINDS: dict[str, type[PassdeployError]] = {"NotWritten": NotWritten, "BadInput": BadInput, "Unavailable": Unavailable}
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -221,4 +222,6 @@ def serve(descriptor: int, verbs: dict[str, Any]) -> None:
 def failure(error: Exception) -> dict[str, Any]:
     """An exception as an answer."""
     kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _KINDS), "")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind = "NotWritten"
     return {"error": one_line(error), "kind": kind}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import BadInput, NotWritten
+from passdeploy.errors import BadInput, DenseFailed, NotWritten
 from passdeploy.workspace import write_atomic
 
 Value = dict[str, Any]
@@ -125,11 +125,6 @@ class MeasurementLog:
         self.measured += 1
         return record
 
-    def rewind(self) -> None:
-        """Starts the replay over, as a new process would."""
-        self._repeats.clear()
-        self.replayed = self.measured = 0
-
     @property
     def records(self) -> tuple[Record, ...]:
         """All records, in the order in which they were logged."""
@@ -154,11 +149,12 @@ def attempt(take: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     """What `take` returns, or ``{"failed": why}`` where it raises `BadInput`.
 
     For `MeasurementLog.measure`: what does not compile is logged like anything else that was found out, so that it is
-    not met again by every resumed run. A full disk says nothing of what was measured, and is raised.
+    not met again by every resumed run. A full disk, or a dense engine that fails, says nothing of what was measured,
+    and is raised.
     """
     try:
         return take()
-    except NotWritten:
+    except (NotWritten, DenseFailed):
         raise
     except BadInput as error:
         return {"failed": str(error)}
