@@ -546,6 +546,25 @@ def test_the_fastest_is_that_of_those_that_can_be_measured(
     assert any("the fastest that can be measured is measured at 1 ms, 1.50x" in said for said in facts["messages"])
 
 
+def test_what_failed_first_and_was_measured_for_a_gap_has_the_ratio_that_was_measured(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied()
+    shutil.rmtree(folder / "fit")
+    good = fit._Timed(1.35, 1.34, 1.0, 1.35)
+
+    def gap(found: FitResult, *_: Any) -> FitResult:
+        other = dataclasses.replace(found.chosen, timings=[fit.UNMEASURED, good])
+        return dataclasses.replace(found, candidates=[*found.candidates, other])
+
+    monkeypatch.setattr("passdeploy.stages.fit.close_gap", gap)
+    run = scripted.start(folder, weights=weights(folder))
+    run.slicer = scripted.slicer(run)  # type: ignore[misc]
+    run.run_until("fit")
+    facts = json.loads((folder / "fit" / "fit.json").read_text())
+    assert facts["candidates"][-1]["measured_ratio"] == pytest.approx(1 / 1.35)
+
+
 # --- what it keeps -------------------------------------------------------------------------------------------------
 
 

@@ -51,8 +51,12 @@ class Candidate:
 
     @property
     def timing(self) -> Timing:
-        """The measurement in the middle, in what the budget is in: time or speed-up (of two: the slower one)."""
-        return sorted(self.timings, key=lambda t: excess(self.budget, t))[(len(self.timings) - 1) // 2]
+        """The measurement in the middle, in what the budget is in: time or speed-up (of two: the slower one).
+
+        Of those that there are: what a killed child left counts nowhere, as long as anything was measured.
+        """
+        measured = [timing for timing in self.timings if excess(self.budget, timing)] or self.timings
+        return sorted(measured, key=lambda t: excess(self.budget, t))[(len(measured) - 1) // 2]
 
     @property
     def failed(self) -> bool:

@@ -154,10 +154,10 @@ def profile(
             failed.append(value["failed"])
             if len(failed) > max(MOST_FAILED, len(measured)):
                 break
-            continue
-        measured.append((structure, widths.astype(float), value))
-        if len(measured) <= REPEATED:
-            repeats_s += seconds - before
+        else:
+            measured.append((structure, widths.astype(float), value))
+            if len(measured) <= REPEATED:
+                repeats_s += seconds - before
         if progress is not None:
             progress(min(max(seconds / budget_s, len(measured) / most), 1.0))
         late = seconds + repeats_s > budget_s
@@ -165,7 +165,7 @@ def profile(
             break
         if len(measured) >= most:
             break
-        if len(measured) % CHECK_EVERY == 0 and len(measured) >= 2 * CHECK_EVERY:
+        if "failed" not in value and len(measured) % CHECK_EVERY == 0 and len(measured) >= 2 * CHECK_EVERY:
             model = fit()
             if model.mape is not None and model.mape <= good_enough:
                 break

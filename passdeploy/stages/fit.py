@@ -101,9 +101,10 @@ def _fit_measured(
         raise BadInput(f"fit: no structure can be measured ({failed[-1]}); to try them again, remove {log.path}")
     if failed:
         facts["left_out"] = True
+        where = budget.space.folder("fit").relative_to(run.space.root).as_posix()
         facts["messages"].append(
             f"Structures were left out that can't be measured: {'; '.join(failed)} (to try them again, remove "
-            "fit/measurements.jsonl beside this report and run again)"
+            f"{where}/measurements.jsonl in the run directory and run again)"
         )
     facts["candidates"] = [
         {

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from passdeploy.errors import BadInput, NotWritten
+from passdeploy.errors import BadInput, DenseFailed, NotWritten
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.profile import keep_first, profile, varied_widths, widths_of
 from tests.latency.nets import machine_ms, resnet20
@@ -155,12 +155,28 @@ def test_where_most_structures_do_not_compile_it_is_said_why(tmp_path):
     assert bench.count == 14
 
 
-def test_a_full_disk_is_no_property_of_a_structure():
-    def full(structure):
-        raise NotWritten("disk full")
+@pytest.mark.parametrize("kind", [NotWritten, DenseFailed])
+def test_a_full_disk_and_the_dense_engine_are_no_property_of_a_structure(tmp_path, kind):
+    def failing(structure):
+        raise kind("not its fault")
 
-    with pytest.raises(NotWritten):
-        profile(full, OPS, GROUPS)
+    with pytest.raises(kind):
+        profile(failing, OPS, GROUPS, log=MeasurementLog(tmp_path / "log"))
+    assert MeasurementLog(tmp_path / "log").records == ()
+
+
+def test_builds_that_fail_take_of_the_time_too():
+    """Each for as long as all that there is."""
+    clock = [0.0]
+
+    class Slow(Refuses):
+        def __call__(self, structure):
+            clock[0] += 30.0 if self.refused(self.count) else 1.0
+            return super().__call__(structure)
+
+    log = MeasurementLog(clock=lambda: clock[0])
+    model = profile(Slow(lambda count: 24 <= count < 60), OPS, GROUPS, budget_s=30.0, log=log)
+    assert model.provenance["failed"] == 1
 
 
 def test_a_network_without_operators_is_refused():
