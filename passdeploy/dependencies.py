@@ -103,10 +103,8 @@ def starts_over(space: Workspace, stage: str, inputs: dict[str, Any]) -> str | N
     changed = ", ".join(CHANGED.get(key, key) for key in space.changed(stage, inputs))
     if not changed:
         return None
-    return (
-        f"{stage}: starts over, since {changed} changed since it was begun; "
-        "it goes on from what it had when that is undone and the same command is given again"
-    )
+    kept = "; it goes on from what it had when that is undone and the same command is given again"
+    return f"{stage}: starts over, since {changed} changed since it was begun{kept if space.keeps(stage) else ''}"
 
 
 def skipped(budget: BudgetRun) -> tuple[str, ...]:

@@ -161,11 +161,15 @@ def _spent(folder: Path) -> float:
     return float(clock.read_text()) if clock.exists() else 0.0
 
 
+def _outlasted(folder: Path, aside: Path) -> bool:
+    """Whether what was set aside before took longer than a stage's folder, and stays instead."""
+    # Of two that took about as long, the newer one is the likelier to be asked for again.
+    return _begun(aside) is not None and _spent(folder) + 1 < _spent(aside)
+
+
 def _set_aside(folder: Path, aside: Path) -> None:
     """Keeps a stage's folder under another name; removed is what is of no use, or took less time than what is there."""
-    # Of two that took about as long, the newer one is the likelier to be asked for again.
-    shorter = _begun(aside) is not None and _spent(folder) + 1 < _spent(aside)
-    if _begun(folder) is None or shorter:
+    if _begun(folder) is None or _outlasted(folder, aside):
         shutil.rmtree(folder, ignore_errors=True)
     else:
         shutil.rmtree(aside, ignore_errors=True)
@@ -300,6 +304,11 @@ class Workspace:
         partial, finished, before = map(_begun, folders)
         last = finished if partial is None else partial
         return [] if last is None or now in (partial, before) else differing_keys(last, now)
+
+    def keeps(self, stage: str) -> bool:
+        """Whether what a stage has of other inputs outlives its starting over."""
+        partial, aside = self._partial(stage), self._partial(f"{stage}.before")
+        return not _outlasted(self.folder(stage) if _begun(partial) is None else partial, aside)
 
     def _partial(self, stage: str) -> Path:
         return self.root / ".partial" / stage

@@ -190,6 +190,7 @@ def test_of_what_was_set_aside_the_longer_one_is_kept(
             raise KeyboardInterrupt
 
     for x, seconds in ((1, 100), (2, 1), (3, 1)):
+        assert space.keeps("s") == (x < 3), "of the third's two predecessors the shorter one goes"
         with contextlib.nullcontext() if finish and x > 1 else pytest.raises(KeyboardInterrupt):
             space.run("s", {"x": x}, lambda folder, seconds=seconds: body(folder, seconds))  # type: ignore[misc]
     space.run("s", {"x": 1}, write)
