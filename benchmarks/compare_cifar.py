@@ -72,11 +72,9 @@ def rows_at(path: Path, config: RunConfig) -> list[Row]:
 
 def run_last(rows: list[Row], budget: str) -> list[Row]:
     """Those of a budget that share what `pass` was last run with, whatever the defaults have become since."""
-    found: list[Row] = []
-    for group in _alike([row for row in rows if row.budget == budget]):
-        if any(row.method == "pass" for row in group):
-            found = group
-    return found
+    at = [row for row in rows if row.budget == budget]
+    last = [(row.settings, row.inputs) for row in at if row.method == "pass"][-1:]
+    return [row for group in _alike(at) for row in group if (row.settings, row.inputs) in last]
 
 
 def screened(rows: list[Row]) -> list[Row]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from passdeploy.compare import parallel
 from passdeploy.compare.command import compare
@@ -14,7 +16,9 @@ from passdeploy.compare.parallel import chosen_gpus
 from passdeploy.compare.rows import Row, RowFile
 from passdeploy.compare.runner import Plan, arms_of, missing
 from passdeploy.config import make_config
+from passdeploy.data.base import ArraySplit
 from passdeploy.errors import BadInput
+from passdeploy.subject import load_subject
 from tests import scripted
 from tests.test_compare import CONFIG, ROW
 
@@ -24,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "attached_gpus", lambda: ("NVIDIA A100", "NVIDIA A100"))
+    monkeypatch.setattr(parallel, "undisturbed", lambda target: True)  # what runs here is scripted, for a CPU
     monkeypatch.setattr(parallel, "WORKER", (sys.executable, "-m", "tests.comparing"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -102,10 +107,28 @@ def test_objects_stay_in_one_process(two_gpus: None, tmp_path: Path) -> None:
         compare(make_config(CONFIG), "l1", "0", tmp_path, gpus="all", data=scripted.data())
 
 
+def test_runs_on_a_cpu_are_not_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What trains there is in the latencies of what is measured."""
+    monkeypatch.setattr(parallel, "attached_gpus", lambda: ("NVIDIA A100", "NVIDIA A100"))
+    with pytest.raises(BadInput, match="--gpus with --target cpu"):
+        compare(make_config(CONFIG), "l1", "0", tmp_path, gpus="all")
+    assert not list(tmp_path.rglob("dense"))
+
+
+def test_data_without_test_images_is_refused_before_anything_starts(
+    two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scripted.data()
+    nothing = ArraySplit(whole.test.images(torch.arange(0)).byte(), whole.test.labels[:0])
+    subject = load_subject(make_config(CONFIG), data=dataclasses.replace(whole, test=nothing))
+    monkeypatch.setattr(Plan, "subject", subject)
+    monkeypatch.setattr(parallel, "WORKER", worker("raise SystemExit('started')"))
+    with pytest.raises(BadInput, match="no test images"):
+        compare(make_config(CONFIG), "l1", "0", tmp_path, gpus="all")
+
+
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_rows_of_several_processes_are_all_there(tmp_path: Path, suffix: str) -> None:
-    import dataclasses
-
     path, children = tmp_path / f"rows{suffix}", []
     for child in range(4):
         pid = os.fork()

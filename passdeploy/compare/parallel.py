@@ -17,14 +17,29 @@ from threading import Event
 from typing import Any
 
 from passdeploy.compare.rows import RowFile
-from passdeploy.compare.runner import Arm, Outcome, Plan, collected, missing, run_label, run_plan, share
+from passdeploy.compare.runner import (
+    Arm,
+    Outcome,
+    Plan,
+    collected,
+    missing,
+    refuse_no_test,
+    run_label,
+    run_plan,
+    share,
+)
 from passdeploy.config import make_config
 from passdeploy.console import Ui
 from passdeploy.errors import BadInput
 from passdeploy.pipeline import Run
-from passdeploy.targets import attached_gpus
+from passdeploy.targets import Target, attached_gpus
 
 WORKER = (sys.executable, "-m", "passdeploy.compare.parallel")
+
+
+def undisturbed(target: Target) -> bool:
+    """Whether a run's measurements are left alone by what runs beside it: a GPU each, but the CPU is everybody's."""
+    return target.compute_capability is not None
 
 
 def chosen_gpus(text: str) -> tuple[str, ...]:
@@ -66,12 +81,17 @@ def run_on_gpus(plan: Plan, gpus: Sequence[str], ui: Ui | None = None) -> Outcom
         ui: Shows progress.
 
     Raises:
-        BadInput: As `run_plan`, or the plan holds a network or data as an object.
+        BadInput: As `run_plan`; the plan holds a network or data as an object, or its target is a CPU.
     """
     ui = ui or Ui(quiet=True)
     if plan.model is not None or plan.data is not None:
         raise BadInput("--gpus: a network or data given as an object stay in one process; give them by name")
+    if not undisturbed(plan.target):
+        raise BadInput(f"--gpus with --target {plan.target.name}: what trains beside a measurement on a CPU is in its "
+                       "latencies; leave --gpus out, or give a GPU as --target")  # fmt: skip
     todo = missing(plan)
+    if todo:
+        refuse_no_test(plan)
     free: queue.Queue[str] = queue.Queue()
     for gpu in gpus:
         free.put(gpu)

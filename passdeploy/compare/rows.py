@@ -74,7 +74,7 @@ class Row:
     def key(self) -> tuple[Any, ...]:
         """What is the same when the same thing is run again."""
         what = (self.method, self.data, self.model, self.budget, self.axis)
-        return (*what, self.seed, self.split, self.settings, self.device, self.own)
+        return (*what, self.seed, self.split, self.settings, self.inputs, self.device, self.own)
 
     @property
     def reduction(self) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -277,13 +277,20 @@ def _made_alike(plan: Plan) -> list[Row]:
     return [row for row in told if row.own == own.get(row.method)]
 
 
-def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None] | None = None) -> Outcome:
+def refuse_no_test(plan: Plan) -> None:
+    """Raises `BadInput` where accuracies on test images are wanted of data that has none."""
+    data = plan.subject.data
+    if plan.split == "test" and not len(data.test):
+        raise BadInput(f"{data.name} has no test images, whose accuracies are compared: give some, or (passdeploy "
+                       "compare) --split validation")  # fmt: skip
+
+
+def run_plan(plan: Plan, ui: Ui | None = None) -> Outcome:
     """Runs what is not there yet. Killed and started again it goes on where it was.
 
     Args:
         plan: What to run.
         ui: Shows progress.
-        after: Called with every run that finished.
 
     Raises:
         BadInput: The configuration, the network or the data can't be used, or nothing can be written. A run that fails
@@ -292,6 +299,8 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
     ui, data = ui or Ui(quiet=True), plan.subject.data  # loaded once
     failed: dict[str, str] = {}
     wanted, todo = [(arm, seed) for seed in plan.seeds for arm in plan.arms], missing(plan)
+    if todo:
+        refuse_no_test(plan)
     for number, (arm, seed) in enumerate(wanted, 1):
         label = run_label(arm, seed)
         if (arm, seed) not in todo:
@@ -299,9 +308,6 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
             continue
         ui.say(f"[{number}/{len(wanted)}] {label}")
         run = Run(plan.arm_config(arm, seed), plan.folder(arm, seed), ui, model=plan.model, data=data)
-        if plan.split == "test" and not len(data.test):
-            raise BadInput(f"{data.name} has no test images, whose accuracies are compared: give some, or (passdeploy "
-                           "compare) --split validation")  # fmt: skip
         try:
             share(run, plan.out / "shared")
             run.shared()
@@ -313,7 +319,4 @@ def run_plan(plan: Plan, ui: Ui | None = None, after: Callable[[Run, Arm], None]
         except PassdeployError as error:
             failed[label] = str(error)
             ui.say(f"{label} failed: {error}")
-            continue
-        if after is not None:
-            after(run, arm)
     return Outcome(collected(plan), failed)

@@ -50,10 +50,14 @@ def runs(methods: str, **changes: object) -> list[Row]:
 SCREENING = runs("mdp,pass,l1,taylor,halp,tp-magnitude", inputs="a")
 
 
-def test_the_best_are_chosen_among_all_that_were_screened_not_among_a_few_rerun(benchmarks: None) -> None:
+def test_the_best_are_chosen_among_all_that_were_screened_not_among_a_few_rerun(
+    benchmarks: None, tmp_path: Path
+) -> None:
     from compare_cifar import best_of, screened  # type: ignore[import-not-found]
 
-    found = screened([*SCREENING, *runs("l1,pass", inputs="b")])
+    file = RowFile(tmp_path / "compare-d.json")
+    file.append([*SCREENING, *runs("l1,pass", inputs="b")])
+    found = screened(file.read())
     assert {row.inputs for row in found} == {"a"}
     assert best_of(found) == ["mdp", "l1", "taylor"]
     assert {row.inputs for row in screened([*SCREENING, *(replace(row, inputs="c") for row in SCREENING)])} == {"c"}
@@ -64,7 +68,8 @@ def test_finals_are_those_that_pass_was_last_run_with(benchmarks: None) -> None:
     from compare_cifar import run_last
 
     rows = [*SCREENING, *runs("pass,l1", inputs="b"), *runs("tp-magnitude", settings="of another program")]
-    assert {(row.method, row.inputs) for row in run_last(rows, "2x")} == {("pass", "b"), ("l1", "b")}
+    for later in ([], runs("uniform", inputs="a")):
+        assert {(row.method, row.inputs) for row in run_last([*rows, *later], "2x")} == {("pass", "b"), ("l1", "b")}
     assert run_last(rows[-2:], "2x") == []
 
 
