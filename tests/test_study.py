@@ -14,7 +14,7 @@ import torch
 
 from passdeploy import cli
 from passdeploy.compare.plot import tradeoff
-from passdeploy.compare.runner import Arm, Outcome, run_label
+from passdeploy.compare.runner import Arm, Outcome, Plan, run_label
 from passdeploy.compare.statistics import Mean
 from passdeploy.config import RunConfig, make_config
 from passdeploy.errors import BadInput, PassdeployError
@@ -82,6 +82,29 @@ def test_one_seed_is_called_a_hint() -> None:
 def test_an_arm_that_missed_its_budget_is_named() -> None:
     rows = [ROW, replace(ROW, method="no depth", accuracy=None, status="infeasible")]
     assert differences(rows, "pass")[0] == "no depth, against pass: at 2x infeasible."
+
+
+def test_a_conclusion_says_which_engines_are_over_budget() -> None:
+    rows = [ROW, replace(ROW, method="no depth", accuracy=0.92, status="over_budget")]
+    assert differences(rows, "pass")[0].endswith("+2.00 points at 2x (engines over budget: 1 of no depth).")
+
+
+def test_a_users_network_stands_for_its_own_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other networks of a study are the study's, and each one's dense accuracy is a mean, as what is lost is."""
+    plans: list[Plan] = []
+
+    def planned(plan: Plan, *_: object) -> Outcome:
+        plans.append(plan)
+        return Outcome([replace(ROW, seed=seed, dense_accuracy=0.91 + 0.02 * seed) for seed in (0, 1)], {})
+
+    monkeypatch.setattr("passdeploy.study.base.run_plan", planned)
+    own = scripted.tiny_resnet()
+    config = make_config(CONFIG)
+    found, _ = study("vit", config, "0,1", tmp_path / "vit", model=own, data=scripted.data())
+    assert [plan.model for plan in plans] == [own, None]
+    assert any("of 92.00 %" in said for said in found.conclusion)
+    study("markov", config, "0,1", tmp_path / "markov", model=own, data=scripted.data())
+    assert [plan.model for plan in plans[2:]] == [None, None]
 
 
 def test_rank_correlation() -> None:

@@ -22,7 +22,6 @@ from passdeploy.compare.table import lost, markdown, note
 from passdeploy.config import RunConfig
 from passdeploy.console import Ui
 from passdeploy.errors import BadInput, PassdeployError, nearest
-from passdeploy.pipeline import Run
 from passdeploy.workspace import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -73,26 +72,27 @@ class Lab:
             arms: To be run.
             config: Instead of the lab's.
             folder: Inside the lab's, for a second set of runs.
-            model: Instead of the lab's.
+            model: Instead of the lab's, which stands for the lab's own `config.model` only.
             data: Instead of the lab's.
         """
         out = self.out / folder if folder else self.out
+        if model is None and (config is None or config.model == self.config.model):
+            model = self.model
         return Plan(
             config or self.config, tuple(arms), self.seeds, out, RowFile(out / "compare.jsonl"),
-            model if model is not None else self.model, data if data is not None else self.data, SPLIT,
+            model, data if data is not None else self.data, SPLIT,
         )  # fmt: skip
 
-    def run(self, plan: Plan, after: Callable[[Run, Arm], None] | None = None) -> list[Row]:
+    def run(self, plan: Plan) -> list[Row]:
         """Rows of a plan of this lab's.
 
         Args:
             plan: From `plan`.
-            after: Called with every run that finished now.
 
         Raises:
             PassdeployError: All of them failed.
         """
-        outcome = run_plan(plan, self.ui, after)
+        outcome = run_plan(plan, self.ui)
         folder = "" if plan.out == self.out else plan.out.name
         self.failed |= {f"{folder}: {run}" if folder else run: why for run, why in outcome.failed.items()}
         if not outcome.rows and outcome.failed:
@@ -180,9 +180,12 @@ def differences(rows: Sequence[Row], reference: str) -> list[str]:
         parts = []
         for budget in budgets(rows):
             own = [cell for cell in found if cell.method == method and cell.budget == budget]
+            both = [*own, *(cell for cell in found if cell.method == reference and cell.budget == budget)]
+            slow = ", ".join(f"{cell.over_budget} of {cell.method}" for cell in both if cell.over_budget)
             if own and own[0].difference is not None:
                 alone = " (one seed)" if several and own[0].difference.n == 1 else ""
-                parts.append(f"{points(own[0].difference)} at {budget}{alone}")
+                slower = f" (engines over budget: {slow})" if slow else ""
+                parts.append(f"{points(own[0].difference)} at {budget}{alone}{slower}")
             elif own:
                 parts.append(f"at {budget} {own[0].statuses[0].replace('_', ' ')}")
         sentences.append(f"{method}, against {reference}: {'; '.join(parts) or 'nothing to compare'}.")
