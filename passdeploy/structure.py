@@ -53,7 +53,7 @@ class Structure:
                 if not kept <= set(range(units)):
                     raise BadInput(f"structure: group {name!r} keeps units outside 0..{units - 1}")
                 masks[name] = tuple(i in kept for i in range(units))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BadInput(f"structure: malformed ({type(error).__name__}: {error})") from None
         return cls(masks)
 

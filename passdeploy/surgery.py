@@ -7,15 +7,15 @@ branches. A fresh model from the same factory, cut by the same architecture, tak
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import BadInput, nearest
-from passdeploy.groups.attention import cut_heads, head_count
-from passdeploy.groups.channels import side_size
+from passdeploy.groups.attention import cut_heads, first_argument, head_count
+from passdeploy.groups.channels import PRODUCERS, side_size
 from passdeploy.groups.types import Groups
 from passdeploy.groups.wrapped import replace_module
 from passdeploy.structure import Structure
@@ -36,8 +36,9 @@ class Zero(nn.Module):
         super().__init__()
         self.like, self.pair = like, pair
 
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Maps anything to zeros."""
+        x = first_argument(args, kwargs)
         zeros = torch.zeros_like(x) if self.like else x.new_zeros(())
         return (zeros, None) if self.pair else zeros
 
@@ -103,39 +104,49 @@ def _select(module: nn.Module, name: str, dimension: int, kept: Tensor) -> None:
         setattr(module, name, chosen)
 
 
-def _cut_conv(conv: nn.modules.conv._ConvNd, outside: Tensor | None, inside: Tensor | None) -> None:
-    in_dimension, out_dimension = (0, 1) if conv.transposed else (1, 0)
-    if inside is not None:
-        _select(conv, "weight", in_dimension, inside)
-        conv.in_channels = len(inside)
-    if outside is not None:
-        _select(conv, "weight", out_dimension, outside)
-        _select(conv, "bias", 0, outside)
-        conv.out_channels = len(outside)
+def weight_cuts(
+    layer: nn.Module, outside: Sequence[int] | None, inside: Sequence[int] | None
+) -> dict[int, Sequence[int]]:
+    """What is left of the weight of a convolution or linear layer: kept indices per dimension, others are whole.
 
+    Args:
+        layer: The dense one. A grouped convolution is cut by its outputs: whole groups go, and their inputs with them.
+        outside: Kept output channels, ascending; None: all.
+        inside: Kept input channels; None: all.
 
-def _cut_grouped_conv(conv: nn.modules.conv._ConvNd, outside: Tensor | None, inside: Tensor | None) -> None:
-    """Removes whole groups; their inputs go with them."""
+    Raises:
+        ValueError: A grouped convolution is cut by its inputs, or within a group.
+    """
+    if getattr(layer, "groups", 1) == 1:
+        in_dimension, out_dimension = (0, 1) if getattr(layer, "transposed", False) else (1, 0)
+        return {d: kept for d, kept in ((in_dimension, inside), (out_dimension, outside)) if kept is not None}
+    assert isinstance(layer, nn.modules.conv._ConvNd)
     if inside is not None or outside is None:
         raise ValueError("a grouped convolution is cut by its outputs")
-    each_out, each_in = conv.out_channels // conv.groups, conv.in_channels // conv.groups
-    groups = torch.unique(outside // each_out)
+    each_out, each_in = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+    groups = sorted({channel // each_out for channel in outside})
     if len(groups) * each_out != len(outside):
         raise ValueError("a grouped convolution loses whole groups only")
-    inputs = (groups[:, None] * each_in + torch.arange(each_in)).flatten()
-    _select(conv, "weight", 0, inputs if conv.transposed else outside)
-    _select(conv, "bias", 0, outside)
-    conv.in_channels, conv.out_channels, conv.groups = len(inputs), len(outside), len(groups)
+    return {0: [group * each_in + i for group in groups for i in range(each_in)] if layer.transposed else outside}
 
 
-def _cut_linear(linear: nn.Linear, outside: Tensor | None, inside: Tensor | None) -> None:
-    if inside is not None:
-        _select(linear, "weight", 1, inside)
-        linear.in_features = len(inside)
+def _cut_layer(layer: nn.modules.conv._ConvNd | nn.Linear, outside: Tensor | None, inside: Tensor | None) -> None:
+    """Slices weight and bias, and corrects the sizes that the layer states."""
+    kept_out, kept_in = (None if kept is None else kept.tolist() for kept in (outside, inside))
+    for dimension, kept in weight_cuts(layer, kept_out, kept_in).items():
+        _select(layer, "weight", dimension, torch.tensor(kept))
     if outside is not None:
-        _select(linear, "weight", 0, outside)
-        _select(linear, "bias", 0, outside)
-        linear.out_features = len(outside)
+        _select(layer, "bias", 0, outside)
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+        return
+    if layer.groups > 1 and outside is not None:
+        left = len(outside) * layer.groups // layer.out_channels
+        layer.in_channels, layer.groups = layer.in_channels // layer.groups * left, left
+    elif inside is not None:
+        layer.in_channels = len(inside)
+    if outside is not None:
+        layer.out_channels = len(outside)
 
 
 def _cut_per_channel(module: nn.Module, kept: Tensor) -> None:
@@ -145,11 +156,8 @@ def _cut_per_channel(module: nn.Module, kept: Tensor) -> None:
 
 def _cut(module: nn.Module, outside: Tensor | None, inside: Tensor | None) -> None:
     """Slices one module in place and keeps its attributes true."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        (_cut_conv if module.groups == 1 else _cut_grouped_conv)(module, outside, inside)
-        return
-    if isinstance(module, nn.Linear):
-        _cut_linear(module, outside, inside)
+    if isinstance(module, PRODUCERS):
+        _cut_layer(module, outside, inside)
         return
     if inside is not None or outside is None:
         raise ValueError("it has no input side of its own")
@@ -194,6 +202,8 @@ def _sides(entry: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
         actual = side_size(module, side)  # type: ignore[arg-type]
         if size != actual:
             raise ValueError(f"has {actual} {side} channels, the architecture was cut from {size}")
+        if any(type(index) is not int for index in kept):
+            raise ValueError(f"keeps {side} channels that are no whole numbers")
         if not kept or sorted(set(kept)) != kept or kept[0] < 0 or kept[-1] >= size:
             raise ValueError(f"keeps {side} channels that are empty, repeated, unsorted or outside 0..{size - 1}")
         if len(kept) < size:
@@ -217,7 +227,8 @@ def apply_architecture(model: nn.Module, arch: Mapping[str, Any]) -> nn.Module:
     if not isinstance(arch, Mapping) or arch.get("schema") != SCHEMA:
         found = arch.get("schema") if isinstance(arch, Mapping) else type(arch).__name__
         raise BadInput(f"architecture: schema is {found!r}, expected {SCHEMA!r}")
-    clone = copy.deepcopy(unwrap(model))
+    model = unwrap(model)
+    clone = copy.deepcopy(model)
     known = {name for name, _ in clone.named_modules(remove_duplicate=False)}
     name = ""
     try:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,9 +12,10 @@ from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, find_groups
 from passdeploy.groups.check import masked_against_thin, random_structure
 from passdeploy.models import build
+from passdeploy.onnx_cut import cut_array
 from passdeploy.structure import Structure
 from passdeploy.surgery import apply_architecture, architecture, relative_difference, thin
-from tests.groups.nets import MadeUp, ready
+from tests.groups.nets import MadeUp, Mixed, ready
 
 IMAGES = torch.rand(2, 3, 48, 40, generator=torch.Generator().manual_seed(0))
 
@@ -99,6 +101,8 @@ def _broken(arch: dict[str, Any], kind: str) -> dict[str, Any]:
         arch["modules"]["stem"]["out"]["of"] = 16
     elif kind == "index":
         arch["modules"]["stem"]["out"]["kept"] = [0, 8]
+    elif kind in ("real", "truth"):
+        arch["modules"]["stem"]["out"]["kept"] = [0.0 if kind == "real" else False]
     elif kind == "empty":
         arch["modules"]["stem"]["out"]["kept"] = []
     elif kind == "missing":
@@ -120,6 +124,8 @@ def _broken(arch: dict[str, Any], kind: str) -> dict[str, Any]:
         ("size", "stem has 8 out channels, the architecture was cut from 16"),
         ("index", "stem keeps out channels that are empty, repeated, unsorted or outside 0..7"),
         ("empty", "stem keeps out channels that are empty"),
+        ("real", "stem keeps out channels that are no whole numbers"),
+        ("truth", "stem keeps out channels that are no whole numbers"),
         ("missing", "malformed"),
         ("side", "stem has no side 'up'"),
         ("group", "grouped.1 a grouped convolution loses whole groups only"),
@@ -142,19 +148,27 @@ def test_relative_difference() -> None:
     assert relative_difference(a, torch.zeros(3)) == float("inf")
 
 
-class _Mixed(nn.ModuleDict):
-    """A mixed convolution: parts of the input in stored, unequal sizes, each to a convolution of its own."""
-
-    def __init__(self) -> None:
-        super().__init__({"a": nn.Conv2d(5, 6, 3, padding=1), "b": nn.Conv2d(3, 4, 1)})
-        self.splits = [5, 3]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([layer(part) for layer, part in zip(self.values(), x.split(self.splits, 1), strict=True)], 1)
+def test_graphs_and_networks_are_cut_alike() -> None:
+    """The arrays of an exported graph, against the parameters that surgery leaves: transposed, grouped, depthwise."""
+    model = ready(MadeUp())
+    groups = find_groups(model, torch.rand(1, 3, 48, 40))
+    for seed in range(3):
+        arch = architecture(groups, random_structure(groups, seed))
+        cut = apply_architecture(model, arch)
+        left = dict(cut.named_modules())
+        compared = 0
+        for name, entry in arch["modules"].items():
+            if not isinstance(left.get(name), nn.modules.conv._ConvNd | nn.Linear):
+                continue
+            for kind, value in model.get_submodule(name).named_parameters():
+                got = cut_array(value.detach().numpy(), kind, model.get_submodule(name), entry)
+                assert np.array_equal(got, getattr(left[name], kind).detach().numpy()), (name, kind)
+                compared += 1
+        assert compared > 10
 
 
 def test_stored_split_sizes_follow_the_cut() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), _Mixed(), nn.Conv2d(10, 2, 1), nn.AdaptiveAvgPool2d(1)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Mixed(), nn.Conv2d(10, 2, 1), nn.AdaptiveAvgPool2d(1)).eval()
     images = torch.rand(2, 3, 8, 8)
     groups = find_groups(model, images[:1])
     assert {name.split(":")[0] for name in groups.names} == {"0", "1.a", "1.b"}
@@ -163,4 +177,5 @@ def test_stored_split_sizes_follow_the_cut() -> None:
         assert masked_against_thin(model, groups, structure, images) <= 1e-5
         cut = thin(model, groups, structure)
         assert cut[1].splits == [cut[1]["a"].in_channels, cut[1]["b"].in_channels]
+        assert thin(nn.DataParallel(model), groups, structure)[1].splits == cut[1].splits
     assert model[1].splits == [5, 3]

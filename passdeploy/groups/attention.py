@@ -8,7 +8,7 @@ have together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,10 @@ class Attention:
         """The output features of `qkv` that belong to a head."""
         whole = self.heads * self.head_dim
         return [part * whole + head * self.head_dim + i for part in range(3) for i in range(self.head_dim)]
+
+    def kept_rows(self, kept: Iterable[int]) -> list[int]:
+        """The output features of `qkv` that are left with these heads, in their order."""
+        return sorted(row for head in kept for row in self.rows(head))
 
 
 def _child(module: nn.Module, names: Sequence[str]) -> str:
@@ -85,6 +89,11 @@ def attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, Attention]]:
             yield name, module, found
 
 
+def first_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a module is called with first, by position or by name (``attention(query=x, key=x, value=x)``)."""
+    return next(iter((*args, *kwargs.values())), None)
+
+
 class StandIn(nn.Module):
     """Takes an attention's place while the graph is traced: features pass through a linear layer and the projection."""
 
@@ -102,9 +111,9 @@ class StandIn(nn.Module):
         self.batch_first = getattr(module, "batch_first", True)
         self._qkv_same_embed_dim, self.in_proj_bias = False, None
 
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Maps (..., features) to the same shape."""
-        y = getattr(self, self.proj_name)(getattr(self, VALUE)(x))
+        y = getattr(self, self.proj_name)(getattr(self, VALUE)(first_argument(args, kwargs)))
         return (y, None) if self.pair else y
 
 
@@ -117,10 +126,11 @@ def replaceable(model: nn.Module, example: Tensor) -> dict[str, Attention]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             out = output[0] if isinstance(output, tuple) else output
             given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-            same = bool(args) and isinstance(args[0], Tensor) and isinstance(out, Tensor)
-            same = same and args[0].ndim > 2 and args[0].shape[:-1] == out.shape[:-1]
+            x = first_argument(args, kwargs)
+            same = isinstance(x, Tensor) and isinstance(out, Tensor)
+            same = same and x.ndim > 2 and x.shape[:-1] == out.shape[:-1]
             if isinstance(module, nn.MultiheadAttention):
-                same = same and len(given) == 3 and all(tensor is args[0] for tensor in given)
+                same = same and len(given) == 3 and all(tensor is x for tensor in given)
                 same = same and output[1] is None  # nobody reads the attention's weights
             fits[name] = fits.get(name, True) and same
 
@@ -170,10 +180,8 @@ def cut_heads(module: nn.Module, kept: Tensor) -> None:
     if slim is not None:
         SLIM[slim](module)
     if isinstance(module, nn.MultiheadAttention):
-        each = module.head_dim
-        rows = torch.cat(
-            [part * heads * each + (kept[:, None] * each + torch.arange(each)).flatten() for part in range(3)]
-        )
+        spec = Attention(heads, module.head_dim, "", "out_proj")  # its projection may have been cut before
+        rows = torch.tensor(spec.kept_rows(kept.tolist()))
         for name in ("in_proj_weight", "in_proj_bias"):
             _keep(module, name, 0, rows)
     else:

@@ -44,11 +44,11 @@ class Unit:
     reason: str = ""
 
 
-class _UnionFind:
-    """Disjoint sets over integers that are handed out by `new`."""
+class UnionFind:
+    """Disjoint sets over 0 .. size - 1 and the integers that `new` hands out; a set is called by its least member."""
 
-    def __init__(self) -> None:
-        self.parent: list[int] = []
+    def __init__(self, size: int = 0) -> None:
+        self.parent = list(range(size))
 
     def new(self) -> int:
         self.parent.append(len(self.parent))
@@ -78,7 +78,7 @@ class _Walk:
 
     def __init__(self, graph: Any) -> None:
         self.graph = graph
-        self.sets = _UnionFind()
+        self.sets = UnionFind()
         self.nodes = list(graph.module2node.values())
         self.ids: dict[tuple[int, Side], dict[int, int]] = defaultdict(dict)
         self.index = {id(node): i for i, node in enumerate(self.nodes)}
@@ -111,7 +111,7 @@ class _Walk:
         for node in self.nodes:
             self._unite_conv_groups(node)
             self._unite_norm_groups(node)
-            self._unitechunks(node)
+            self._unite_chunks(node)
 
     def _joined(self, node: Any) -> bool:
         pruner = self.graph.get_pruner_of_module(node.module)
@@ -165,7 +165,7 @@ class _Walk:
                 first = self.atom(node, "out", channel - channel % each)[0]
                 self.sets.unite(first, self.atom(node, "out", channel)[0])
 
-    def _unitechunks(self, node: Any) -> None:
+    def _unite_chunks(self, node: Any) -> None:
         """Equal parts of a split must stay equal: a channel goes with those at its place in the other parts.
 
         A network computes where it splits from the channels it is given, so parts of different sizes would be cut at

@@ -40,16 +40,23 @@ def _found(groups: Groups, pattern: str, key: str) -> list[tuple[int, ChannelGro
 def _with_widths(groups: Groups, least: Mapping[str, int], fixed: Mapping[str, int]) -> Groups:
     changed = list(groups.groups)
     for pattern, width in least.items():
-        for i, _, member in _found(groups, pattern, "min_width"):
-            units = math.ceil(width / member.per_unit)
-            if width < 1 or units > changed[i].units:
+        for i, group, member in _found(groups, pattern, "min_width"):
+            if not 1 <= width <= member.size:
                 raise BadInput(
-                    f"groups.min_width {pattern!r}: {width} is outside 1..{changed[i].units * member.per_unit}, "
+                    f"groups.min_width {pattern!r}: {width} is outside 1..{member.size}, "
                     f"the channels of {member.module}"
                 )
+            # where a layer's channels belong to several groups, or some to none, each group keeps its share of them
+            units = math.ceil(width * group.units / member.size)
             changed[i] = dataclasses.replace(changed[i], least=max(changed[i].least, units))
     for pattern, width in fixed.items():
         for i, group, member in _found(groups, pattern, "fixed"):
+            if group.units * member.per_unit != member.size:
+                raise BadInput(
+                    f"groups.fixed {pattern!r}: the {member.size} channels of {member.module} are not pruned together "
+                    f"({group.units * member.per_unit} of them with {group.name}); give groups.min_width, or name a "
+                    "layer in front of or behind it"
+                )
             units, rest = divmod(width, member.per_unit)
             if rest or not 1 <= units <= group.units:
                 raise BadInput(

@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from passdeploy.groups.attention import VALUE, Attention
-from passdeploy.groups.channels import Unit
+from passdeploy.groups.channels import UnionFind, Unit
 
 
 def _merged(units: Sequence[Unit], specs: Mapping[str, Attention]) -> list[Unit]:
     """Units of the features of one head become one unit."""
-    parent = list(range(len(units)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
+    sets = UnionFind(len(units))
     first: dict[tuple[str, int], int] = {}
     for i, unit in enumerate(units):
         for (name, side), channels in unit.channels.items():
@@ -24,11 +18,10 @@ def _merged(units: Sequence[Unit], specs: Mapping[str, Attention]) -> list[Unit]
             if base == name or side != "out":
                 continue
             for channel in channels:
-                a, b = root(first.setdefault((base, channel // specs[base].head_dim), i)), root(i)
-                parent[max(a, b)] = min(a, b)
+                sets.unite(first.setdefault((base, channel // specs[base].head_dim), i), i)
     merged: dict[int, Unit] = {}
     for i, unit in enumerate(units):
-        into = merged.setdefault(root(i), Unit())
+        into = merged.setdefault(sets.find(i), Unit())
         into.reason = into.reason or unit.reason
         for key, channels in unit.channels.items():
             into.channels[key] += channels

@@ -20,7 +20,7 @@ from passdeploy.groups.types import Groups
 from passdeploy.weights import unwrap
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Scaled:
     """A parameter that masks scale along one dimension.
 
@@ -116,7 +116,7 @@ class Masker:
         for item in self._scaled:
             weight = own[item.name]
             if item.index.device != vector.device:
-                object.__setattr__(item, "index", item.index.to(vector.device))
+                item.index = item.index.to(vector.device)
             changed[item.name] = weight * vector[item.index].view(item.shape).to(weight.dtype)
         for name, positions in self._gates.items():
             value = changed.get(name, own[name])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from passdeploy.groups.attention import Attention, attentions
+from passdeploy.groups.attention import Attention, attentions, first_argument
 from passdeploy.groups.channels import PRODUCERS, channel_counts
 from passdeploy.groups.types import ChannelGroup, Groups
 from passdeploy.weights import unwrap
@@ -157,14 +157,14 @@ def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operat
         inside, outside = _shares(name, module, groups.groups)
         found.append(_operator(name, module, planes, (inside, outside), groups.groups, depth))
 
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        add(names[module], module, (_plane(inputs[0], module), _plane(output, module)))
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        add(names[module], module, (_plane(first_argument(args, kwargs), module), _plane(output, module)))
 
     def record_attention(name: str, module: nn.Module, spec: Attention) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
             if any(op.name == f"{name}.{spec.proj}" for op in found):
                 return  # it calls its layers
-            plane = int(np.prod(inputs[0].shape[:-1])), 1
+            plane = int(np.prod(first_argument(args, kwargs).shape[:-1])), 1
             if spec.qkv:
                 add(f"{name}.{spec.qkv}", getattr(module, spec.qkv), (plane, plane))
             else:
@@ -173,8 +173,11 @@ def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operat
 
         return hook
 
-    hooks = [m.register_forward_hook(record) for m in clone.modules() if isinstance(m, PRODUCERS)]
-    hooks += [m.register_forward_hook(record_attention(name, m, spec)) for name, m, spec in attentions(clone)]
+    hooks = [m.register_forward_hook(record, with_kwargs=True) for m in clone.modules() if isinstance(m, PRODUCERS)]
+    hooks += [
+        m.register_forward_hook(record_attention(name, m, spec), with_kwargs=True)
+        for name, m, spec in attentions(clone)
+    ]
     with torch.no_grad():
         clone(example.detach().cpu().float())
     for hook in hooks:

@@ -259,3 +259,14 @@ class Drowned(nn.Module):
         batch, _, channels = tokens.shape
         few = tokens.view(batch, *x.shape[2:], channels)[:, ::2, ::2].reshape(batch, -1, channels)
         return self.query(few).mean(1) + self.fc(F.relu(self.loud(x)).mean((2, 3)))
+
+
+class Mixed(nn.ModuleDict):
+    """A mixed convolution: parts of the input in stored, unequal sizes, each to a convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__({"a": nn.Conv2d(5, 6, 3, padding=1), "b": nn.Conv2d(3, 4, 1)})
+        self.splits = [5, 3]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([layer(part) for layer, part in zip(self.values(), x.split(self.splits, 1), strict=True)], 1)

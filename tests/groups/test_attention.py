@@ -49,7 +49,7 @@ class Tokens(nn.Module):
 
     @staticmethod
     def _attention(kind: str, dim: int, heads: int) -> nn.Module:
-        if kind == "torch":
+        if kind in ("torch", "by name"):
             return nn.MultiheadAttention(dim, heads, batch_first=True)
         return Own(dim, heads, pinned=kind == "own")
 
@@ -60,6 +60,8 @@ class Tokens(nn.Module):
             y = self.norms[2 * i](x)
             if self.kind == "torch":
                 y, _ = attention(y, y, y, need_weights=False)
+            elif self.kind == "by name":
+                y, _ = attention(query=y, key=y, value=y, need_weights=False)
             else:
                 y = attention(y)
             x = x + y
@@ -86,11 +88,12 @@ def _maxvit() -> nn.Module:
 NETWORKS = {
     "own": lambda: Tokens("own"),
     "multihead": lambda: Tokens("torch"),
+    "by name": lambda: Tokens("by name"),
     "swin": lambda: _swin(1),
     "swin v2": lambda: _swin(2),
     "maxvit": _maxvit,
 }
-SIZES = {"own": 16, "multihead": 16, "swin": 36, "swin v2": 36, "maxvit": 32}
+SIZES = {"own": 16, "multihead": 16, "by name": 16, "swin": 36, "swin v2": 36, "maxvit": 32}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -110,7 +113,7 @@ def test_heads_go_whole_and_masked_equals_thin(name: str) -> None:
             assert torch.equal(again.eval()(images), cut.eval()(images))
 
 
-@pytest.mark.parametrize("name", ["own", "multihead", "swin"])
+@pytest.mark.parametrize("name", ["own", "multihead", "by name", "swin"])
 def test_blocks_of_a_transformer_are_depth_units(name: str) -> None:
     model = ready(NETWORKS[name]())
     groups = find_groups(model, torch.rand(1, 3, SIZES[name], SIZES[name]))

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, control, find_groups
 from passdeploy.groups.check import masked_against_thin, random_structure
 from passdeploy.models import build
 from passdeploy.search.allocator import width_grids
-from tests.groups.nets import MadeUp, ready
+from tests.groups.nets import MadeUp, Mixed, ready
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,18 @@ def test_widths_are_in_channels_of_the_named_layer() -> None:
     assert _of(asked, "grouped.0").least == 3
     with pytest.raises(BadInput, match=r"4..16 channels in steps of 4, not 9"):
         control(found, fixed={"grouped.1": 9})
+
+
+def test_a_layer_whose_channels_are_of_several_groups() -> None:
+    """5 of the 8 go to one layer and 3 to another."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Mixed(), nn.Conv2d(10, 2, 1), nn.AdaptiveAvgPool2d(1)).eval()
+    found = find_groups(model, torch.rand(1, 3, 8, 8))
+    least = [g.least for g in control(found, min_width={"0": 6}).groups if g.name.split(":")[0] == "0"]
+    assert len(least) == 2 and 6 <= sum(least) <= 7
+    with pytest.raises(BadInput, match=r"9 is outside 1..8, the channels of 0"):
+        control(found, min_width={"0": 9})
+    with pytest.raises(BadInput, match="the 8 channels of 0 are not pruned together"):
+        control(found, fixed={"0": 3})
 
 
 def test_tied_layers_keep_the_same_units(groups: Groups) -> None:

@@ -50,6 +50,22 @@ def test_resnet20_dense() -> None:
     assert [names[g] for g in second.gates] == ["depth:layer2.1"]
 
 
+class _ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(input=self.conv(input=x).relu().mean((2, 3)))
+
+
+def test_layers_may_be_called_by_name() -> None:
+    model, images = _ByName().eval(), torch.rand(1, 3, 8, 8)
+    ops = operators(model, images, find_groups(model, images))
+    assert [(op.name, op.in_hw) for op in ops] == [("conv", (8, 8)), ("fc", (1, 1))]
+    assert macs(ops) == _counted(model, images)[0]
+
+
 def test_counts_follow_the_kept_units() -> None:
     model, images = ready(MadeUp()), torch.rand(1, 3, 48, 40)
     groups = find_groups(model, images)
