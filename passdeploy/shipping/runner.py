@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +24,7 @@ import numpy as np
 from passdeploy.errors import BadInput
 from passdeploy.shipping.contents import Contents, EngineInfo, open_bundle
 from passdeploy.shipping.executors.base import Executor, create, in_batches
-from passdeploy.shipping.hardware import Machine
+from passdeploy.shipping.hardware import Machine, this_machine
 from passdeploy.shipping.sums import Refused
 
 
@@ -163,6 +164,7 @@ def load(
     key: str | Path | None = None,
     engine: str | None = None,
     machine: Machine | None = None,
+    device: int | None = None,
     check_samples: bool = True,
     **options: Any,
 ) -> Model:
@@ -174,16 +176,26 @@ def load(
             which detects corruption but not tampering.
         engine: Id of an engine, or a target's name; None: the first engine that fits this machine.
         machine: What to fit; None: this machine.
+        device: The GPU to run on, as CUDA numbers those that this process sees: the engine must fit that one. TensorRT
+            makes it the current one of every thread that calls. None: the first (of TensorRT: the calling thread's).
         check_samples: Whether the engine must reproduce the sample outputs before it is handed over (also a warm-up).
         options: Of the backend: ``threads`` (ONNX Runtime, OpenVINO), ``streams`` (OpenVINO, TensorRT) and
             ``cuda_graphs`` (TensorRT).
 
     Raises:
-        BadInput: There is no such folder.
+        BadInput: There is no such folder or GPU, or the backend has no such option.
         Refused: The bundle is not what was sealed or does not fit this machine; one line that says why.
     """
     contents = open_bundle(Path(bundle), Path(key) if key is not None else None)
-    return load_contents(contents, engine=engine, machine=machine, check_samples=check_samples, **options)
+    return load_contents(
+        contents, engine=engine, machine=machine, device=device, check_samples=check_samples, **options
+    )
+
+
+def _with_one_gpu(machine: Machine, device: int) -> Machine:
+    if not 0 <= device < len(machine.gpus):
+        raise BadInput(f"device={device}: this machine has {len(machine.gpus)} NVIDIA GPU(s), counted from 0")
+    return replace(machine, gpus=(machine.gpus[device],))
 
 
 def load_contents(
@@ -191,10 +203,14 @@ def load_contents(
     *,
     engine: str | None = None,
     machine: Machine | None = None,
+    device: int | None = None,
     check_samples: bool = True,
     **options: Any,
 ) -> Model:
     """Loads what has been opened and checked; the rest as for `load`."""
+    if device is not None:
+        machine = _with_one_gpu(machine or this_machine(), device)
+        options["device"] = device
     chosen = contents.choose(engine, machine)
     executor = create(chosen, contents.sealed.read(chosen.file), contents.manifest, **options)
     model = Model(contents, chosen, executor)

@@ -2,7 +2,8 @@
 
 Work of a stream is queued and only done when the stream is synchronised, so that a missing synchronisation, a wrong
 order or memory that was freed too early gives wrong numbers, as it would on a GPU. A capture records
-instead of queuing. The engine is a matrix product of the flattened images.
+instead of queuing. There may be several GPUs: a stream belongs to the one that was current where it was made, and takes
+an inference only from threads whose current one that is. The engine is a matrix product of the flattened images.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Kinds:
 
 
 class Stream:
-    def __init__(self) -> None:
+    def __init__(self, gpu: int = 0) -> None:
+        self.gpu = gpu
         self.queued: list[Callable[[], None]] = []
         self.captured: list[Callable[[], None]] | None = None
 
@@ -41,8 +43,9 @@ class HostCuda(ModuleType):
     cudaStreamNonBlocking = 1
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=0)
 
-    def __init__(self, memory: int = 1 << 30) -> None:
+    def __init__(self, memory: int = 1 << 30, gpus: int = 1) -> None:
         super().__init__("cuda.bindings.runtime")
+        self.gpus, self.current = gpus, threading.local()
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.legacy = Stream()
@@ -50,6 +53,16 @@ class HostCuda(ModuleType):
         self.left = memory
         self.launches = self.graph_launches = self.last_error = 0
         self.lock = threading.Lock()
+
+    def cudaSetDevice(self, number: int) -> tuple[int]:
+        if not 0 <= number < self.gpus:
+            return (101,)
+        self.current.gpu = number
+        return (0,)
+
+    def here(self) -> int:
+        """The calling thread's current GPU."""
+        return getattr(self.current, "gpu", 0)
 
     def _take(self, where: dict[int, Any], size: int) -> tuple[int, int]:
         with self.lock:
@@ -86,7 +99,7 @@ class HostCuda(ModuleType):
         return (0,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, Stream]:
-        stream = Stream()
+        stream = Stream(self.here())
         self.streams[id(stream)] = stream
         return 0, stream
 
@@ -120,6 +133,8 @@ class HostCuda(ModuleType):
         return (0,)
 
     def cudaGraphLaunch(self, graph: list[Callable[[], None]], stream: Stream) -> tuple[int]:
+        if stream.gpu != self.here():
+            return (400,)
         self.graph_launches += 1
         for work in graph:
             stream.add(work)
@@ -136,10 +151,15 @@ class HostCuda(ModuleType):
         return (0,)
 
     def cudaGetDeviceCount(self) -> tuple[int, int]:
-        return 0, 1
+        return 0, self.gpus
 
     def cudaGetErrorName(self, status: int) -> tuple[int, bytes]:
-        return 0, {1: b"cudaErrorInvalidValue", 2: b"cudaErrorMemoryAllocation"}[status]
+        return 0, {
+            1: b"cudaErrorInvalidValue",
+            2: b"cudaErrorMemoryAllocation",
+            101: b"cudaErrorInvalidDevice",
+            400: b"cudaErrorInvalidResourceHandle",
+        }[status]
 
 
 class Context:
@@ -162,6 +182,8 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         found, cuda = self.engine.cuda.streams[stream], self.engine.cuda
+        if found.gpu != cuda.here():
+            return False
         cuda.launches += found.captured is None
 
         def product() -> None:

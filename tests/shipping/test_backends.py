@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 from passdeploy.engines.base import CompileInput, get_backend
+from passdeploy.errors import BadInput
 from passdeploy.shipping.bundle import EngineSource, write_bundle
 from passdeploy.shipping.contents import open_bundle
 from passdeploy.shipping.executors import openvino as executor
@@ -155,6 +157,45 @@ def test_onnxruntime_on_a_gpu_is_the_session_that_was_measured_or_none(
     with pytest.raises(Refused, match="CUDAExecutionProvider could not start on this machine") as error:
         executor.create(*given)
     assert engine.id in str(error.value) and "\n" not in str(error.value)
+
+
+def test_onnxruntime_on_another_gpu_than_the_first(sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session and what a measurement binds are on the GPU that was asked for."""
+    import onnxruntime as ort
+
+    from passdeploy.shipping.executors import onnxruntime as executor
+
+    asked: list[Any] = []
+
+    class Session(ort.InferenceSession):  # type: ignore[misc]
+        def __init__(self, data: bytes, options: object, providers: list[object]) -> None:
+            asked.extend(providers)
+            super().__init__(data, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+        def io_binding(self) -> Any:
+            binding = MagicMock()
+            binding.bind_output.side_effect = lambda name, *place: asked.append(place)
+            return binding
+
+        def run_with_iobinding(self, binding: Any) -> None: ...
+
+    value = MagicMock()
+    value.ortvalue_from_numpy.side_effect = lambda array, *place: asked.append(place)
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    monkeypatch.setattr(ort, "OrtValue", value)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    contents = open_bundle(sealed_bundle)
+    (made,) = contents.engines
+    data = contents.sealed.read(made.file)
+    engine = replace(made, requires={"compute_capabilities": ["9.0"]})
+    loaded = executor.create(engine, data, contents.manifest, device=1)
+    loaded.bind(contents.samples()[0][:1])
+    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0", "device_id": "1"}), ("cuda", 1), ("cuda", 1)]
+    with pytest.raises(BadInput, match=r"device=: engine .* runs on a CPU"):
+        executor.create(made, data, contents.manifest, device=1)
 
 
 def test_another_backend_goes_through_its_own_runner(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.shipping.contents import EngineInfo, open_bundle
 from passdeploy.shipping.executors import tensorrt as executor
 from passdeploy.shipping.executors.base import in_batches
@@ -32,10 +32,10 @@ class Bench:
         self.monkeypatch, self.info = monkeypatch, info
         self.install()
 
-    def install(self, memory: int = 1 << 30, capturable: bool = True, version: str = "11.0.0") -> None:
+    def install(self, memory: int = 1 << 30, capturable: bool = True, version: str = "11.0.0", gpus: int = 1) -> None:
         import cuda.bindings
 
-        self.cuda = HostCuda(memory)
+        self.cuda = HostCuda(memory, gpus)
         self.engine: HostEngine | None = HostEngine(self.cuda, SHAPE, len(CLASSES), BATCH, capturable)
         self.monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
         self.monkeypatch.setattr(cuda.bindings, "runtime", self.cuda, raising=False)
@@ -82,6 +82,56 @@ def test_threads_get_their_own_answers(
     assert bench.cuda.graph_launches == (120 if graphed else 0)
     assert bench.cuda.launches == streams + (0 if graphed else 120), "one inference per stream before the capture"
     made.close()
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_every_thread_is_put_on_the_engines_gpu(
+    bench: Bench, sealed_bundle: Path, random_images: Images, cuda_graphs: bool
+) -> None:
+    """Threads begin on the first GPU; and what else runs in one may put it on another between two calls."""
+    bench.install(gpus=2)
+    images = random_images(64)
+    expected = bench.expected(images)
+    made = bench.create(streams=3, cuda_graphs=cuda_graphs, device=1)
+    assert {stream.gpu for stream in bench.cuda.streams.values()} == {1}
+    on_gpu = DeviceArray(bench.cuda, images[:4])
+
+    def answer(number: int) -> np.ndarray:
+        bench.cuda.cudaSetDevice(number % 2)
+        at = 4 * (number % 16)
+        return made.run(images[at : at + 4])
+
+    with ThreadPoolExecutor(6) as pool:
+        for number, logits in enumerate(pool.map(answer, range(120))):
+            at = 4 * (number % 16)
+            np.testing.assert_allclose(logits, expected[at : at + 4], rtol=1e-5, atol=1e-5)
+        model = Model(open_bundle(sealed_bundle), bench.info, made)
+        logits = pool.submit(model.run, on_gpu).result()
+        np.testing.assert_allclose(logits, expected[:4], rtol=1e-5, atol=1e-5)
+    bench.cuda.cudaSetDevice(0)
+    made.bind(images[:4])
+    bench.cuda.cudaSetDevice(0)
+    made.call()
+    made.close()
+    bench.cuda.cudaFree(on_gpu.address)
+
+
+def test_without_a_number_the_current_gpu_is_left_alone(bench: Bench, random_images: Images) -> None:
+    bench.install(gpus=2)
+    bench.cuda.cudaSetDevice(1)
+    made = bench.create()
+    images = random_images(BATCH)
+    np.testing.assert_allclose(made.run(images), bench.expected(images), rtol=1e-5, atol=1e-5)
+    assert bench.cuda.here() == 1
+    bench.cuda.cudaSetDevice(0)
+    with pytest.raises(PassdeployError, match="cudaErrorInvalidResourceHandle"):
+        made.run(images)
+    made.close()
+
+
+def test_a_gpu_that_is_not_there_is_refused(bench: Bench) -> None:
+    with pytest.raises(Refused, match="cudaErrorInvalidDevice"):
+        bench.create(device=1)
 
 
 def test_a_call_is_the_inference_alone(bench: Bench, random_images: Images) -> None:

@@ -70,7 +70,7 @@ def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], **optio
         engine: As the bundle describes it.
         data: The engine file; its digest was checked on these very bytes.
         manifest: The bundle's.
-        options: Settings of the backend's executor, such as ``streams`` and ``cuda_graphs`` of TensorRT's.
+        options: Settings of the backend's executor, such as ``streams`` and ``device`` of TensorRT's.
 
     Raises:
         Refused: The backend is missing or does not take the engine; one line that says what to do.

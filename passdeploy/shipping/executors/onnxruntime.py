@@ -16,9 +16,9 @@ from passdeploy.shipping.sums import Refused
 class OrtExecutor(Executor):
     """Runs a session; inputs and outputs are host arrays."""
 
-    def __init__(self, session: Any, device: str) -> None:
+    def __init__(self, session: Any, device: str, number: int = 0) -> None:
         self._session = session
-        self._device = device
+        self._place = device, number
         self._input = session.get_inputs()[0].name
         self._output = session.get_outputs()[0].name
         self._binding: Any = None
@@ -33,8 +33,8 @@ class OrtExecutor(Executor):
 
         binding = self._session.io_binding()
         self._held = np.ascontiguousarray(images)  # on a CPU the value is a view of it, and need not keep it alive
-        binding.bind_ortvalue_input(self._input, ort.OrtValue.ortvalue_from_numpy(self._held, self._device, 0))
-        binding.bind_output(self._output, self._device)
+        binding.bind_ortvalue_input(self._input, ort.OrtValue.ortvalue_from_numpy(self._held, *self._place))
+        binding.bind_output(self._output, *self._place)
         self._session.run_with_iobinding(binding)
         binding.bind_ortvalue_output(self._output, binding.get_outputs()[0])
         self._binding = binding
@@ -46,8 +46,22 @@ class OrtExecutor(Executor):
         self._binding = self._session = self._held = None
 
 
-def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], threads: int | None = None) -> OrtExecutor:
-    """Args: threads: Of one inference; None: as the engine was measured."""
+def create(
+    engine: EngineInfo,
+    data: bytes,
+    manifest: Mapping[str, Any],
+    threads: int | None = None,
+    device: int | None = None,
+) -> OrtExecutor:
+    """Loads the engine.
+
+    Args:
+        engine: As the bundle describes it.
+        data: The engine file.
+        manifest: Not needed.
+        threads: Of one inference; None: as the engine was measured.
+        device: CUDA's number of the GPU; None: the first.
+    """
     import onnxruntime as ort
 
     from passdeploy.engines.onnxruntime import CUDA, session
@@ -57,10 +71,13 @@ def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], threads
     if on_gpu:
         if CUDA[0] not in ort.get_available_providers():
             raise Refused(f"engine {engine.id}: this onnxruntime has no {CUDA[0]}")
-        providers = [CUDA]  # with the options that were measured
+        name, measured = CUDA
+        providers = [(name, measured if device is None else {**measured, "device_id": str(device)})]
+    elif device is not None:
+        raise BadInput(f"device=: engine {engine.id} runs on a CPU")
     settings = {str(key): str(value) for key, value in engine.meta.get("session", {}).items()}
     try:
         loaded = session(data, threads or engine.threads, providers, settings)
     except BadInput as error:
         raise Refused(f"engine {engine.id}: {error}") from None
-    return OrtExecutor(loaded, "cuda" if on_gpu else "cpu")
+    return OrtExecutor(loaded, "cuda" if on_gpu else "cpu", device or 0)

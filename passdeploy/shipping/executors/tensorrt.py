@@ -129,11 +129,27 @@ class _Slot:
         self._parts.close()
 
 
+def _select(device: int | None) -> None:
+    """Makes that GPU the calling thread's current one; None: leaves what is.
+
+    Each thread has its own, the first GPU to begin with, and what else runs in it may change that between two calls:
+    a stream of another GPU than the current one takes no work.
+    """
+    from cuda.bindings import runtime
+
+    from passdeploy.engines._cuda import check
+
+    if device is not None:
+        check(runtime.cudaSetDevice(device))
+
+
 class TensorRtExecutor(Executor):
     """Runs an engine on one of several streams."""
 
-    def __init__(self, trt: Any, runtime: Any, engine: Any, batch: int, streams: int, cuda_graphs: bool) -> None:
-        self._runtime, self._engine = runtime, engine
+    def __init__(
+        self, trt: Any, runtime: Any, engine: Any, batch: int, streams: int, cuda_graphs: bool, device: int | None
+    ) -> None:
+        self._runtime, self._engine, self._device = runtime, engine, device
         self._slots: list[_Slot] = []
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         try:
@@ -145,6 +161,7 @@ class TensorRtExecutor(Executor):
             raise
 
     def run(self, images: np.ndarray) -> np.ndarray:
+        _select(self._device)
         slot = self._free.get()
         try:
             return slot.run(images)
@@ -156,6 +173,7 @@ class TensorRtExecutor(Executor):
 
         from passdeploy.engines._cuda import check
 
+        _select(self._device)
         slot = self._free.get()
         try:
             if slot.source.dtype != np.float32:
@@ -172,15 +190,18 @@ class TensorRtExecutor(Executor):
             self._free.put(slot)
 
     def bind(self, images: np.ndarray) -> None:
+        _select(self._device)
         slot = self._slots[0]
         slot.source.write(images, slot.stream.handle)
 
     def call(self) -> None:
+        _select(self._device)
         slot = self._slots[0]
         slot.launch()
         slot.stream.synchronise()
 
     def close(self) -> None:
+        _select(self._device)
         for slot in self._slots:
             slot.free()
         self._slots = []
@@ -188,7 +209,12 @@ class TensorRtExecutor(Executor):
 
 
 def create(
-    engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], streams: int = 1, cuda_graphs: bool = True
+    engine: EngineInfo,
+    data: bytes,
+    manifest: Mapping[str, Any],
+    streams: int = 1,
+    cuda_graphs: bool = True,
+    device: int | None = None,
 ) -> TensorRtExecutor:
     """Loads the engine.
 
@@ -198,6 +224,8 @@ def create(
         manifest: Not needed.
         streams: Inferences that may run at once.
         cuda_graphs: Whether a call replays a captured graph.
+        device: CUDA's number of the GPU; None: the calling thread's current one, in every thread that
+            calls.
     """
     if engine.backend == "tensorrt_rtx":
         import tensorrt_rtx as trt
@@ -215,12 +243,13 @@ def create(
         )
     try:
         check(cuda.cudaGetDeviceCount())  # a clear error before the library's own
+        _select(device)
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         if not engine.requires.get("exact_version"):  # a version-compatible engine brings TensorRT's lean runtime along
             runtime.engine_host_code_allowed = True
         loaded = runtime.deserialize_cuda_engine(data)
         if loaded is None:
             raise Refused(f"does not fit this GPU or this {title} {trt.__version__}; compile it again on this machine")
-        return TensorRtExecutor(trt, runtime, loaded, engine.batch, streams, cuda_graphs)
+        return TensorRtExecutor(trt, runtime, loaded, engine.batch, streams, cuda_graphs, device)
     except PassdeployError as error:
         raise Refused(f"engine {engine.id}: {error}") from None

@@ -44,8 +44,10 @@ class TritonPythonModel:
         self._input, self._output = config["input"][0]["name"], config["output"][0]["name"]
         self._known = PassdeployError
         key = here / parameters["verify_key"] if "verify_key" in parameters else None
+        # Triton spreads instances over the GPUs, and each one's process sees them all.
+        device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         try:
-            self._model = load(here / "bundle", key=key, engine=parameters.get("engine"))
+            self._model = load(here / "bundle", key=key, engine=parameters.get("engine"), device=device)
         except PassdeployError as error:
             raise pb_utils.TritonModelException(str(error)) from None
 
