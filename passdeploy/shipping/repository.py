@@ -11,6 +11,7 @@ from pathlib import Path
 
 from passdeploy.errors import BadInput, nearest
 from passdeploy.shipping.contents import Contents, EngineInfo, open_bundle
+from passdeploy.shipping.packages import packages
 from passdeploy.shipping.replace import replace_folder
 from passdeploy.shipping.servers import kserve, mlserver, triton
 from passdeploy.shipping.sums import SUMS
@@ -167,7 +168,7 @@ def _described(
 ) -> Repository:
     """`replaced`: the engine that Triton's ONNX Runtime can't load: it is given the ONNX file instead."""
     note = None
-    needs = "numpy and " + ", ".join(sorted({f"{e.backend}=={e.backend_version}" for e in contents.engines}))
+    needs = "numpy, " + ", ".join(sorted({name for e in contents.engines for name in packages(e)}))
     needs += "" if key is None else ", and model-signing to check the signature"
     if kind == "python":
         note = f"Triton's Python needs {needs}"

@@ -9,20 +9,11 @@ from importlib.metadata import PackageNotFoundError, metadata, version
 from typing import Any
 
 from passdeploy.shipping.manifest import BundleManifest
+from passdeploy.shipping.packages import BESIDE, DISTRIBUTIONS
 
 SBOM = "sbom.cdx.json"
 
 _MADE_WITH = ("torch", "torchvision", "torch-pruning", "numpy", "onnx", "onnxscript", "onnxsim", "safetensors")
-_DISTRIBUTIONS = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "onnxruntime_tensorrt": ("onnxruntime-gpu",),
-    "openvino": ("openvino",),
-    "tensorrt_rtx": ("tensorrt-rtx-cu13",),
-    "tensorrt": ("tensorrt",),
-    "torch_tensorrt": ("torch-tensorrt",),
-    "inductor": ("torch",),
-}
-"""Backend -> the distributions that it may come in."""
 
 
 def _licences(name: str) -> list[dict[str, Any]]:
@@ -44,7 +35,7 @@ def _installed(name: str) -> str | None:
 
 def _distribution(backend: str) -> str:
     """The one that is installed, else the first."""
-    names = _DISTRIBUTIONS.get(backend, (backend,))
+    names = DISTRIBUTIONS.get(backend, (backend,))
     return next((name for name in names if _installed(name)), names[0])
 
 
@@ -84,6 +75,9 @@ def _libraries(manifest: BundleManifest, versions: Mapping[str, Any]) -> list[di
     for engine in manifest.engines:
         name = _distribution(engine.backend)
         made[name] = _library(name, engine.backend_version, "required")
+        for other in BESIDE.get(engine.backend, ()):
+            if known := versions.get(other) or _installed(other):
+                made[other] = _library(other, str(known), "required")
     return [made[name] for name in sorted(made)]
 
 

@@ -118,7 +118,7 @@ def test_rtx_engine_on_a_machine_that_only_claims_a_gpu_is_one_line(rtx: Path) -
 
 def test_a_missing_backend_says_what_to_install(sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(Refused, match=r"backend onnxruntime is not installed .*install onnxruntime 1\."):
+    with pytest.raises(Refused, match=r"onnxruntime is not installed; pip install onnxruntime==1\.[.\d]+$"):
         load(sealed_bundle)
 
 
@@ -153,6 +153,10 @@ def test_onnxruntime_on_a_gpu_is_the_session_that_was_measured_or_none(
     given = engine, contents.sealed.read(engine.file), contents.manifest
     executor.create(*given).close()
     assert asked == [get_backend("onnxruntime").providers(cpu_target().with_(compute_capability="9.0"))]  # type: ignore[attr-defined]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(Refused, match=r"no CUDAExecutionProvider; pip install onnxruntime-gpu==\S+ in place of"):
+        executor.create(*given)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     starts = False
     with pytest.raises(Refused, match="CUDAExecutionProvider could not start on this machine") as error:
         executor.create(*given)

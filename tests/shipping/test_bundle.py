@@ -105,6 +105,16 @@ def test_sbom_names_the_distribution_that_the_engine_runs_on(
     assert {c["name"] for c in components if c.get("scope") == "required"} == {named, "passdeploy"}
 
 
+def test_sbom_names_what_runs_an_engine_beside_its_backend(sealed_bundle: Path) -> None:
+    manifest = m.read((sealed_bundle / "bundle.json").read_bytes())
+    (engine,) = manifest.engines
+    made = engine.model_copy(update={"backend": "tensorrt_rtx", "backend_version": "1.7.1.116"})
+    document = sbom.sbom(manifest.model_copy(update={"engines": (made,)}), {"cuda-bindings": "13.0.2"})
+    components = {c["name"]: c for c in json.loads(document)["components"]}
+    for name, version in (("tensorrt-rtx-cu13", "1.7.1.116"), ("cuda-bindings", "13.0.2")):
+        assert (components[name]["version"], components[name]["scope"]) == (version, "required")
+
+
 def test_without_engines_or_measurements_it_claims_nothing(tmp_path: Path) -> None:
     source = make_source(tmp_path / "run", engines=(), report=report(status="unverified"))
     folder = write_bundle(tmp_path / "bundle", source)

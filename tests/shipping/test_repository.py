@@ -152,6 +152,15 @@ def test_plans_go_by_compute_capability(tmp_path: Path) -> None:
     assert "8.9" not in config
 
 
+@pytest.mark.parametrize(("server", "asks"), [("triton", "Triton's Python"), ("mlserver", "MLServer's Python")])
+def test_a_gpus_server_is_told_all_that_pip_must_install(tmp_path: Path, server: str, asks: str) -> None:
+    engines = ("tensorrt", "a100", "8.0"), ("tensorrt_rtx", "l4", "8.9"), ("onnxruntime", "t4", "7.5")
+    told = write_repository(tmp_path / "models", gpu_bundle(tmp_path, *engines), server, kind="python")
+    assert told.note == (
+        f"{asks} needs numpy, cuda-bindings, onnxruntime-gpu==11.0.0, tensorrt-rtx-cu13==11.0.0, tensorrt==11.0.0"
+    )
+
+
 def test_mlserver_and_kserve(sealed_bundle: Path, tmp_path: Path) -> None:
     write_repository(tmp_path / "m", sealed_bundle, "mlserver", name="net")
     # All models run in one process, on the runner that the first one brings.

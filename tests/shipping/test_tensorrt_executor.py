@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.shipping.contents import EngineInfo, open_bundle
+from passdeploy.shipping.executors import base
 from passdeploy.shipping.executors import tensorrt as executor
 from passdeploy.shipping.executors.base import in_batches
 from passdeploy.shipping.runner import Model
@@ -197,6 +199,28 @@ def test_a_stream_too_many_gives_everything_back(bench: Bench) -> None:
     bench.install(memory=20_000)
     with pytest.raises(Refused, match="cudaErrorMemoryAllocation"):
         bench.create(streams=50)
+
+
+def test_missing_cuda_bindings_are_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine of TensorRT needs them, and pip's tensorrt does not bring them along."""
+    for name in ("cuda.bindings", "cuda.bindings.runtime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(Refused) as error:
+        base.create(bench.info, b"plan", {})
+    assert str(error.value) == (
+        f"engine {bench.info.id}: cuda.bindings is not installed; pip install tensorrt==11.0.0 cuda-bindings"
+    )
+
+
+def test_a_library_that_does_not_load_says_why(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str, *_: object) -> None:
+        if name == "tensorrt":
+            raise ImportError("libnvinfer.so.11: cannot open shared object file", name="tensorrt.bindings")
+
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=find), *sys.meta_path])
+    with pytest.raises(Refused, match=r"tensorrt.bindings cannot be imported \(libnvinfer.so.11: cannot .*\); pip"):
+        base.create(bench.info, b"plan", {})
 
 
 def test_another_batch_than_the_engines_is_refused(bench: Bench) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from passdeploy.errors import BadInput
 from passdeploy.shipping.contents import EngineInfo
+from passdeploy.shipping.packages import packages
 from passdeploy.shipping.sums import Refused
 
 if TYPE_CHECKING:
@@ -83,9 +84,8 @@ def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], **optio
     try:
         executor: Executor = module.create(engine, data, manifest, **options)
     except ImportError as error:
-        name = (error.name or str(error)).split(".")[0]
-        raise Refused(
-            f"engine {engine.id}: backend {engine.backend} is not installed ({name}); "
-            f"install {engine.backend} {engine.backend_version}"
-        ) from None
+        name, told = error.name or engine.backend, " ".join(str(error).split())[:200]
+        wrong = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({told})"
+        install = " ".join(packages(engine))
+        raise Refused(f"engine {engine.id}: {name} {wrong}; pip install {install}") from None
     return executor

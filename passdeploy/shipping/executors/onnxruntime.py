@@ -10,6 +10,7 @@ import numpy as np
 from passdeploy.errors import BadInput
 from passdeploy.shipping.contents import EngineInfo
 from passdeploy.shipping.executors.base import Executor
+from passdeploy.shipping.packages import packages
 from passdeploy.shipping.sums import Refused
 
 
@@ -70,7 +71,10 @@ def create(
     providers: list[Any] = ["CPUExecutionProvider"]
     if on_gpu:
         if CUDA[0] not in ort.get_available_providers():
-            raise Refused(f"engine {engine.id}: this onnxruntime has no {CUDA[0]}")
+            install = " ".join(packages(engine))
+            raise Refused(
+                f"engine {engine.id}: this onnxruntime has no {CUDA[0]}; pip install {install} in place of onnxruntime"
+            )
         name, measured = CUDA
         providers = [(name, measured if device is None else {**measured, "device_id": str(device)})]
     elif device is not None:

@@ -13,6 +13,7 @@ _RUNNER = (
     "errors.py",
     "shipping/contents.py",
     "shipping/hardware.py",
+    "shipping/packages.py",
     "shipping/replace.py",
     "shipping/runner.py",
     "shipping/signing.py",
