@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,6 +80,40 @@ def test_the_kind_of_error_survives(env: dict[str, str]) -> None:
 def test_a_job_that_hangs_is_ended(env: dict[str, str]) -> None:
     with pytest.raises(BadInput, match="test: no result after 1 s, ended"):
         run_job("child_program", {"how": "hang"}, "test", env=env, timeout=1)
+
+
+@pytest.mark.parametrize("way", ["job", "server"])
+def test_a_child_finds_the_gpus_memory_that_pytorch_kept(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A stand-in for PyTorch gives back what the child needs to start at all: its program."""
+    program = tmp_path / "child_program.py"
+    kept = program.read_text()
+    program.unlink()
+    initialized = [False]
+    cuda = SimpleNamespace(is_initialized=lambda: initialized[0], empty_cache=lambda: program.write_text(kept))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[arg-type]
+
+    def ask() -> object:
+        if way == "job":
+            return run_job("child_program", {"number": 21}, "test", env=env)["twice"]
+        server = Server("child_program", "test", env)
+        try:
+            return server.ask("echo", 42)
+        finally:
+            server.stop()
+
+    with pytest.raises(BadInput):
+        ask()
+    assert not program.exists(), "where CUDA is not in use it stays so"
+    initialized[0] = True
+    assert ask() == 42
+
+
+def test_a_child_needs_no_pytorch_here(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert run_job("child_program", {"number": 21}, "test", env=env) == {"twice": 42}
+    assert "torch" not in sys.modules
 
 
 def test_a_server_answers_fails_and_answers_again(env: dict[str, str]) -> None:
