@@ -5,12 +5,15 @@ Shared by `inductor` and `torch_tensorrt`, whose packages load the same way.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import glob
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -69,6 +72,28 @@ def single_means_single() -> Iterator[None]:
     finally:
         for backend, allowed in zip(backends, before, strict=True):
             backend.allow_tf32 = allowed
+
+
+def drop_copies(package: Path) -> None:
+    """Removes what a package holds from the cache of the inductor that made it: libraries with all weights in them.
+
+    Nothing reads them again, and a run that profiles builds a package for each of a hundred structures. What another
+    process has linked under the same name since is left to it.
+
+    Args:
+        package: The file as it was written; loading one unpacks it anew.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    with contextlib.suppress(OSError, zipfile.BadZipFile):
+        with zipfile.ZipFile(package) as archive:
+            names = {PurePosixPath(member).name for member in archive.namelist()}
+        for name in (glob.escape(name) for name in names if name.endswith(".wrapper.so")):
+            cache = Path(cache_dir())
+            # A build that may use no cache has one of its own there, which stays as well.
+            for found in [*cache.glob(f"*/{name}"), *cache.glob(f"*/*/{name}")]:
+                if found.stat().st_mtime_ns <= package.stat().st_mtime_ns:
+                    found.unlink()
 
 
 def prepare(source: CompileInput, precision: str, device: str) -> torch.export.ExportedProgram:

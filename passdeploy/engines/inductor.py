@@ -89,7 +89,7 @@ class Inductor(Backend):
         import torch
         from torch._inductor import aoti_compile_and_package
 
-        from passdeploy.engines._aoti import cpu_flags, prepare, single_means_single
+        from passdeploy.engines._aoti import cpu_flags, drop_copies, prepare, single_means_single
 
         graph = read_graph(source, target)
         on_gpu = target.compute_capability is not None
@@ -125,6 +125,7 @@ class Inductor(Backend):
             finally:
                 torch.set_num_threads(before)
             data = path.read_bytes()
+            drop_copies(path)
         meta = facts(target, self.version(), graph) | {
             "threads": target.threads,
             "compute_capability": target.compute_capability,

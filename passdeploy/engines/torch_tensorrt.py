@@ -66,7 +66,7 @@ class TorchTensorRt(Backend):
         import torch
         import torch_tensorrt
 
-        from passdeploy.engines._aoti import cpu_flags, prepare, single_means_single
+        from passdeploy.engines._aoti import cpu_flags, drop_copies, prepare, single_means_single
 
         name_toolkit()
         graph = read_graph(source, target)
@@ -95,6 +95,7 @@ class TorchTensorRt(Backend):
             except Exception as error:
                 raise BadInput(f"torch_tensorrt: the model does not compile: {one_line(said(error))}") from None
             data = path.read_bytes()
+            drop_copies(path)
         meta = facts(target, self.version(), graph) | {
             **_libraries(),
             "compute_capability": target.compute_capability,

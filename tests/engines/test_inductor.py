@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from passdeploy.engines._aoti import CudaAotiRunner, cpu_flags, prepare, single_means_single
+from passdeploy.engines._aoti import CudaAotiRunner, cpu_flags, drop_copies, prepare, single_means_single
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput
@@ -77,6 +79,36 @@ def test_a_package_that_is_none_is_one_line(built: Engine) -> None:
 def test_without_an_exported_program_it_says_so(case: Case) -> None:
     with pytest.raises(BadInput, match=r"compiles from torch\.export"):
         INDUCTOR.compile(case.source, AOTI)
+
+
+def test_a_build_leaves_no_second_copy_of_the_weights(built: Engine) -> None:
+    """Packages are loaded from their own bytes: the other tests ran this one."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    with zipfile.ZipFile(io.BytesIO(built.data)) as archive:
+        libraries = [Path(name).name for name in archive.namelist() if name.endswith(".wrapper.so")]
+    assert len(libraries) == 1
+    assert not list(Path(cache_dir()).rglob(libraries[0]))
+
+
+def test_only_what_was_packed_is_removed_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, package = tmp_path / "cache", tmp_path / "model.pt2"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    files = ["ab/cabx.wrapper.so", "ab/cabx.wrapper.cpp", "cd/ccdx.wrapper.so", "ef/other.so", "gh/cghx.wrapper.so"]
+    files.append("tmp1/ab/cabx.wrapper.so")  # of a build without a cache
+    for name in files:
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / name).write_text("weights")
+    with zipfile.ZipFile(package, "w") as archive:
+        for name in files:
+            if name not in ("cd/ccdx.wrapper.so", files[-1]):
+                archive.write(cache / name, f"model/data/aotinductor/model/{Path(name).name}")
+    later = package.stat().st_mtime_ns + 1_000_000
+    os.utime(cache / "gh/cghx.wrapper.so", ns=(later, later))  # linked again by a process that has yet to pack it
+    drop_copies(package)
+    assert [name for name in files if not (cache / name).exists()] == [files[0], files[-1]]
+    package.write_bytes(b"no archive")
+    drop_copies(package)
 
 
 def test_half_precision_programs_keep_float32_at_the_border(case: Case, source: CompileInput) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,7 @@ class Library:
     def __init__(self) -> None:
         self.modes: list[tuple[bool, bool, str | None]] = []
         self.error: Exception | None = None
+        self.linked: Path | None = None
 
     def compile(self, program: object, **options: Any) -> object:
         tf32 = torch.backends.cudnn.allow_tf32
@@ -38,6 +40,9 @@ class Library:
         if self.error is not None:
             raise self.error
         Path(path).write_bytes(b"package")
+        if self.linked is not None:
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.write(self.linked, f"data/aotinductor/model/{self.linked.name}")
 
 
 @pytest.fixture
@@ -65,6 +70,17 @@ def test_it_is_compiled_as_inductors_packages_are(case: Case, library: Library) 
     library.error = RuntimeError(f"g++ {'-I/a/long/path ' * 99}\nOutput:\n/usr/bin/ld: cannot find -lcuda\n")
     with pytest.raises(BadInput, match=r"does not compile: /usr/bin/ld: cannot find -lcuda$"):
         BACKEND.compile(case.source, TARGET)
+
+
+def test_no_second_copy_of_the_engines_is_left(
+    case: Case, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    library.linked = tmp_path / "ab/cabx.wrapper.so"
+    library.linked.parent.mkdir()
+    library.linked.write_text("engines")
+    engine = BACKEND.compile(case.source, TARGET)
+    assert engine.data.startswith(b"PK") and not library.linked.exists()
 
 
 def test_a_package_beside_another_library_is_refused(
