@@ -12,7 +12,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -251,10 +251,14 @@ class AotiRunner(Runner):
 
 
 class CudaAotiRunner(AotiRunner):
-    """Runs a package on the GPU as a replayed CUDA graph, timed with events. Not run so far, for want of a GPU."""
+    """Runs a package on the GPU as a replayed CUDA graph, timed with events. Not run so far, for want of a GPU.
+
+    What can't be captured, since it waits for the GPU or allocates beside PyTorch, is launched kernel by kernel.
+    """
 
     device = "cuda"
     _graph: Any = None
+    """None: the package is launched plainly."""
     _results: Any = None
     """Kept: the graph writes there."""
 
@@ -272,16 +276,37 @@ class CudaAotiRunner(AotiRunner):
                 for _ in range(3):
                     self._model(*self._bound)
             side.synchronize()
-            self._graph = cuda.CUDAGraph()
-            with cuda.graph(self._graph):
-                self._results = self._model(*self._bound)
+            graph = cuda.CUDAGraph()
+            self._graph = self._results = None
+            try:
+                # Within the stream that is current: where a capture fails, its own one would stay so.
+                with cuda.stream(cuda.current_stream()), cuda.graph(graph):
+                    self._results = self._model(*self._bound)
+                self._graph = graph
+            except RuntimeError:
+                self._results = None
+                cuda.synchronize()  # the GPU can go on, or says here that it can't
+                # Else PyTorch up to 2.12 may believe it still captures, and refuse random numbers to later training.
+                generator = cuda.default_generators[cuda.current_device()]
+                generator.graphsafe_set_state(generator.clone_state())
+
+    def _single(self) -> AbstractContextManager[None]:
+        """What a plain launch needs around it; a graph was captured within it."""
+        return nullcontext() if self._graph is not None else single_means_single()
+
+    def _launch(self) -> None:
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._model(*self._bound)
 
     def call(self) -> None:
-        self._graph.replay()
+        with self._single():
+            self._launch()
         self._torch.cuda.synchronize()
 
     def block(self, seconds: float, calls: int) -> list[float]:
-        """Device seconds of each replay of a block, between CUDA events; the launch's way to the idle GPU is inside.
+        """Device seconds of each launch of a block, between CUDA events; the launch's way to the idle GPU is inside.
 
         The first one finds cold caches and is not counted.
         """
@@ -290,12 +315,13 @@ class CudaAotiRunner(AotiRunner):
         start, stop = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
         taken: list[float] = []
         begun = time.perf_counter()
-        while len(taken) < calls or time.perf_counter() - begun < seconds:
-            start.record()
-            self._graph.replay()
-            stop.record()
-            stop.synchronize()
-            taken.append(start.elapsed_time(stop) / 1e3)
+        with self._single():
+            while len(taken) < calls or time.perf_counter() - begun < seconds:
+                start.record()
+                self._launch()
+                stop.record()
+                stop.synchronize()
+                taken.append(start.elapsed_time(stop) / 1e3)
         return taken
 
     def close(self) -> None:

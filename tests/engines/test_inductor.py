@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,6 +240,91 @@ def test_the_first_replay_of_a_block_is_not_counted() -> None:
     runner._torch = SimpleNamespace(cuda=SimpleNamespace(Event=lambda enable_timing: Event(), synchronize=lambda: None))
     runner._graph = SimpleNamespace(replay=lambda: replays.append(1.0 if replays else 1000.0))
     assert runner.block(0, 3) == [1e-3] * 3
+
+
+class FakeCuda(SimpleNamespace):
+    """`torch.cuda` as far as a runner calls it; a capture raises `fails`: ``within``, at its ``end``, or not."""
+
+    def __init__(self, fails: str | None) -> None:
+        self.fails, self.capturing, self.replays, self.drawing = fails, False, 0, True
+        self.current = self.first = SimpleNamespace(wait_stream=lambda other: None)
+        self.default_generators = [SimpleNamespace(clone_state=lambda: True, graphsafe_set_state=self.may_draw)]
+        super().__init__(Stream=lambda: SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None))
+
+    def may_draw(self, state: bool) -> None:
+        self.drawing = state
+
+    def current_device(self) -> int:
+        return 0
+
+    def current_stream(self) -> object:
+        return self.current
+
+    def synchronize(self) -> None: ...
+
+    @contextmanager
+    def stream(self, stream: SimpleNamespace) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def CUDAGraph(self) -> SimpleNamespace:
+        return SimpleNamespace(replay=lambda: setattr(self, "replays", self.replays + 1))
+
+    @contextmanager
+    def graph(self, graph: object) -> Iterator[None]:
+        before, self.current, self.capturing = self.current, self.Stream(), True
+        try:
+            yield
+        finally:
+            self.capturing = False
+            if self.fails is not None:
+                self.drawing = False
+                raise RuntimeError("operation failed due to a previous error during capture")
+        self.current = before
+
+    class Event(SimpleNamespace):
+        def record(self) -> None: ...
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, later: object) -> float:
+            return 2.0
+
+
+@pytest.mark.parametrize("fails", [None, "within", "end"])
+def test_what_no_graph_can_hold_is_launched_plainly(fails: str | None) -> None:
+    """A package that waits for the GPU, or allocates beside PyTorch, ended the run after hours of search."""
+    cuda = FakeCuda(fails)
+    launched: list[tuple[bool, bool]] = []
+
+    def model(images: np.ndarray) -> np.ndarray:
+        launched.append((cuda.capturing, torch.backends.cudnn.allow_tf32))
+        if cuda.capturing and fails == "within":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return images
+
+    runner = object.__new__(CudaAotiRunner)
+    runner._torch = SimpleNamespace(  # type: ignore[assignment]
+        cuda=cuda, from_numpy=lambda array: SimpleNamespace(to=lambda device, copy: array)
+    )
+    runner._meta, runner._batch, runner._model = {"inputs": {"images": [1, 3, 4, 4]}}, 1, model
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        runner.bind({"images": np.zeros((1, 3, 4, 4), np.float32)})
+        assert launched == [(False, False)] * 3 + [(True, False)]
+        runner.call()
+        assert runner.block(0, 2) == [2e-3] * 2
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert launched[4:] == ([] if fails is None else [(False, False)] * 4), "with the first of the block, not counted"
+    assert cuda.replays == (4 if fails is None else 0)
+    assert cuda.current is cuda.first and cuda.drawing, "what trains later finds its stream and its random numbers"
+    assert (runner._results is None) == (fails is not None)
 
 
 def test_preparing_leaves_the_program_as_it_was(source: CompileInput) -> None:

@@ -98,3 +98,33 @@ def test_an_engine_of_another_gpu_is_refused(here: Target, gpu_case: tuple[int, 
     engine = backend.compile(source, target)
     with pytest.raises(BadInput, match="compiled for compute capability"):
         backend.runner(engine, replace(here, backend="tensorrt_rtx", batch=batch))
+
+
+def test_a_package_that_waits_for_the_gpu_is_timed_plainly(
+    here: Target, gpu_case: tuple[int, Case, CompileInput]
+) -> None:
+    """It can't be captured; what trains in this process afterwards finds its stream and its random numbers."""
+    batch, case, source = gpu_case
+    backend, target = get_backend("inductor"), replace(here, backend="inductor", precision="fp32", batch=batch)
+    if reason := backend.available(target) or backend.runnable(target):
+        pytest.skip(f"inductor: {reason}")
+    stream = torch.cuda.current_stream()
+    with backend.runner(backend.compile(source, target), target) as runner:
+        model = runner._model  # type: ignore[attr-defined]
+
+        def waiting(*inputs: torch.Tensor) -> object:
+            results = model(*inputs)
+            torch.cuda.synchronize()
+            return results
+
+        runner._model = waiting  # type: ignore[attr-defined]
+        runner.bind({"images": case.images[:batch]})
+        assert runner._graph is None  # type: ignore[attr-defined]
+        runner.call()
+        assert min(runner.block(0.02, 5)) > 0  # type: ignore[attr-defined]
+        assert difference(case.logits, runner.run({"images": case.images})["logits"]) < BOUNDS["fp32"]
+        assert torch.cuda.current_stream() == stream and torch.rand(3, device="cuda").isfinite().all()
+        runner._model = model  # type: ignore[attr-defined]
+        runner.bind({"images": case.images[:batch]})
+        assert runner._graph is not None, "and the next capture is none the worse"  # type: ignore[attr-defined]
+        runner.call()
