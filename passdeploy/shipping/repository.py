@@ -135,7 +135,9 @@ def write_repository(
         if server == "kserve":
             gpu = "KIND_GPU" in (place / triton.CONFIG).read_text()
             cpus = instances * (chosen[0].threads if chosen else 1)
-            kserve.write_service(folder, contents, name, gpu=gpu, cpus=cpus, storage_uri=storage_uri)
+            kserve.write_service(
+                folder, contents, name, gpu=gpu, cpus=cpus, instances=instances, storage_uri=storage_uri
+            )
     except OSError as error:
         raise BadInput(
             f"{error.filename or folder}: the repository cannot be written ({error.strerror or error})"

@@ -21,7 +21,8 @@ from passdeploy.shipping.bundle import EngineSource, write_bundle
 from passdeploy.shipping.contents import open_bundle
 from passdeploy.shipping.repository import find_bundle, model_name, write_repository
 from passdeploy.shipping.runner import load
-from passdeploy.shipping.servers.kserve import resource_name
+from passdeploy.shipping.servers import triton
+from passdeploy.shipping.servers.kserve import memory_gib, resource_name
 from passdeploy.shipping.servers.triton_config import TritonConfig, quote, render
 from passdeploy.shipping.servers.vendor import copy_runner
 from passdeploy.shipping.sums import Refused
@@ -199,6 +200,27 @@ def test_a_cpu_is_served_the_engine_that_was_measured(tmp_path: Path) -> None:
     assert (bundle / engine.file).read_bytes() != (bundle / "model.onnx").read_bytes()
     model = yaml.safe_load((tmp_path / "k/inferenceservice.yaml").read_text())["spec"]["predictor"]["model"]
     assert model["resources"]["requests"]["cpu"] == model["resources"]["limits"]["cpu"] == "6"
+
+
+def test_kserves_memory_holds_the_model(sealed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(instances: int) -> int:
+        write_repository(tmp_path / "k", sealed_bundle, "kserve", name="net", instances=instances, storage_uri="s3://b")
+        model = yaml.safe_load((tmp_path / "k/inferenceservice.yaml").read_text())["spec"]["predictor"]["model"]
+        assert model["resources"]["requests"] == model["resources"]["limits"]
+        return int(model["resources"]["limits"]["memory"].removesuffix("Gi"))
+
+    write = triton.write_model
+
+    def write_large(folder: Path, *given: object, **options: object) -> str:
+        kind = write(folder, *given, **options)  # type: ignore[arg-type]
+        with (folder / "1/model.onnx").open("r+b") as file:
+            file.truncate(600 * 2**20)  # a hole: nothing is written
+        return kind
+
+    assert (asked(1), asked(2)) == (1, 1), "a small model"
+    monkeypatch.setattr(triton, "write_model", write_large)
+    assert 2 < asked(1) < asked(2) <= 5
+    assert memory_gib(tmp_path / "k/net", 1, gpu=True) == asked(1) + 3
 
 
 def test_an_engine_that_is_not_served_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

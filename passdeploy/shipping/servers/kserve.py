@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -17,22 +18,39 @@ def resource_name(name: str) -> str:
     return (label if label[:1].isalpha() else f"model-{label}")[:50].rstrip("-")
 
 
+def memory_gib(model: Path, instances: int, *, gpu: bool) -> int:
+    """GiB that a server of one model is given: estimated, not measured; over its limit the kernel ends the server.
+
+    0.6 for the server, 3 for CUDA and its libraries, and for each instance 0.15, since Triton's Python starts a process
+    for it, and three times the largest file: as it is read, parsed, and as the weights that its kernels want.
+
+    Args:
+        model: The model's folder in the repository.
+        instances: Each loads a file for itself.
+        gpu: Whether they run on one.
+    """
+    largest = max((path.stat().st_size for path in (model / "1").rglob("*") if path.is_file()), default=0)
+    return math.ceil(0.6 + instances * (0.15 + 3 * largest / 2**30)) + (3 if gpu else 0)
+
+
 def write_service(
-    folder: Path, contents: Contents, name: str, *, gpu: bool, cpus: int, storage_uri: str | None
+    folder: Path, contents: Contents, name: str, *, gpu: bool, cpus: int, instances: int, storage_uri: str | None
 ) -> Path:
     """Writes `inferenceservice.yaml`.
 
     Args:
-        folder: The Triton repository, which has to be copied to `storage_uri`.
+        folder: The Triton repository, with the model in it, which has to be copied to `storage_uri`.
         contents: The bundle.
         name: The model's.
         gpu: Whether a GPU is asked for.
         cpus: CPU cores: the threads of all instances.
+        instances: Of the model.
         storage_uri: Where KServe finds the repository (s3://, gs://, pvc://, ...); None: a placeholder.
     """
     import yaml
 
-    limits = {"cpu": str(cpus), "memory": "1Gi"} | ({"nvidia.com/gpu": "1"} if gpu else {})
+    memory = f"{memory_gib(folder / name, instances, gpu=gpu)}Gi"
+    limits = {"cpu": str(cpus), "memory": memory} | ({"nvidia.com/gpu": "1"} if gpu else {})
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
