@@ -27,7 +27,7 @@ from passdeploy.placing import place
 from passdeploy.search.hypernetwork import Cuts
 from passdeploy.search.method import SearchContext, SearchResult, register_method, search_steps
 from passdeploy.search.prompt import InputStage, Prompted
-from passdeploy.search.state import Consequences, State, health, prepare, widths_of
+from passdeploy.search.state import Consequences, health, prepare, widths_of
 from passdeploy.tasks import task_of
 from passdeploy.teacher import Teacher
 from passdeploy.training import (
@@ -48,6 +48,17 @@ STALE = 0.9
 """An allocation was for another budget when less than this share of what it was asked for is asked by now."""
 WARM_UP = 0.1
 """Share of the steps over which the weights' rate rises."""
+CURVES = (
+    "step",
+    "budget",
+    "loss",
+    "accuracy",
+    "latency_ratio",
+    "asked_ratio",
+    "blocks",
+    "moved",
+    "prompt_grad",
+)
 
 
 def ramped(ratio: float, progress: float, ramp: float) -> float:
@@ -68,148 +79,34 @@ def _train_settings(settings: SearchConfig, context: SearchContext) -> TrainSett
     )
 
 
-def _freeze_weights(network: nn.Module) -> None:
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-
-
 @register_method("pass")
 def search_pass(context: SearchContext) -> SearchResult:
     """PASS as we ship it; `context.config.search` switches its parts."""
-    search = prepare(context)
-    settings, config = context.config.search, context.config
-    device = training_device()
-    model, hyper = search.model, search.hyper
-    how = place(model.train(), device)
-    dense = Prompted(InputStage(context.data.preprocess), context.network)
-    teacher = Teacher(dense, device, context.data.input_shape) if settings.distill else None
-    if not settings.co_adapt:
-        _freeze_weights(model.network)
-    train = _train_settings(settings, context)
-    total = search_steps(context)
-    weights = torch.optim.SGD(parameter_groups(model.network, train.weight_decay), lr=0.0, momentum=0.9, nesterov=True)
-    slow = [{"params": list(hyper.parameters()), "lr": settings.hyper_lr}]
-    if model.stage.prompt is not None:
-        slow.append({"params": [model.stage.prompt], "lr": config.prompt.lr})
-    adam = torch.optim.Adam(slow)
-    masker = search_masker(model, context.groups, "network.")
-    cuts = [search.open() for _ in context.ratios]
-    solved = [1.0 for _ in context.ratios]  # the share that each budget's allocation was asked for
-    consequences = [Consequences() for _ in context.ratios]
-    curves: dict[str, list[float]] = {
-        key: []
-        for key in (
-            "step",
-            "budget",
-            "loss",
-            "accuracy",
-            "latency_ratio",
-            "asked_ratio",
-            "blocks",
-            "moved",
-            "prompt_grad",
-        )
-    }
-    recorded_every = max(1, CURVE_EVERY // len(context.ratios))  # turns; the shorter training of each budget shows, too
-    start, sums = 0, [_Sums() for _ in context.ratios]
-    state = context.checkpoint.load()
-    if state is not None:
-        model.load_state_dict(state["model"])
-        hyper.load_state_dict(state["hyper"])
-        weights.load_state_dict(state["weights"])
-        adam.load_state_dict(state["adam"])
-        start, curves, sums = state["step"], state["curves"], [_Sums(**entry) for entry in state["sums"]]
-        cuts = [Cuts(entry["thresholds"], tuple(entry["hard"])) for entry in state["cuts"]]
-        solved = state["solved"]
-        consequences = [Consequences(**entry) for entry in state["consequences"]]
-    dtype, task = autocast_dtype(device), task_of(context.data)
-    trained = settings.co_adapt or model.stage.prompt is not None
-
-    def under(values: Sequence[Tensor], batch: _Batch) -> tuple[Tensor, Tensor]:
-        """The loss under masks, and the logits."""
-        torch.manual_seed(batch.seed)  # what drops out is the same each time: what differs is the masks'
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            logits = masker(search.named([value.to(device) for value in values]), batch.images)
-        return task_loss(task, logits, batch.labels, batch.target, train), logits
-
+    training = _Training(context)
+    train, total, start = training.train, training.total, training.resume()
     for step, images, labels in training_batches(context.data, train.batch, train.seed, total, start):
-        turn, which = divmod(step, len(context.ratios))  # budgets take turns
-        asked = ramped(context.ratios[which], step / total, settings.ramp)
-        solution, within = divmod(turn, settings.resolve_every)
-        tighter = asked < STALE * solved[which] or asked == context.ratios[which] != solved[which]
-        if within == 0 or tighter:
-            before, solved[which] = cuts[which].hard, asked
-            scratch = within == 0 and solution % FROM_SCRATCH_EVERY == 0
-            cuts[which] = search.cuts(cuts[which], asked, scratch)
-            sums[which].moved += sum(int((a != b).sum()) for a, b in zip(before, cuts[which].hard, strict=True))
-        # Without weights or a prompt to train there is nothing else to be done in a step.
-        learn = turn % settings.hyper_every == 0 or not trained
-        values = list(cuts[which].hard)
-        if learn:
-            scores, straight = hyper(search.prompt(), search.statistics, search.prior, cuts[which], asked)
-            values = straight if settings.signal == "gradient" else values
-        for group in weights.param_groups:
-            group["lr"] = _rate(step, total, settings)
-        images, labels = images.to(device, memory_format=how), labels.to(device)
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            target = None if teacher is None else teacher(images)
-        batch = _Batch(images, labels, target, seed=(config.seed * 1_000_003 + step) * 2 + 7)
-        loss, logits = under(values, batch)
-        objective = loss
-        if learn and settings.signal == "measured":
-            probe = search.probe(cuts[which], scores, torch.Generator().manual_seed(config.seed * 1_000_003 + step))
-            if probe is not None:
-                with torch.no_grad():
-                    changed = float(under(probe.hard, batch)[0] - loss)
-                objective = objective + consequences[which].error(probe.predicted(scores), changed)
-        elif learn and settings.latency_weight and hasattr(context.predictor, "predict_soft"):
-            expected = context.predictor.predict_soft(torch.stack([value.sum() for value in values]))
-            objective = objective + settings.latency_weight * expected / search.allocator.dense_ms
-        weights.zero_grad()
-        adam.zero_grad()
-        if objective.requires_grad:  # a probe may have found nothing to remove, and nothing else be trained
-            objective.backward()
-        if model.stage.prompt is not None and model.stage.prompt.grad is not None:
-            sums[which].prompt_grad += float(model.stage.prompt.grad.norm())
-        if learn:
-            nn.utils.clip_grad_norm_(hyper.parameters(), 1.0)
-        if settings.co_adapt:
-            nn.utils.clip_grad_norm_(model.network.parameters(), LARGEST_GRADIENT)
-            weights.step()
-        adam.step()
-        hits, places = task.right(logits, labels)
-        sums[which].add(finite(loss, step, settings.lr), hits / max(1, places) * len(labels), len(labels))
-        if (turn + 1) % recorded_every == 0 or step + len(context.ratios) >= total:
-            _record(curves, step + 1, which, sums[which], asked, cuts[which], search)
-            sums[which] = _Sums()
+        turn = _Turn(step, *divmod(step, len(context.ratios)))  # budgets take turns
+        asked = training.allocate(turn)
+        training.step(turn, asked, images, labels)
+        training.record(turn, asked)
         if context.checkpoint.due():
-            context.checkpoint.save(
-                _state(step + 1, model, hyper, weights, adam, curves, sums, cuts, solved, consequences)
-            )
-        own = [loss for loss, budget in zip(curves["loss"], curves["budget"], strict=True) if budget == which]
-        context.progress(step + 1, total, f"loss {own[-1]:.3f}, {1 / asked:.2f}x" if own else "")
-    importance = [
-        search.scores(search.cuts(cut, asked), asked) for cut, asked in zip(cuts, context.ratios, strict=True)
-    ]
-    return SearchResult(
-        importance=[
-            {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in each.items()}
-            for each in importance
-        ],
-        allocator=settings.allocator,
-        network={name: value.detach().cpu() for name, value in model.network.state_dict().items()},
-        stage={name: value.detach().cpu() for name, value in model.stage.state_dict().items()},
-        extra=dict(hyper.state_dict()),
-        depth=settings.depth,
-        adapted=settings.co_adapt,
-        curves=curves,
-        health=health(curves, search, cuts, importance),
-    )
+            context.checkpoint.save(training.state(step + 1))
+        context.progress(step + 1, total, training.said(turn, asked))
+    return training.result()
 
 
 def _rate(step: int, total: int, settings: SearchConfig) -> float:
     """Warm-up, then the peak: search and fine-tuning are one schedule, whose cosine is fine-tuning's."""
     return settings.lr * min(1.0, (step + 1) / max(1, round(WARM_UP * total)))
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A step of the search: the `number`-th of the budget `which`."""
+
+    step: int
+    number: int
+    which: int
 
 
 @dataclass(frozen=True)
@@ -240,46 +137,192 @@ class _Sums:
         self.steps += 1
 
 
-def _record(
-    curves: dict[str, list[float]], step: int, which: int, sums: _Sums, asked: float, cuts: Cuts, search: State
-) -> None:
-    widths = widths_of(cuts)[None]
-    point = {
-        "step": step,
-        "budget": which,
-        "loss": round(sums.loss / max(1, sums.seen), 5),
-        "accuracy": round(sums.right / max(1, sums.seen), 5),
-        "latency_ratio": round(float(search.allocator.predict(widths)[0]) / search.allocator.dense_ms, 5),
-        "asked_ratio": round(asked, 5),
-        "blocks": int(widths[0][search.allocator.depth].sum()),
-        "moved": sums.moved,
-        "prompt_grad": round(sums.prompt_grad / max(1, sums.steps), 6),
-    }
-    for key, value in point.items():
-        curves[key].append(value)
+class _Training:
+    """A search between two steps: what is trained, the allocations it trains under, and what is told of it."""
 
+    def __init__(self, context: SearchContext) -> None:
+        self.context, self.settings = context, context.config.search
+        self.search = prepare(context)
+        self.device, self.task = training_device(), task_of(context.data)
+        self.dtype = autocast_dtype(self.device)
+        model, hyper = self.search.model, self.search.hyper
+        self.layout = place(model.train(), self.device)
+        dense = Prompted(InputStage(context.data.preprocess), context.network)
+        self.teacher = Teacher(dense, self.device, context.data.input_shape) if self.settings.distill else None
+        if not self.settings.co_adapt:
+            model.network.requires_grad_(False)
+        self.train, self.total = _train_settings(self.settings, context), search_steps(context)
+        self.weights = torch.optim.SGD(
+            parameter_groups(model.network, self.train.weight_decay), lr=0.0, momentum=0.9, nesterov=True
+        )
+        slow = [{"params": list(hyper.parameters()), "lr": self.settings.hyper_lr}]
+        if model.stage.prompt is not None:
+            slow.append({"params": [model.stage.prompt], "lr": context.config.prompt.lr})
+        self.adam = torch.optim.Adam(slow)
+        self.trains_more = self.settings.co_adapt or model.stage.prompt is not None
+        self.masker = search_masker(model, context.groups, "network.")
+        self.cuts = [self.search.open() for _ in context.ratios]
+        self.solved = [1.0 for _ in context.ratios]  # the share that each budget's allocation was asked for
+        self.consequences = [Consequences() for _ in context.ratios]
+        self.curves: dict[str, list[float]] = {key: [] for key in CURVES}
+        self.sums = [_Sums() for _ in context.ratios]
 
-def _state(
-    step: int,
-    model: nn.Module,
-    hyper: nn.Module,
-    weights: torch.optim.Optimizer,
-    adam: torch.optim.Optimizer,
-    curves: dict[str, list[float]],
-    sums: list[_Sums],
-    cuts: list[Cuts],
-    solved: list[float],
-    consequences: list[Consequences],
-) -> dict[str, Any]:
-    return {
-        "step": step,
-        "model": model.state_dict(),
-        "hyper": hyper.state_dict(),
-        "weights": weights.state_dict(),
-        "adam": adam.state_dict(),
-        "curves": curves,
-        "sums": [vars(each) for each in sums],
-        "cuts": [{"thresholds": c.thresholds, "hard": list(c.hard)} for c in cuts],
-        "solved": solved,
-        "consequences": [vars(each) for each in consequences],
-    }
+    def allocate(self, turn: _Turn) -> float:
+        """Solves a budget's allocation again when it is time to; returns the share of the dense latency asked for."""
+        which, settings, final = turn.which, self.settings, self.context.ratios[turn.which]
+        asked = ramped(final, turn.step / self.total, settings.ramp)
+        solution, within = divmod(turn.number, settings.resolve_every)
+        tighter = asked < STALE * self.solved[which] or asked == final != self.solved[which]
+        if within == 0 or tighter:
+            before, self.solved[which] = self.cuts[which].hard, asked
+            scratch = within == 0 and solution % FROM_SCRATCH_EVERY == 0
+            self.cuts[which] = self.search.cuts(self.cuts[which], asked, scratch)
+            after = self.cuts[which].hard
+            self.sums[which].moved += sum(int((a != b).sum()) for a, b in zip(before, after, strict=True))
+        return asked
+
+    def step(self, turn: _Turn, asked: float, images: Tensor, labels: Tensor) -> None:
+        """Trains weights and prompt under a budget's masks and, every few turns, the hypernetwork."""
+        which, settings, model = turn.which, self.settings, self.search.model
+        # Without weights or a prompt to train there is nothing else to be done in a step.
+        learn = turn.number % settings.hyper_every == 0 or not self.trains_more
+        for group in self.weights.param_groups:
+            group["lr"] = _rate(turn.step, self.total, settings)
+        images, labels = images.to(self.device, memory_format=self.layout), labels.to(self.device)
+        with self._autocast():
+            target = None if self.teacher is None else self.teacher(images)
+        batch = _Batch(images, labels, target, seed=self._seed(turn) * 2 + 7)
+        if learn:
+            loss, objective, logits = self._learning(turn, asked, batch)
+        else:
+            loss, logits = self._under(self.cuts[which].hard, batch)
+            objective = loss
+        self.weights.zero_grad()
+        self.adam.zero_grad()
+        if objective.requires_grad:  # a probe may have found nothing to remove, and nothing else be trained
+            objective.backward()
+        prompt = model.stage.prompt
+        if prompt is not None and prompt.grad is not None:
+            self.sums[which].prompt_grad += float(prompt.grad.norm())
+        if learn:
+            nn.utils.clip_grad_norm_(self.search.hyper.parameters(), 1.0)
+        if settings.co_adapt:
+            nn.utils.clip_grad_norm_(model.network.parameters(), LARGEST_GRADIENT)
+            self.weights.step()
+        self.adam.step()
+        hits, places = self.task.right(logits, labels)
+        self.sums[which].add(finite(loss, turn.step, settings.lr), hits / max(1, places) * len(labels), len(labels))
+
+    def _learning(self, turn: _Turn, asked: float, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss under the masks, the same with what the hypernetwork minimises, and the logits."""
+        which, settings, search = turn.which, self.settings, self.search
+        cuts = self.cuts[which]
+        scores, straight = search.hyper(search.prompt(), search.statistics, search.prior, cuts, asked)
+        values = straight if settings.signal == "gradient" else cuts.hard
+        loss, logits = self._under(values, batch)
+        if settings.signal == "measured":
+            probe = search.probe(cuts, scores, torch.Generator().manual_seed(self._seed(turn)))
+            if probe is None:
+                return loss, loss, logits
+            with torch.no_grad():
+                changed = float(self._under(probe.hard, batch)[0] - loss)
+            return loss, loss + self.consequences[which].error(probe.predicted(scores), changed), logits
+        predictor = self.context.predictor
+        if not settings.latency_weight or not hasattr(predictor, "predict_soft"):
+            return loss, loss, logits
+        expected = predictor.predict_soft(torch.stack([value.sum() for value in values]))
+        return loss, loss + settings.latency_weight * expected / search.allocator.dense_ms, logits
+
+    def _under(self, values: Sequence[Tensor], batch: _Batch) -> tuple[Tensor, Tensor]:
+        """The loss under masks, and the logits."""
+        torch.manual_seed(batch.seed)  # what drops out is the same each time: what differs is the masks'
+        with self._autocast():
+            logits = self.masker(self.search.named([value.to(self.device) for value in values]), batch.images)
+        return task_loss(self.task, logits, batch.labels, batch.target, self.train), logits
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def _seed(self, turn: _Turn) -> int:
+        return self.context.config.seed * 1_000_003 + turn.step
+
+    def record(self, turn: _Turn, asked: float) -> None:
+        """Adds a point to the curves when it is time to."""
+        budgets, which = len(self.context.ratios), turn.which
+        every = max(1, CURVE_EVERY // budgets)  # turns; the shorter training of each budget shows, too
+        if (turn.number + 1) % every and turn.step + budgets < self.total:
+            return
+        sums, allocator = self.sums[which], self.search.allocator
+        widths = widths_of(self.cuts[which])[None]
+        point = {
+            "step": turn.step + 1,
+            "budget": which,
+            "loss": round(sums.loss / max(1, sums.seen), 5),
+            "accuracy": round(sums.right / max(1, sums.seen), 5),
+            "latency_ratio": round(float(allocator.predict(widths)[0]) / allocator.dense_ms, 5),
+            "asked_ratio": round(asked, 5),
+            "blocks": int(widths[0][allocator.depth].sum()),
+            "moved": sums.moved,
+            "prompt_grad": round(sums.prompt_grad / max(1, sums.steps), 6),
+        }
+        for key in CURVES:
+            self.curves[key].append(point[key])
+        self.sums[which] = _Sums()
+
+    def said(self, turn: _Turn, asked: float) -> str:
+        """A line about the state: of the budget whose turn it is."""
+        pairs = zip(self.curves["loss"], self.curves["budget"], strict=True)
+        own = [loss for loss, budget in pairs if budget == turn.which]
+        return f"loss {own[-1]:.3f}, {1 / asked:.2f}x" if own else ""
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint holds before a step."""
+        return {
+            "step": step,
+            "model": self.search.model.state_dict(),
+            "hyper": self.search.hyper.state_dict(),
+            "weights": self.weights.state_dict(),
+            "adam": self.adam.state_dict(),
+            "curves": self.curves,
+            "sums": [vars(each) for each in self.sums],
+            "cuts": [{"thresholds": c.thresholds, "hard": list(c.hard)} for c in self.cuts],
+            "solved": self.solved,
+            "consequences": [vars(each) for each in self.consequences],
+        }
+
+    def resume(self) -> int:
+        """Takes up a checkpoint's state, if there is one; returns the first step that is left."""
+        state = self.context.checkpoint.load()
+        if state is None:
+            return 0
+        self.search.model.load_state_dict(state["model"])
+        self.search.hyper.load_state_dict(state["hyper"])
+        self.weights.load_state_dict(state["weights"])
+        self.adam.load_state_dict(state["adam"])
+        self.curves, self.solved = state["curves"], state["solved"]
+        self.sums = [_Sums(**entry) for entry in state["sums"]]
+        self.cuts = [Cuts(entry["thresholds"], tuple(entry["hard"])) for entry in state["cuts"]]
+        self.consequences = [Consequences(**entry) for entry in state["consequences"]]
+        return int(state["step"])
+
+    def result(self) -> SearchResult:
+        """What was found, each budget's scores at what it asks for in the end."""
+        search, model = self.search, self.search.model
+        importance = [
+            search.scores(search.cuts(cut, asked), asked)
+            for cut, asked in zip(self.cuts, self.context.ratios, strict=True)
+        ]
+        return SearchResult(
+            importance=[
+                {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in each.items()}
+                for each in importance
+            ],
+            allocator=self.settings.allocator,
+            network={name: value.detach().cpu() for name, value in model.network.state_dict().items()},
+            stage={name: value.detach().cpu() for name, value in model.stage.state_dict().items()},
+            extra=dict(search.hyper.state_dict()),
+            depth=self.settings.depth,
+            adapted=self.settings.co_adapt,
+            curves=self.curves,
+            health=health(self.curves, search, self.cuts, importance),
+        )
