@@ -98,8 +98,10 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         judged = lower.get("validation")
         where = "on the engines"
         if lower["of"] == "graph":
+            precision = run.target.precision
+            rounded = precision if precision == "fp16" else f"{precision} where it quantises, and to fp16 elsewhere"
             where = (
-                "on the graphs that the engines are built from, with weights rounded to fp16; "
+                f"on the graphs that the engines are built from, with weights rounded to {rounded}; "
                 "sums are computed in fp32 here"
             )
         notes.append(f"Accuracies are those in {run.target.precision}, measured {where}.")
@@ -145,6 +147,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     if measured and bench and reached:
         ratio, interval = ratio_of(bench)
     percentile = budget.budget.percentile
+    measured_ms = bench["thin"]["p50"] if measured and bench else None
     dense_ms = bench["dense"][percentile] if measured and bench else predictor.dense_ms
     timing = {name: shared.seconds(name) for name in ("dense", "profile", "search")}
     timing |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench") if name in made}
@@ -207,7 +210,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         curves=_curves(search, finetune, budget.index),
         health=[s.HealthCheck(**check) for check in search["health"]] or None,
         candidates=[s.Candidate(**candidate) for candidate in fit["candidates"]] or None,
-        why_not_faster=why_not_faster(run, structure, ratio, macs_speedup) if macs_speedup else None,
+        why_not_faster=why_not_faster(run, structure, ratio, macs_speedup, measured_ms) if macs_speedup else None,
         messages=messages or None,
         accuracy_points=points,
         provenance=s.Provenance(

@@ -36,9 +36,21 @@ def group_sections(run: Run, structure: Structure) -> list[s.GroupInfo]:
 
 
 def why_not_faster(
-    run: Run, structure: Structure, latency_speedup: float | None, macs_speedup: float
+    run: Run,
+    structure: Structure,
+    latency_speedup: float | None,
+    macs_speedup: float,
+    measured_ms: float | None = None,
 ) -> list[s.Reason]:
-    """Why fewer MACs did not turn into the same speed-up, from what the latency model says of the parts."""
+    """Why fewer MACs did not turn into the same speed-up, from what the latency model says of the parts.
+
+    Args:
+        run: The run.
+        structure: What is left of its network.
+        latency_speedup: As measured, if it was.
+        macs_speedup: In multiply-adds.
+        measured_ms: Of the pruned engine, if it was measured: times of parts are shares of it.
+    """
     predictor = stage_model(run)
     widths = kept_widths(run, structure)
     full = np.array([group.units for group in run.subject.groups.groups], dtype=float)
@@ -60,13 +72,13 @@ def why_not_faster(
     for g, group in enumerate(run.subject.groups.groups):
         if group.kind == "depth":
             least[g] = widths[g]
-    floor_ms = float(predictor.predict_many(least[None])[0])
+    share = float(np.clip(float(predictor.predict_many(least[None])[0]) / pruned_ms, 0, 1))
     reasons.append(
         s.Reason(
             text="Launch floor: what the remaining operators would still cost with a single channel each, "
-            "by the latency model.",
-            share=float(np.clip(floor_ms / pruned_ms, 0, 1)),
-            value=floor_ms,
+            "predicted by the latency model.",
+            share=share,
+            value=share * (pruned_ms if measured_ms is None else measured_ms),  # of the latency that the report shows
             unit="ms",
         )
     )

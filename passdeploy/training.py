@@ -284,7 +284,13 @@ def judge(call: Callable[[Tensor], Tensor], split: Split, batch: int, task: Task
         metric = metric or task.metric(outputs.shape[1])
         metric.add(outputs, labels)
         counted = counted or bool((labels != task.ignore).any())
-    return metric.value() if metric is not None and counted else None
+    if metric is None or not counted:
+        return None
+    value = metric.value()
+    if not -1e-6 <= value <= 1 + 1e-6:  # true of NaN, too
+        name = "of this task" if task is None else f"of task {task.name}"
+        raise BadInput(f"the metric {name} is {value:.4g}, and has to lie in [0, 1]; divide percent by 100")
+    return min(max(value, 0.0), 1.0)
 
 
 def use_batch_statistics(model: nn.Module) -> None:

@@ -40,6 +40,19 @@ def test_blocks_are_named_only_where_some_are_gone(
     assert all(said in text for text in faster)
 
 
+def test_the_launch_floor_is_its_share_of_what_was_measured(single: Path) -> None:
+    weights = yaml.safe_load((single / "config.yaml").read_text())["weights"]
+    running = scripted.start(single, weights=weights)
+    dense = running.subject.groups.dense()
+    measured, predicted = (
+        next(reason for reason in why_not_faster(running, dense, 1.0, 1.0, ms) if "Launch floor" in reason.text)
+        for ms in (2.0, None)
+    )
+    assert measured.share == predicted.share and measured.share is not None
+    assert measured.value == pytest.approx(2.0 * measured.share)
+    assert measured.value != predicted.value
+
+
 def test_points_stand_at_the_percentile_of_the_budget() -> None:
     dense = {"accuracy": {"test": 0.9}, "macs": 2.0}
     thin = {"accuracy": {"test": 0.8}, "macs": 1.0, "accuracy_before": 0.5}

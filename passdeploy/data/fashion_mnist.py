@@ -67,7 +67,7 @@ def _locate() -> list[Path]:
 
 def articles() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Training and test images, uint8 (N, 28, 28), each with its labels (N,)."""
-    train_x, train_y, test_x, test_y = (read_idx(path) for path in _locate())
+    train_x, train_y, test_x, test_y = (read_idx(path).copy() for path in _locate())
     return (train_x, train_y), (test_x, test_y)
 
 

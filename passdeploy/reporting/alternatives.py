@@ -72,6 +72,17 @@ def missing(report: Report) -> list[tuple[str, str]]:
     return [(f"dense {option.precision}", option.reason) for option in options if option.reason is not None]
 
 
+def session(report: Report) -> str:
+    """Where latencies and speed-ups of the lower precisions do not divide into each other, why; else empty."""
+    then = _at(report, report.alternatives.dense_latency_ms) if report.alternatives else None
+    if then is None or report.dense.latency_ms is None or all(option.latency_ms is None for option in built(report)):
+        return ""
+    return (
+        "The lower precisions were timed in turns with the dense engine in a session of their own, where that took "
+        f"{f.milliseconds(then)}: their speed-ups are over this."
+    )
+
+
 def said(report: Report) -> str:
     """Which of them meets the budget, in a sentence or two."""
     options = built(report)

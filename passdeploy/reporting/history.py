@@ -158,5 +158,5 @@ def _line(group: pd.DataFrame, column: str, factor: float, rows: Sequence[Any]) 
 def _label(record: dict[Any, Any]) -> str:
     commit, created = record["commit"], record["created"]
     if isinstance(commit, str):
-        return commit[:7]
+        return commit[:7] + ("+" if commit.endswith("+") else "")  # of a tree with changes
     return "" if created is None or created != created else f"{created:%m-%d}"

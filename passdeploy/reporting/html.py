@@ -107,12 +107,14 @@ def tiles(report: Report) -> list[Tile]:
         result.append(Tile("Fastest reachable", f.times(best.speedup), note, not best.measured))
     else:
         result.append(Tile("Speed-up", f.NONE, "not measured"))
-    budget = "" if report.budget.latency_ms is None else f"budget {f.milliseconds(report.budget.latency_ms)}"
+    time = v.budget_ms(report)
+    budget = "" if time is None else f"budget {f.milliseconds(time)}"
     latency = v.percentile_ms(report, "pruned")
     dense_latency = v.percentile_ms(report, "dense")
     note = ", ".join(part for part in (f"dense {f.milliseconds(dense_latency)}", budget) if part)
     if dense_latency is None:
-        note = "not measured" + (f"; {budget}" if budget else "")
+        # Of an infeasible budget only the fastest there is was measured, which has a tile of its own.
+        note = "; ".join(part for part in ("" if report.status == "infeasible" else "not measured", budget) if part)
     result.append(Tile(f"Latency, {report.budget.percentile}", f.milliseconds(latency), note))
     kept = pruned.accuracy if pruned else None
     change = v.accuracy_change(report)

@@ -6,6 +6,10 @@ from passdeploy.reporting import format as f
 from passdeploy.reporting.schema import Report
 
 HEAD = ("part", "dense", "pruned", "change")
+NOTE = (
+    "By the runtime's profiler: layers summed up by module; a layer that was fused with the next one goes by that "
+    "one's name. Being watched takes time, so the sums exceed the latencies above."
+)
 NAMED = 3
 """So many of the parts that cost most are named in a sentence."""
 

@@ -86,6 +86,7 @@ def _alternatives(report: Report) -> str:
         "## What else could be done",
         escape(alternatives.said(report)),
         table(alternatives.HEAD, rows) if rows else "",
+        escape(alternatives.session(report)),
         "\n".join(missing),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -97,7 +98,8 @@ def _layers(report: Report) -> str:
     text = table(layers.HEAD, [[escape(cell) for cell in row] for row in layers.rows(report)])
     return (
         f"## Where the time goes\n\n{escape(layers.said(report))}\n\n"
-        f"<details><summary>{len(report.layers)} parts, by the runtime's profiler</summary>\n\n{text}\n\n</details>"
+        f"<details><summary>{len(report.layers)} parts, by the runtime's profiler</summary>\n\n{text}\n\n"
+        f"{escape(layers.NOTE)}\n\n</details>"
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from passdeploy.budget import INTERVAL_SLACK
 from passdeploy.reporting import format as f
 from passdeploy.reporting.schema import GroupInfo, NetworkInfo, Report
 
@@ -80,17 +81,23 @@ def metric(report: Report) -> str:
     return report.provenance.metric if report.provenance else "top-1 accuracy"
 
 
+def budget_ms(report: Report) -> float | None:
+    """The budget as a time; None of a speed-up at another percentile than p50, where no time decides."""
+    budget = report.budget
+    return None if _is_speedup(report) and budget.percentile != "p50" else budget.latency_ms
+
+
 def asked(report: Report) -> str:
     """The budget in words: ``2x (291 µs)``, ``250 µs at p99``.
 
     A speed-up is judged by the medians of blocks, whatever the percentile: it has none, nor a time at another than p50.
     """
-    budget = report.budget
-    as_time = "" if budget.latency_ms is None else f.milliseconds(budget.latency_ms)
+    budget, time = report.budget, budget_ms(report)
+    as_time = "" if time is None else f.milliseconds(time)
     scope = "" if budget.scope == "engine" else ", end to end"
     if not _is_speedup(report):
         return f"{as_time or budget.asked} at {budget.percentile}{scope}"
-    extra = f" ({as_time})" if as_time and budget.percentile == "p50" else ""
+    extra = f" ({as_time})" if as_time else ""
     return f"{budget.asked[:-1]}{f.TIMES}{scope}{extra}"
 
 
@@ -140,7 +147,7 @@ def verdict(report: Report) -> Verdict:
         detail = f"{_reached(report)}, measured on the very engine file that ships."
         return Verdict("good", "within budget", f"{faster}{cost}", detail)
     if report.status == "over_budget":
-        detail = f"{_reached(report)}, measured. Nothing that was found is inside the budget."
+        detail = f"{_reached(report)}, measured. {_why_over(report)}"
         return Verdict("bad", "over budget", f"{faster}{cost}, and still over the budget", detail)
     if report.status == "infeasible":
         return Verdict("bad", "infeasible", f"No structure of this network reaches {budget}", _reachable(report))
@@ -163,6 +170,22 @@ def _below_floor(report: Report) -> str:
     return f"{name} on validation images {is_what} {asked_for}."
 
 
+def _why_over(report: Report) -> str:
+    """What decided (`passdeploy.judging`): the ratio or time itself, or the lower end of the ratio's interval."""
+    ratio = report.speedup.latency
+    if _is_speedup(report) and ratio is not None and ratio >= _factor(report):
+        return (
+            f"The lower end of the interval has to be {INTERVAL_SLACK:.0%} of what was asked or more: it was measured "
+            "too unsteadily to count on it."
+        )
+    return "The closed loop had measured it inside; the engine file that ships, measured anew, is not."
+
+
+def _factor(report: Report) -> float:
+    """The speed-up that was asked for."""
+    return float(report.budget.asked[:-1])
+
+
 def _reached(report: Report) -> str:
     """What was measured against what was asked, in the unit in which it was asked and judged."""
     if not _is_speedup(report):
@@ -171,7 +194,9 @@ def _reached(report: Report) -> str:
             return f"Too few calls were timed to tell {report.budget.percentile}, against a budget of {asked(report)}"
         return f"{f.milliseconds(reached)} against a budget of {asked(report)}"
     interval = report.speedup.latency_ci95
-    ratio = f.times(report.speedup.latency) + (f" (95 %: {f.interval(interval)})" if interval else "")
+    speed = report.speedup.latency
+    close = speed is not None and 0 < abs(speed / _factor(report) - 1) < 0.005  # which side of it is to be seen
+    ratio = f.times(speed, 3 if close else 2) + (f" (95 %: {f.interval(interval)})" if interval else "")
     return f"{ratio} against {asked(report)}"
 
 
@@ -206,6 +231,8 @@ def _reachable(report: Report) -> str:
     amount = f.milliseconds(best.latency_ms) if best.latency_ms is not None else f.times(best.speedup)
     ratio = f" ({f.times(best.speedup)})" if best.latency_ms is not None and best.speedup is not None else ""
     how = "measured" if best.measured else "predicted, nothing was measured"
+    if best.measured and _is_speedup(report) and best.speedup is not None and best.speedup >= _factor(report):
+        how += ", but not steadily enough to count on it"
     return f"The fastest that can be reached is {amount}{ratio}, {how}."
 
 
@@ -281,7 +308,8 @@ def numbers(report: Report) -> list[tuple[str, str, str, str]]:
     """The table of both networks: what, dense, pruned, change."""
     dense, pruned, speed = report.dense, report.pruned, report.speedup
     ratio = None if pruned is None or not pruned.params else dense.params / pruned.params
-    rows = [("latency", "not measured", "not measured", "")]
+    # Of an infeasible budget what was measured is the fastest there is: no network of this run.
+    rows = [] if report.status == "infeasible" else [("latency", "not measured", "not measured", "")]
     if dense.latency_ms is not None:
         rows = [
             (f"latency {q}", _latency(dense, q), _latency(pruned, q), f.times(speed.latency) if q == "p50" else "")
@@ -294,7 +322,8 @@ def numbers(report: Report) -> list[tuple[str, str, str, str]]:
         kind = report.predictor.kind if report.predictor else "analytic"
         guess = report.predicted
         predicted = (f.milliseconds(guess.dense_ms), f.milliseconds(guess.pruned_ms), f.times(guess.speedup))
-        rows.append((f"predicted latency ({kind})", *predicted))
+        model = {"measured": "a model of measured engines", "profile": "a profile measured elsewhere"}.get(kind, kind)
+        rows.append((f"predicted latency ({model})", *predicted))
     change = f.points(accuracy_change(report))
     left = pruned.accuracy if pruned else None
     rows += [

@@ -15,7 +15,7 @@ _STATUS = {
     "infeasible": "no structure of this network meets the budget on the target",
     "unverified": "compiled for a target that was not attached: nothing was measured, no latency is claimed",
     "not_equivalent": "a step does not compute the same function as the one before it: do not use",
-    "accuracy_below_floor": "meets the budget, but the accuracy is below the floor that was asked for",
+    "accuracy_below_floor": "the accuracy is below the floor that was asked for",
 }
 
 

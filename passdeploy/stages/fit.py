@@ -169,8 +169,11 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         that = "that can be measured " if facts["left_out"] else ""
         # Of a speed-up, the percentile of the time may be unknown: too few samples.
         amount = "" if reached["latency_ms"] is None else f"{reached['latency_ms']:.4g} {unit}, "
+        time = reached["latency_ms"]
+        barely = reached["speedup"] >= asked.speedup if asked.speedup else time is not None and time <= asked.latency_ms
+        but = ", but not steadily enough to count on it" if run.closed and barely else ""
         facts["messages"].append(
-            f"No structure reaches {asked.asked}: the fastest {that}is {how} at {amount}{reached['speedup']:.2f}x."
+            f"No structure reaches {asked.asked}: the fastest {that}is {how} at {amount}{reached['speedup']:.2f}x{but}."
         )
     if status == "dense_inside":
         facts["messages"].append(

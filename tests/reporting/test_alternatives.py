@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from passdeploy.errors import BadInput
-from passdeploy.reporting.alternatives import HEAD, missing, rows, said
+from passdeploy.reporting.alternatives import HEAD, missing, rows, said, session
 from passdeploy.reporting.files import parse_report
 from passdeploy.reporting.html import render_html
 from passdeploy.reporting.markdown import render_markdown
@@ -98,6 +98,16 @@ def test_what_is_missing_stands_under_the_table() -> None:
     page = render_markdown(variant("within_budget"))
     assert "- dense fp16: fp16 is not offered on a CPU, which a CPU computes in fp32." in page
     assert "dense fp16: fp16 is not offered" in render_html(variant("within_budget"))
+
+
+def test_latencies_of_another_session_are_called_so() -> None:
+    d = data()
+    d["alternatives"]["dense_latency_ms"] = d["dense"]["latency_ms"] | {"p50": 0.658}
+    said = "that took 658 µs"
+    assert said in session(parse_report(d))
+    assert said in render_html(parse_report(d)) and said in render_markdown(parse_report(d))
+    unmeasured = variant("infeasible").to_json() | {"alternatives": d["alternatives"]}
+    assert session(parse_report(unmeasured)) == "", "the row of the dense engine is of that session itself"
 
 
 def test_without_the_section_nothing_is_said() -> None:

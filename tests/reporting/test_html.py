@@ -128,6 +128,22 @@ def test_unverified_says_plainly_that_nothing_was_measured() -> None:
     assert "Latency per call" not in page
 
 
+def test_an_infeasible_run_that_measured_does_not_say_that_nothing_was() -> None:
+    page = render_html(variant("infeasible"))
+    assert "not measured" not in page and "nothing was measured" not in page.lower()
+    assert "no network of this run meets the budget" in page
+    assert "predicted latency (a model of measured engines)" in page
+
+
+@pytest.mark.parametrize(("asked", "shown"), [("2x", False), ("290us", True)])
+def test_a_speed_up_at_p99_has_no_time_to_be_held_against(asked: str, shown: bool) -> None:
+    d = data()
+    d["budget"] |= {"asked": asked, "percentile": "p99", "latency_ms": 0.29}
+    page = render_html(parse_report(d))
+    assert ("budget 290 µs" in page) is shown
+    assert ("the tinted part is inside the budget" in page) is shown
+
+
 def test_what_users_name_cannot_become_markup() -> None:
     d = data()
     d["provenance"].update(model=EVIL, command=EVIL, engine=EVIL)

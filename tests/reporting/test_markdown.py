@@ -31,6 +31,11 @@ def test_the_headline_comes_first() -> None:
     assert render_markdown(variant("unverified")).splitlines()[2].startswith("**unverified**. Nothing was measured")
 
 
+def test_being_watched_takes_time_in_markdown_too() -> None:
+    d = data() | {"layers": [{"name": "conv1", "dense_ms": 0.2, "pruned_ms": 0.1}]}
+    assert "Being watched takes time" in render_markdown(parse_report(d))
+
+
 def test_what_stays_whole_is_named_with_the_reason() -> None:
     d = data()
     d["frozen"] = {"odd_part": "untraceable", "fc": "outputs", "other": "untraceable"}

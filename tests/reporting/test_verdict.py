@@ -46,6 +46,27 @@ def test_a_predicted_infeasible_budget_says_that_it_is_predicted() -> None:
     assert "everything prunable is gone" in verdict(parse_report(d)).detail
 
 
+@pytest.mark.parametrize(
+    ("ratio", "interval", "said"),
+    [
+        (2.03, [1.93, 2.08], "2.03× (95 %: 1.93 to 2.08) against 2× (291 µs), measured. The lower end"),
+        (1.998, [1.98, 2.01], "1.998× (95 %: 1.98 to 2.01) against 2× (291 µs), measured. The closed loop had"),
+    ],
+)
+def test_over_budget_says_whether_the_ratio_or_its_interval_decided(
+    ratio: float, interval: list[float], said: str
+) -> None:
+    d = data() | {"status": "over_budget"}
+    d["speedup"] |= {"latency": ratio, "latency_ci95": interval}
+    assert said in verdict(parse_report(d)).detail
+
+
+def test_what_is_fast_enough_once_is_not_called_out_of_reach() -> None:
+    d = variant("infeasible").to_json()
+    d["reachable"]["speedup"] = 12.1
+    assert "(12.10×), measured, but not steadily enough to count on it" in verdict(parse_report(d)).detail
+
+
 def test_a_dense_engine_inside_the_budget_is_shipped_as_it_is() -> None:
     d = data()
     d["pruned"] = d["dense"]

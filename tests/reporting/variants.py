@@ -26,7 +26,8 @@ def variant(status: str) -> Report:
         d["budget"]["asked"] = "250us"
     elif status == "infeasible":
         d["budget"] = {"asked": "12x", "latency_ms": 0.0484, "percentile": "p50", "scope": "engine"}
-        d["pruned"] = None
+        d["pruned"] = d["dense"]["latency_ms"] = None
+        d["predicted"] = {"dense_ms": 0.5814, "pruned_ms": None, "speedup": None}
         d["speedup"] = {"latency": None, "latency_ci95": None, "macs": None, "realisation": None}
         d["reachable"] = {"latency_ms": 0.091, "speedup": 6.4, "measured": True}
         for key in ("distribution", "prompt", "groups", "accuracy_points", "health", "why_not_faster", "budgets"):

@@ -130,6 +130,13 @@ def test_a_target_that_is_not_attached_gets_no_latency(tmp_path: Path) -> None:
     assert open_bundle(folder).manifest["engines"][0]["latency_ms"] is None
 
 
+def test_a_card_claims_no_budget_that_was_not_measured(tmp_path: Path) -> None:
+    """A target that is not attached, and an accuracy below what was asked for."""
+    source = make_source(tmp_path / "run", report=report(status="accuracy_below_floor"))
+    folder = write_bundle(tmp_path / "bundle", source)
+    assert "meets the budget" not in (folder / "MODEL_CARD.md").read_text()
+
+
 def test_replaces_a_bundle_as_a_whole_and_nothing_else(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "bundle", make_source(tmp_path / "run"))
     first = open_bundle(folder).sealed.root

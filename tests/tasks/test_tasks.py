@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,16 @@ from passdeploy.training import TrainSettings, evaluate, train, training_batches
 from tests import scripted
 
 CLASSES = 3
+
+
+@pytest.mark.parametrize("value", [93.1, -0.2, float("nan")])
+def test_a_metric_that_is_no_share_is_refused_where_it_is_first_asked_for(value: float) -> None:
+    """Reports hold shares, and the next to notice would be the report, after hours."""
+    metric = SimpleNamespace(add=lambda outputs, labels: None, value=lambda: value)
+    task = SimpleNamespace(name="kappa", ignore=-100, metric=lambda classes: metric)
+    split = ArraySplit(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(BadInput, match=r"task kappa is .* has to lie in"):
+        evaluate(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), split, task=task)  # type: ignore[arg-type]
 
 
 def squares(count: int, seed: int) -> ArraySplit:

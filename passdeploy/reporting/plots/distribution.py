@@ -11,6 +11,7 @@ from passdeploy.reporting import format as f
 from passdeploy.reporting.engines import Latency
 from passdeploy.reporting.plots.svg import Scale, chart, tag, text, tip, x_axis
 from passdeploy.reporting.schema import Report
+from passdeploy.reporting.verdict import budget_ms
 
 WIDTH, HEIGHT = 520.0, 350.0
 LEFT, RIGHT = 10.0, 12.0
@@ -24,7 +25,7 @@ def distribution(report: Report) -> Markup | None:
     if dense is None or pruned is None:
         return None
     end = max(v for latency in (dense, pruned) for v in (latency.p50, latency.p90, latency.p99, 0.0) if v is not None)
-    budget = report.budget.latency_ms
+    budget = budget_ms(report)
     scale = Scale(0, max(end, budget or 0) * 1.04, LEFT, WIDTH - RIGHT)
     parts: list[Markup] = []
     for latency, side, y in ((dense, "dense", 42.0), (pruned, "pruned", 84.0)):

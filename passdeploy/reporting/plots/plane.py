@@ -11,7 +11,7 @@ from markupsafe import Markup
 from passdeploy.reporting import format as f
 from passdeploy.reporting.plots.svg import Labels, Scale, chart, padded, path, tag, text, tip, x_axis, y_axis
 from passdeploy.reporting.schema import AccuracyPoint, Report
-from passdeploy.reporting.verdict import metric, percentile_ms, subject
+from passdeploy.reporting.verdict import budget_ms, metric, percentile_ms, subject
 
 WIDTH, HEIGHT = 520.0, 350.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 14.0, 50.0
@@ -65,7 +65,7 @@ def plane(report: Report) -> Markup | None:
         return None
     unit, factor = _unit(max(mark.x for mark in marks), measured)
     title = f"{report.budget.percentile} latency per call, {unit}" if measured else f"MACs per image, {unit}"
-    budget = report.budget.latency_ms if measured else None
+    budget = budget_ms(report) if measured else None
     return _draw(marks, title, factor, budget, metric(report), arrow=True)
 
 
