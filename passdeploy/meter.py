@@ -115,13 +115,12 @@ class Meter:
 
     def sample(self, structure: Structure) -> dict[str, float]:
         """A short comparison, for fitting the latency model."""
-        if self._dense is None:
-            with _dense_engine():
-                self._dense = self._timed(self.groups.dense())
-        if self._sampler is None:
-            one_thread = self.target.compute_capability is None and self.target.threads == 1
-            self._sampler = Sampler(self._dense, one_thread=one_thread)
         try:
+            if self._sampler is None:
+                one_thread = self.target.compute_capability is None and self.target.threads == 1
+                with _dense_engine():  # its warm-up, too
+                    self._dense = self._timed(self.groups.dense())
+                    self._sampler = Sampler(self._dense, one_thread=one_thread)
             with self._timed(structure) as thin:
                 return self._sampler(thin)
         except PassdeployError:

@@ -18,7 +18,7 @@ from torch import nn
 
 from passdeploy.engines.base import INPUT, OUTPUT
 from passdeploy.errors import BadInput
-from passdeploy.groups.attention import replaceable
+from passdeploy.groups.attention import first_argument, replaceable
 from passdeploy.groups.attention_cut import SLIM, slim_kind, without_einsum
 from passdeploy.groups.check import first_line
 from passdeploy.onnx_graph import tidy
@@ -54,9 +54,9 @@ class _Resample(nn.Module):
         self.register_buffer("rows", _pooling_matrix(source[0], target[0]))
         self.register_buffer("columns", _pooling_matrix(source[1], target[1]).T.contiguous())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # called by what the pool calls it
         """Maps (N, C, *source) to (N, C, *target)."""
-        return torch.matmul(torch.matmul(self.rows, x), self.columns)
+        return torch.matmul(torch.matmul(self.rows, input), self.columns)
 
 
 def _pooling_matrix(source: int, target: int) -> torch.Tensor:
@@ -72,12 +72,12 @@ def _resolve_adaptive_pools(model: nn.Module, example: torch.Tensor) -> None:
     """Replaces adaptive average pools by what they are at this input size, in place."""
     sizes: dict[nn.Module, set[tuple[tuple[int, int], tuple[int, int]]]] = {}
 
-    def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        source, target = inputs[0].shape[-2:], output.shape[-2:]
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
+        source, target = first_argument(args, kwargs).shape[-2:], output.shape[-2:]
         sizes.setdefault(module, set()).add(((source[0], source[1]), (target[0], target[1])))
 
     pools = [m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d)]
-    hooks = [pool.register_forward_hook(record) for pool in pools]
+    hooks = [pool.register_forward_hook(record, with_kwargs=True) for pool in pools]
     model(example)
     for hook in hooks:
         hook.remove()

@@ -157,6 +157,21 @@ def test_adaptive_pools_that_do_not_divide() -> None:
     assert _difference(model, proto.SerializeToString(), torch.rand(1, 3, 5, 10)) <= 1e-5
 
 
+class _PoolByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.conv = nn.AdaptiveAvgPool2d((7, 3)), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.pool(input=x))
+
+
+def test_pools_may_be_called_by_name() -> None:
+    model = _PoolByName()
+    proto = export_model(model, (3, 5, 10))
+    assert _difference(model, proto.SerializeToString(), torch.rand(1, 3, 5, 10)) <= 1e-5
+
+
 def test_no_denormal_values(slicer: OnnxSlicer, resnet: tuple[nn.Module, Groups]) -> None:
     proto = onnx.load_from_string(slicer.slice(random_structure(resnet[1], 3)))
     for initializer in proto.graph.initializer:

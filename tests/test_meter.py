@@ -91,6 +91,20 @@ def test_a_structure_that_takes_the_process_along_leaves_the_next_ones_alone(mon
         assert opened.count(dense) == 2
 
 
+def test_a_dense_engine_that_dies_in_its_warm_up_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise BadInput("its process was killed")
+
+    with meter("onnxruntime") as timed:
+        other = keep_first(timed.groups, np.ones(len(timed.groups.groups)))
+        with monkeypatch.context() as patch:
+            patch.setattr("passdeploy.latency.sampler.warm_up", killed)
+            for _ in range(2):
+                with pytest.raises(DenseFailed, match="dense engine: its process was killed"):
+                    attempt(lambda: timed.sample(other))
+        assert "failed" not in attempt(lambda: timed.sample(other))
+
+
 @pytest.mark.parametrize("how", ["sample", "compare"])
 def test_a_dense_engine_that_fails_is_told_from_a_structure_that_does(
     monkeypatch: pytest.MonkeyPatch, how: str

@@ -102,6 +102,7 @@ def run_job(
 
     Raises:
         BadInput: What the child reports, or that it crashed or took too long.
+        NotWritten: The disk is full.
     """
     _give_back()
     with tempfile.TemporaryDirectory(prefix="passdeploy-child-") as folder:
@@ -121,9 +122,14 @@ def run_job(
             )
         except subprocess.TimeoutExpired:
             raise BadInput(f"{who}: no result after {timeout:.0f} s, ended; try a smaller network or batch") from None
-        if not answer.exists():
-            raise died(who, done.returncode, done.stdout)
-        return raise_answer(json.loads(answer.read_text()), who, done.stdout)
+        try:
+            told = json.loads(answer.read_text())
+        except (FileNotFoundError, ValueError):  # none, or what a full disk left of it
+            full = os.strerror(errno.ENOSPC)
+            if full in done.stdout:
+                raise NotWritten(f"{who}: {full}: {folder}; free some space") from None
+            raise died(who, done.returncode, done.stdout) from None
+        return raise_answer(told, who, done.stdout)
 
 
 def answer_job(do: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -90,8 +90,8 @@ def attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, Attention]]:
 
 
 def first_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a module is called with first, by position or by name (``attention(query=x, key=x, value=x)``)."""
-    return next(iter((*args, *kwargs.values())), None)
+    """The first tensor that a module is called with, by position or by name (``attention(mask=None, query=x)``)."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
 
 class StandIn(nn.Module):

@@ -73,11 +73,13 @@ def _libraries(manifest: BundleManifest, versions: Mapping[str, Any]) -> list[di
         made[name] = _library(name, str(known), "required" if name == "numpy" else "excluded")
     made["passdeploy"] = _library("passdeploy", manifest.passdeploy_version, "required")
     for engine in manifest.engines:
-        name = _distribution(engine.backend)
-        made[name] = _library(name, engine.backend_version, "required")
+        name, known = _distribution(engine.backend), engine.backend_version
+        if engine.backend == "torch_tensorrt":  # whose engines go by PyTorch's version
+            known = str(versions.get(name) or _installed(name) or "unknown")
+        made[name] = _library(name, known, "required")
         for other in BESIDE.get(engine.backend, ()):
-            if known := versions.get(other) or _installed(other):
-                made[other] = _library(other, str(known), "required")
+            if beside := versions.get(other) or _installed(other):
+                made[other] = _library(other, str(beside), "required")
     return [made[name] for name in sorted(made)]
 
 

@@ -15,10 +15,10 @@ import pytest
 import passdeploy
 from passdeploy.engines import _child
 from passdeploy.engines._child import Server, library_complaint, run_job
-from passdeploy.errors import BadInput, Unavailable
+from passdeploy.errors import BadInput, NotWritten, Unavailable
 
 PROGRAM = """
-import json, os, sys, time
+import errno, json, os, sys, time
 from passdeploy.engines._child import failure, serve
 from passdeploy.errors import Unavailable
 
@@ -32,6 +32,12 @@ def fail(how):
         os.close(int(sys.argv[1]))
     if how in ("hang", "shut"):
         time.sleep(600)
+    if how == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if how == "full for the answer":
+        open(sys.argv[2], "w").close()
+        print("OSError: [Errno 28] No space left on device")
+        sys.exit(1)
     if how == "unavailable":
         raise Unavailable("no such device")
     raise ValueError("two\\nlines")
@@ -75,6 +81,12 @@ def test_a_failing_job_is_one_line(env: dict[str, str], how: str, said: str) -> 
 def test_the_kind_of_error_survives(env: dict[str, str]) -> None:
     with pytest.raises(Unavailable, match="test: no such device"):
         run_job("child_program", {"how": "unavailable"}, "test", env=env)
+
+
+@pytest.mark.parametrize("how", ["full", "full for the answer"])
+def test_a_full_disk_is_told(env: dict[str, str], how: str) -> None:
+    with pytest.raises(NotWritten, match=r"test: .*No space left on device"):
+        run_job("child_program", {"how": how}, "test", env=env)
 
 
 def test_a_job_that_hangs_is_ended(env: dict[str, str]) -> None:

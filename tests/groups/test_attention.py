@@ -24,7 +24,7 @@ class Own(nn.Module):
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.bias = nn.Parameter(torch.rand(heads, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: None = None) -> Tensor:
         n, tokens, dim = x.shape
         each = self.head_dim if self.pinned else dim // self.num_heads
         q, k, v = self.qkv(x).reshape(n, tokens, 3, self.num_heads, each).permute(2, 0, 3, 1, 4).unbind(0)
@@ -51,7 +51,7 @@ class Tokens(nn.Module):
     def _attention(kind: str, dim: int, heads: int) -> nn.Module:
         if kind in ("torch", "by name"):
             return nn.MultiheadAttention(dim, heads, batch_first=True)
-        return Own(dim, heads, pinned=kind == "own")
+        return Own(dim, heads, pinned=kind != "unpinned")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)
@@ -61,7 +61,9 @@ class Tokens(nn.Module):
             if self.kind == "torch":
                 y, _ = attention(y, y, y, need_weights=False)
             elif self.kind == "by name":
-                y, _ = attention(query=y, key=y, value=y, need_weights=False)
+                y, _ = attention(key_padding_mask=None, query=y, key=y, value=y, need_weights=False)
+            elif self.kind == "own by name":
+                y = attention(mask=None, x=y)
             else:
                 y = attention(y)
             x = x + y
@@ -89,11 +91,12 @@ NETWORKS = {
     "own": lambda: Tokens("own"),
     "multihead": lambda: Tokens("torch"),
     "by name": lambda: Tokens("by name"),
+    "own by name": lambda: Tokens("own by name"),
     "swin": lambda: _swin(1),
     "swin v2": lambda: _swin(2),
     "maxvit": _maxvit,
 }
-SIZES = {"own": 16, "multihead": 16, "by name": 16, "swin": 36, "swin v2": 36, "maxvit": 32}
+SIZES = {"own": 16, "multihead": 16, "by name": 16, "own by name": 16, "swin": 36, "swin v2": 36, "maxvit": 32}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -113,7 +116,7 @@ def test_heads_go_whole_and_masked_equals_thin(name: str) -> None:
             assert torch.equal(again.eval()(images), cut.eval()(images))
 
 
-@pytest.mark.parametrize("name", ["own", "multihead", "by name", "swin"])
+@pytest.mark.parametrize("name", ["own", "own by name", "multihead", "by name", "swin"])
 def test_blocks_of_a_transformer_are_depth_units(name: str) -> None:
     model = ready(NETWORKS[name]())
     groups = find_groups(model, torch.rand(1, 3, SIZES[name], SIZES[name]))
