@@ -199,7 +199,7 @@ class Run:
     def target_facts(self) -> dict[str, Any]:
         """The target and the version of its backend."""
         backend = get_backend(self.target.backend)
-        return {**vars(self.target), "backend_version": backend.version()}
+        return {**vars(self.target), "backend_version": backend.libraries()}
 
     def inputs(self, stage: str, run: BudgetRun | None = None) -> dict[str, Any]:
         """All that the result of a stage depends on, upstream stages by their digests."""

@@ -31,6 +31,14 @@ class Graph:
     outputs: Shapes
 
 
+def beneath(version: str, packages: tuple[str, ...]) -> str:
+    """A backend's version and those of what it builds with: engines and latencies change with either."""
+    from passdeploy.environment import versions
+
+    found = versions(packages)
+    return ", ".join([version, *(f"{name} {found[name]}" for name in packages if name in found)])
+
+
 def missing(module: str, install: str) -> str | None:
     """None when `module` can be imported (it is not), else what is missing and how to get it."""
     try:

@@ -168,6 +168,10 @@ class Backend:
         """Loads an engine for execution. Raises `BadInput` when it does not fit this machine or is damaged."""
         raise NotImplementedError
 
+    def libraries(self) -> str:
+        """Versions of all that its engines and their latencies depend on: `version`, and what lies beneath."""
+        return self.version()
+
     def save(self, engine: Engine, folder: Path) -> Path:
         """Writes the engine file and its `engine.json` (facts and SHA-256) into `folder`; returns the engine's path."""
         from passdeploy.engines.files import save_engine

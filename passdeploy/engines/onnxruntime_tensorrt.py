@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from passdeploy.engines._common import beneath
 from passdeploy.engines.base import register
 from passdeploy.engines.onnxruntime import CUDA, OnnxRuntime
 
@@ -29,3 +30,6 @@ class OnnxRuntimeTensorRt(OnnxRuntime):
     def providers(self, target: Target) -> list[Any]:
         reduced = {"trt_fp16_enable": target.precision == "fp16", "trt_int8_enable": target.precision == "int8"}
         return [(self.provider, reduced), CUDA]
+
+    def libraries(self) -> str:
+        return beneath(self.version(), ("tensorrt",))

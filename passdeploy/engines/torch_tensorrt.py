@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from passdeploy.engines._common import check_fits, facts, missing, one_line, read_graph
+from passdeploy.engines._common import beneath, check_fits, facts, missing, one_line, read_graph
 from passdeploy.engines.base import Backend, CompileInput, Engine, Runner, register
 from passdeploy.engines.inductor import name_toolkit, said
 from passdeploy.engines.tensorrt import timing_cache
@@ -57,6 +57,9 @@ class TorchTensorRt(Backend):
         import torch
 
         return torch.__version__
+
+    def libraries(self) -> str:
+        return beneath(self.version(), ("torch-tensorrt", "tensorrt"))
 
     def rebuild(self, source: CompileInput, target: Target) -> Engine:
         """Without the timing cache, which would choose the same kernels again."""

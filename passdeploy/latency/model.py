@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from passdeploy.groups import Operator
 
+FORM = [*TERMS, *map(str, CACHES)]
+"""What a model is made of: the error of one made of something else says nothing of this one."""
 SCHEMA = "passdeploy.profile/1"
 STEPS = (8, 16, 32, 64)
 FEWEST = 10
@@ -179,6 +181,7 @@ class LatencyModel:
         return {
             "schema": SCHEMA,
             "operators": operators_digest(self.features),
+            "form": FORM,
             "provenance": self.provenance,
             "dense_ms": self.dense_ms,
             "error": {"mape": self.mape, "max_ape": self.max_ape, "repeatability": self.repeatability},
@@ -215,8 +218,12 @@ class LatencyModel:
             if not (np.isfinite(ratios).all() and (ratios > 0).all() and float(data["dense_ms"]) > 0):
                 raise BadInput("profile: holds a latency that is not above zero")
             trust = np.array([s.get("trust", 1.0) for s in data["samples"]], dtype=float)
-            base = fit_base(features, widths, ratios, trust, int(data["step"]), float(data["ridge"]))
-            error = data["error"]
+            step, ridge, error = int(data["step"]), float(data["ridge"]), data["error"]
+            if data.get("form") != FORM:  # of the samples only the measuring is still true
+                chosen = cross_validate(operators, units, widths, ratios, trust, [step], features.bytes_per_weight)
+                ridge, errors = chosen.ridge, chosen.errors
+                error = {**error, "mape": float(errors.mean()), "max_ape": float(errors.max())}
+            base = fit_base(features, widths, ratios, trust, step, ridge)
             return cls(features, float(data["dense_ms"]), widths, ratios, base, dict(data["provenance"]), error["mape"],
                        error["max_ape"], error["repeatability"], kind, trust)  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as problem:

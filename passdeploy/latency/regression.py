@@ -108,12 +108,13 @@ def cross_validate(
     fold = folds(len(ratios))
     for step in sorted(set(steps)):
         columns = _columns(Features(operators, units, step, bytes_per_weight), widths)
-        robust = _robust(columns, ratios, trust, RIDGES[0])
+        parts = [fold != k for k in range(fold.max() + 1)]
+        # A structure that is left out has no say in how far the others are trusted.
+        robust = [_robust(columns[part], ratios[part], trust[part], RIDGES[0]) for part in parts]
         for ridge in RIDGES:
             predicted = np.empty(len(ratios))
-            for k in range(fold.max() + 1):
-                train, test = fold != k, fold == k
-                predicted[test] = columns[test] @ _solve(columns[train], ratios[train], robust[train], ridge)
+            for train, weights in zip(parts, robust, strict=True):
+                predicted[~train] = columns[~train] @ _solve(columns[train], ratios[train], weights, ridge)
             errors = np.abs(predicted / ratios - 1)
             score = float(trust @ errors / trust.sum())
             if best is None or score < best[0] - 1e-4:

@@ -67,7 +67,8 @@ def _gpu(fp32: float, fp16: float, int8: float, fp8: float, bandwidth: float, pr
     return Machine({k: v * 1e12 for k, v in rate.items()}, bandwidth * 1e9, processors, LAUNCH, TILES, TENSOR_CORES)
 
 
-# fp32 without TF32, tensor-core rates without sparsity. Sources: NVIDIA's data sheets "A100 80GB PCIe" (2021),
+# fp32 without TF32, tensor-core rates without sparsity, of fp16 and fp8 those that add up in fp32.
+# Sources: NVIDIA's data sheets "A100 80GB PCIe" (2021),
 # "A10" (2021), "T4" (2018), "L4" (2023), "L40S" (2023), "Ada GPU architecture" (2022, RTX 4090), "H100" (2023, SXM),
 # "H200" (2024, SXM).
 MACHINES = {
@@ -76,7 +77,7 @@ MACHINES = {
     "t4": _gpu(8.1, 65, 130, 0, 320, 40),
     "l4": _gpu(30.3, 121, 242, 242, 300, 58),
     "l40s": _gpu(91.6, 362, 733, 733, 864, 142),
-    "rtx4090": _gpu(82.6, 165, 661, 661, 1008, 128),
+    "rtx4090": _gpu(82.6, 165, 661, 330, 1008, 128),
     "h100": _gpu(67, 989, 1979, 1979, 3350, 132),
     "h200": _gpu(67, 989, 1979, 1979, 4800, 132),
 }

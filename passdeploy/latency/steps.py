@@ -23,7 +23,7 @@ import numpy as np
 from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.errors import NotWritten
 from passdeploy.latency.measure import Settings, Timed, interleave
-from passdeploy.targets import Target
+from passdeploy.targets import Target, cpu_stamp
 from passdeploy.workspace import write_json
 
 SCHEMA = "passdeploy.steps/1"
@@ -172,8 +172,8 @@ def measure_steps(target: Target) -> Steps:
 def cache_path(target: Target) -> Path:
     """Where the steps of a target are kept: in the user's cache folder, by everything that could change them."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    parts = [target.backend, get_backend(target.backend).version(), target.device, target.precision,
-             f"b{target.batch}", f"t{target.threads}"]  # fmt: skip
+    parts = [target.backend, get_backend(target.backend).libraries(), target.device, target.precision,
+             f"b{target.batch}", f"t{target.threads}", cpu_stamp()]  # fmt: skip
     name = "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in part) for part in parts)
     return root / "passdeploy" / "steps" / f"{name}.json"
 

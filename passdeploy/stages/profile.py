@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import passdeploy
 from passdeploy.errors import BadInput
 from passdeploy.latency.cache import ProfileCache
 from passdeploy.latency.log import MeasurementLog
@@ -16,7 +17,7 @@ from passdeploy.latency.profile import profile
 from passdeploy.latency.roofline import Roofline
 from passdeploy.latency.steps import Steps, steps_of
 from passdeploy.stages.common import meter
-from passdeploy.targets import ANY_GPU
+from passdeploy.targets import ANY_GPU, cpu_stamp
 from passdeploy.workspace import read_json, write_json
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def run_profile(run: Run, folder: Path) -> None:
             {
                 "network": subject.architecture,
                 "target": run.target_facts(),
+                "cpu": cpu_stamp(),
+                "passdeploy": passdeploy.__version__,  # its export decides what is timed
                 "scope": config.scope,
                 "profile": asked,
             },

@@ -102,3 +102,13 @@ def test_a_package_beside_another_library_is_refused(
     del engine.meta["tensorrt"]  # as packages of before
     with pytest.raises(BadInput, match=r"does not tell which tensorrt made it; compile it again here$"):
         load()
+
+
+@pytest.mark.parametrize("backend", ["torch_tensorrt", "onnxruntime_tensorrt"])
+def test_engines_depend_on_the_tensorrt_beneath(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Another one is another engine and another latency, and a resumed run has to notice."""
+    told = set()
+    for tensorrt in ("10.9.0", "10.13.2"):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, found=tensorrt: found)
+        told.add(get_backend(backend).libraries())
+    assert len(told) == 2 and all("tensorrt 10." in each for each in told)

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from passdeploy.errors import BadInput
+from passdeploy.latency import regression
 from passdeploy.latency.model import LatencyModel
 from passdeploy.latency.nnls import nnls
 from passdeploy.latency.profile import varied_widths
+from passdeploy.latency.regression import cross_validate
 from tests.latency.nets import machine_ms, resnet20
 
 DATA = Path(__file__).parent / "data" / "resnet20_onnxruntime.json"
@@ -131,6 +133,31 @@ def test_file_round_trip_and_refusals(tmp_path, made_up, model):
     path.write_text("{")
     with pytest.raises(BadInput, match="cannot be read"):
         LatencyModel.load(path, ops, list(units))
+
+
+def test_the_error_of_a_model_of_another_form_is_found_anew(made_up, model):
+    """What an earlier version made of the same samples was another model."""
+    ops, units, _, _, _ = made_up
+    told = model.to_json()
+    told["error"] = {**told["error"], "mape": 0.5, "max_ape": 0.9}
+    assert LatencyModel.from_json(told, ops, list(units)).mape == 0.5
+    del told["form"]
+    again = LatencyModel.from_json(told, ops, list(units))
+    assert again.mape == pytest.approx(model.mape) and again.max_ape == pytest.approx(model.max_ape)
+    assert again.repeatability == model.repeatability
+
+
+def test_what_is_left_out_has_no_say_in_the_weights_of_the_others(made_up, monkeypatch):
+    ops, units, widths, ms, dense = made_up
+    robust, seen = regression._robust, []
+
+    def watched(columns, *rest):
+        seen.append(len(columns))
+        return robust(columns, *rest)
+
+    monkeypatch.setattr(regression, "_robust", watched)
+    cross_validate(ops, list(units), widths[:80].astype(float), ms[:80] / dense, np.ones(80), [8], 4)
+    assert seen == [64] * 5
 
 
 def test_too_few_structures(made_up):

@@ -26,6 +26,13 @@ def test_every_gpu_target_has_a_machine():
     assert set(MACHINES) == set(DEVICES) - {"cpu"}
 
 
+@pytest.mark.parametrize("name", sorted(MACHINES))
+def test_rates_of_8_bits_are_twice_those_of_16_or_the_same(name):
+    """All of them with sums in fp32: data sheets also give those with sums in fp16."""
+    rate = MACHINES[name].rate
+    assert rate["fp8"] == rate["fp16"] or rate["fp8"] == pytest.approx(2 * rate["fp16"], rel=0.05)
+
+
 @pytest.mark.parametrize("name", sorted(DEVICES))
 @pytest.mark.parametrize("batch", [1, 64])
 def test_predictions_are_sane(name, batch):

@@ -110,6 +110,8 @@ def test_attached_is_measured_once_and_then_cached(tmp_path, monkeypatch):
     assert json.loads(path.read_text())["families"].keys() == FAMILIES.keys()
 
 
-def test_the_cache_tells_targets_apart():
+def test_the_cache_tells_targets_and_processors_of_one_name_apart(monkeypatch):
     target = resolve("cpu", backend="onnxruntime")
-    assert len({cache_path(t) for t in (target, target.with_(threads=2), target.with_(batch=4))}) == 3
+    paths = {cache_path(t) for t in (target, target.with_(threads=2), target.with_(batch=4))}
+    monkeypatch.setattr("passdeploy.latency.steps.cpu_stamp", lambda: "another")
+    assert len(paths | {cache_path(target)}) == 4
