@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -71,6 +72,20 @@ def test_finals_are_those_that_pass_was_last_run_with(benchmarks: None) -> None:
     for later in ([], runs("uniform", inputs="a")):
         assert {(row.method, row.inputs) for row in run_last([*rows, *later], "2x")} == {("pass", "b"), ("l1", "b")}
     assert run_last(rows[-2:], "2x") == []
+
+
+@pytest.mark.parametrize(("data", "epochs", "search"), [("cifar10", 1.0, 0.43), ("fashion-mnist", 0.5, 0.22)])
+def test_the_published_pages_say_what_the_rows_do(
+    benchmarks: None, monkeypatch: pytest.MonkeyPatch, data: str, epochs: float, search: float
+) -> None:
+    import compare_cifar
+
+    monkeypatch.setattr(compare_cifar, "write_atomic", lambda path, text: None)
+    published = (compare_cifar.PAGES / f"comparison-{data}.md").read_text()
+    names = dict.fromkeys(re.findall(r"benchmarks/results/([^/]+)/compare-", published))
+    paths = [ROOT / "benchmarks" / "results" / name / f"compare-{data}.json" for name in names]
+    args = SimpleNamespace(data=data, epochs=epochs, search_epochs=search)
+    assert compare_cifar.page(args, paths, ["2x", "3x"]) == published
 
 
 def test_a_page_without_pass_is_refused(benchmarks: None, tmp_path: Path) -> None:
