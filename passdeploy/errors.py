@@ -7,6 +7,7 @@ Every message is one line: what is wrong, where, and what to do about it. The CL
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -28,6 +29,9 @@ class Terminated(SystemExit):
 
 class NotWritten(BadInput):
     """The disk takes no more: whatever comes next would fail as well."""
+
+    ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
+    """By which the operating system says so."""
 
 
 class DenseFailed(BadInput):

@@ -18,7 +18,7 @@ from torch import nn
 
 from passdeploy.engines.base import INPUT, OUTPUT
 from passdeploy.errors import BadInput
-from passdeploy.groups.attention import first_argument, replaceable
+from passdeploy.groups.attention import first_tensor, replaceable
 from passdeploy.groups.attention_cut import SLIM, slim_kind, without_einsum
 from passdeploy.groups.check import first_line
 from passdeploy.onnx_graph import tidy
@@ -73,7 +73,7 @@ def _resolve_adaptive_pools(model: nn.Module, example: torch.Tensor) -> None:
     sizes: dict[nn.Module, set[tuple[tuple[int, int], tuple[int, int]]]] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
-        source, target = first_argument(args, kwargs).shape[-2:], output.shape[-2:]
+        source, target = first_tensor(args, kwargs).shape[-2:], output.shape[-2:]
         sizes.setdefault(module, set()).add(((source[0], source[1]), (target[0], target[1])))
 
     pools = [m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import BadInput, nearest
-from passdeploy.groups.attention import cut_heads, first_argument, head_count
+from passdeploy.groups.attention import cut_heads, first_tensor, head_count
 from passdeploy.groups.channels import PRODUCERS, side_size
 from passdeploy.groups.types import Groups
 from passdeploy.groups.wrapped import replace_module
@@ -38,7 +38,7 @@ class Zero(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Maps anything to zeros."""
-        x = first_argument(args, kwargs)
+        x = first_tensor(args, kwargs)
         zeros = torch.zeros_like(x) if self.like else x.new_zeros(())
         return (zeros, None) if self.pair else zeros
 

@@ -288,8 +288,9 @@ def judge(call: Callable[[Tensor], Tensor], split: Split, batch: int, task: Task
         return None
     value = metric.value()
     if not -1e-6 <= value <= 1 + 1e-6:  # true of NaN, too
-        name = "of this task" if task is None else f"of task {task.name}"
-        raise BadInput(f"the metric {name} is {value:.4g}, and has to lie in [0, 1]; divide percent by 100")
+        raise BadInput(
+            f"the metric of task {task.name} is {value:.4g}, and has to lie in [0, 1]; divide percent by 100"
+        )
     return min(max(value, 0.0), 1.0)
 
 

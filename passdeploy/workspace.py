@@ -10,7 +10,6 @@ Of two such the one that took longer is kept.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -34,8 +33,6 @@ MANIFEST_SCHEMA = "passdeploy.manifest/1"
 CONFIG = "config.yaml"
 SCRATCH_SUFFIXES = (".ckpt", ".tmp")
 
-_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
-"""What an `OSError` says when it is the disk's fault."""
 _SETTLED_NS = 2_000_000_000
 """Clocks of file systems are coarse: a file changed less than this ago could be changed again without a new time."""
 _digests: dict[Path, tuple[tuple[int, ...], str]] = {}
@@ -276,7 +273,7 @@ class Workspace:
         try:
             body(partial)
         except (OSError, SafetensorError) as error:
-            if isinstance(error, OSError) and error.errno not in _NOT_WRITABLE:
+            if isinstance(error, OSError) and error.errno not in NotWritten.ERRNOS:
                 raise BadInput(f"{stage}: {error}") from error  # an image that is gone, a socket, a child process
             raise NotWritten(
                 f"{partial}: writing failed ({getattr(error, 'strerror', None) or error}); free some space, then run "

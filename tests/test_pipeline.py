@@ -546,6 +546,28 @@ def test_the_fastest_is_that_of_those_that_can_be_measured(
     assert any("the fastest that can be measured is measured at 1 ms, 1.50x" in said for said in facts["messages"])
 
 
+@pytest.mark.parametrize(("speedup", "unsteady"), [(2.03, True), (1.9, False)])
+def test_what_is_fast_enough_once_only_is_called_so(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, speedup: float, unsteady: bool
+) -> None:
+    folder = copied()
+    shutil.rmtree(folder / "fit")
+    timing = fit._Timed(speedup, 1.8, 1.0, speedup)
+    slow = FitResult(Candidate(Structure({}), 1.0, 1.0, [timing], parse_budget("2x")), False)
+
+    def loop(allocate: Any, fastest: Any, *_: Any) -> FitResult:
+        slow.chosen.structure, _predicted = fastest()
+        return slow
+
+    monkeypatch.setattr("passdeploy.stages.fit.close_loop", loop)
+    monkeypatch.setattr("passdeploy.stages.fit.close_gap", lambda found, *_: found)
+    run = scripted.start(folder, weights=weights(folder), latency="2x")
+    run.slicer = scripted.slicer(run)  # type: ignore[misc]
+    run.run_until("fit")
+    (said,) = (m for m in json.loads((folder / "fit" / "fit.json").read_text())["messages"] if "No structure" in m)
+    assert said.endswith("but not steadily enough to count on it.") == unsteady
+
+
 def test_what_failed_first_and_was_measured_for_a_gap_has_the_ratio_that_was_measured(
     copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

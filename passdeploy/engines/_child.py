@@ -240,6 +240,6 @@ def serve(descriptor: int, verbs: dict[str, Any]) -> None:
 def failure(error: Exception) -> dict[str, Any]:
     """An exception as an answer."""
     kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _KINDS), "")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in NotWritten.ERRNOS:
         kind = "NotWritten"
     return {"error": one_line(error), "kind": kind}

@@ -89,7 +89,7 @@ def attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, Attention]]:
             yield name, module, found
 
 
-def first_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The first tensor that a module is called with, by position or by name (``attention(mask=None, query=x)``)."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
@@ -113,7 +113,7 @@ class StandIn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Maps (..., features) to the same shape."""
-        y = getattr(self, self.proj_name)(getattr(self, VALUE)(first_argument(args, kwargs)))
+        y = getattr(self, self.proj_name)(getattr(self, VALUE)(first_tensor(args, kwargs)))
         return (y, None) if self.pair else y
 
 
@@ -126,9 +126,8 @@ def replaceable(model: nn.Module, example: Tensor) -> dict[str, Attention]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             out = output[0] if isinstance(output, tuple) else output
             given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-            x = first_argument(args, kwargs)
-            same = isinstance(x, Tensor) and isinstance(out, Tensor)
-            same = same and x.ndim > 2 and x.shape[:-1] == out.shape[:-1]
+            x = given[0] if given else None
+            same = x is not None and isinstance(out, Tensor) and x.ndim > 2 and x.shape[:-1] == out.shape[:-1]
             if isinstance(module, nn.MultiheadAttention):
                 same = same and len(given) == 3 and all(tensor is x for tensor in given)
                 same = same and output[1] is None  # nobody reads the attention's weights

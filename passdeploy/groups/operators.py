@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from passdeploy.groups.attention import Attention, attentions, first_argument
+from passdeploy.groups.attention import Attention, attentions, first_tensor
 from passdeploy.groups.channels import PRODUCERS, channel_counts
 from passdeploy.groups.types import ChannelGroup, Groups
 from passdeploy.weights import unwrap
@@ -158,13 +158,13 @@ def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operat
         found.append(_operator(name, module, planes, (inside, outside), groups.groups, depth))
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        add(names[module], module, (_plane(first_argument(args, kwargs), module), _plane(output, module)))
+        add(names[module], module, (_plane(first_tensor(args, kwargs), module), _plane(output, module)))
 
     def record_attention(name: str, module: nn.Module, spec: Attention) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
             if any(op.name == f"{name}.{spec.proj}" for op in found):
                 return  # it calls its layers
-            plane = int(np.prod(first_argument(args, kwargs).shape[:-1])), 1
+            plane = int(np.prod(first_tensor(args, kwargs).shape[:-1])), 1
             if spec.qkv:
                 add(f"{name}.{spec.qkv}", getattr(module, spec.qkv), (plane, plane))
             else:

@@ -67,10 +67,9 @@ def _gpu(fp32: float, fp16: float, int8: float, fp8: float, bandwidth: float, pr
     return Machine({k: v * 1e12 for k, v in rate.items()}, bandwidth * 1e9, processors, LAUNCH, TILES, TENSOR_CORES)
 
 
-# fp32 without TF32, tensor-core rates without sparsity, of fp16 and fp8 those that add up in fp32.
-# Sources: NVIDIA's data sheets "A100 80GB PCIe" (2021),
-# "A10" (2021), "T4" (2018), "L4" (2023), "L40S" (2023), "Ada GPU architecture" (2022, RTX 4090), "H100" (2023, SXM),
-# "H200" (2024, SXM).
+# fp32 without TF32, tensor-core rates without sparsity, of fp16 and fp8 those that add up in fp32. Sources: NVIDIA's
+# data sheets "A100 80GB PCIe" (2021), "A10" (2021), "T4" (2018), "L4" (2023), "L40S" (2023), "Ada GPU architecture"
+# (2022, RTX 4090), "H100" (2023, SXM), "H200" (2024, SXM).
 MACHINES = {
     "a100": _gpu(19.5, 312, 624, 0, 1935, 108),
     "a10": _gpu(31.2, 125, 250, 0, 600, 72),

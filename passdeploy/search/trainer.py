@@ -48,17 +48,6 @@ STALE = 0.9
 """An allocation was for another budget when less than this share of what it was asked for is asked by now."""
 WARM_UP = 0.1
 """Share of the steps over which the weights' rate rises."""
-CURVES = (
-    "step",
-    "budget",
-    "loss",
-    "accuracy",
-    "latency_ratio",
-    "asked_ratio",
-    "blocks",
-    "moved",
-    "prompt_grad",
-)
 
 
 def ramped(ratio: float, progress: float, ramp: float) -> float:
@@ -164,7 +153,7 @@ class _Training:
         self.cuts = [self.search.open() for _ in context.ratios]
         self.solved = [1.0 for _ in context.ratios]  # the share that each budget's allocation was asked for
         self.consequences = [Consequences() for _ in context.ratios]
-        self.curves: dict[str, list[float]] = {key: [] for key in CURVES}
+        self.curves: dict[str, list[float]] = {}
         self.sums = [_Sums() for _ in context.ratios]
 
     def allocate(self, turn: _Turn) -> float:
@@ -265,13 +254,13 @@ class _Training:
             "moved": sums.moved,
             "prompt_grad": round(sums.prompt_grad / max(1, sums.steps), 6),
         }
-        for key in CURVES:
-            self.curves[key].append(point[key])
+        for key, value in point.items():
+            self.curves.setdefault(key, []).append(value)
         self.sums[which] = _Sums()
 
     def said(self, turn: _Turn, asked: float) -> str:
         """A line about the state: of the budget whose turn it is."""
-        pairs = zip(self.curves["loss"], self.curves["budget"], strict=True)
+        pairs = zip(self.curves.get("loss", []), self.curves.get("budget", []), strict=True)
         own = [loss for loss, budget in pairs if budget == turn.which]
         return f"loss {own[-1]:.3f}, {1 / asked:.2f}x" if own else ""
 

@@ -12,7 +12,7 @@ import torch
 
 from passdeploy.errors import BadInput
 from passdeploy.groups import Masker, as_masks
-from passdeploy.latency.candidates import meets
+from passdeploy.latency.candidates import excess, meets
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.loop import close_gap, close_loop
 from passdeploy.search.allocator import ALLOCATORS, width_grids
@@ -96,6 +96,7 @@ def _fit_measured(
         found = close_loop(allocate, fastest, measure, asked, model_ms, MOST_FITS, MARGIN, scale)
         found = close_gap(found, narrow, measure, asked, model_ms, MOST_GAP_FITS, MARGIN, scale)
     chosen = found.chosen
+    facts["unsteady"] = not found.feasible and excess(asked, chosen.timing) >= 1
     failed = list(dict.fromkeys(record.value["failed"] for record in log.records if "failed" in record.value))
     if chosen.failed:
         raise BadInput(f"fit: no structure can be measured ({failed[-1]}); to try them again, remove {log.path}")
@@ -134,7 +135,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     between = LatencyAllocator(groups, predictor, grids)  # fills gaps for every method, whatever its own rule
     importance = result.importance_arrays(budget.index)
     facts: dict[str, Any] = {"messages": [], "candidates": [], "reachable": None, "masked_vs_thin": None}
-    facts["left_out"] = False
+    facts["left_out"] = facts["unsteady"] = False
     dense_ms = predictor.dense_ms
     stage = input_stage(run, result.stage)
 
@@ -169,9 +170,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
         that = "that can be measured " if facts["left_out"] else ""
         # Of a speed-up, the percentile of the time may be unknown: too few samples.
         amount = "" if reached["latency_ms"] is None else f"{reached['latency_ms']:.4g} {unit}, "
-        time = reached["latency_ms"]
-        barely = reached["speedup"] >= asked.speedup if asked.speedup else time is not None and time <= asked.latency_ms
-        but = ", but not steadily enough to count on it" if run.closed and barely else ""
+        but = ", but not steadily enough to count on it" if facts["unsteady"] else ""
         facts["messages"].append(
             f"No structure reaches {asked.asked}: the fastest {that}is {how} at {amount}{reached['speedup']:.2f}x{but}."
         )
