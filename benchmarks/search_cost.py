@@ -5,7 +5,9 @@
 
 Both loops are the package's own (`search_pass` and `train`), on the same network, data, batch, teacher and optimiser.
 They take turns: each turn is a few steps, a pair is one turn of each, and the ratio is the median over the pairs with
-its distribution-free interval. Writes benchmarks/results/DEVICE/search-cost.json.
+its distribution-free interval. The trials at the search's start, whose steps train several thin networks, take turns
+with plain training on their own: what they take is counted in plain steps by multiply-adds, and held against that.
+Writes benchmarks/results/DEVICE/search-cost.json.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
@@ -29,10 +34,13 @@ from passdeploy.latency.roofline import Roofline
 from passdeploy.latency.stats import median_ratio
 from passdeploy.search.method import SearchContext, search_steps
 from passdeploy.search.prompt import InputStage, Prompted
-from passdeploy.search.trainer import search_pass
+from passdeploy.search.state import prepare
+from passdeploy.search.trainer import search_pass, train_settings
+from passdeploy.search.trials import LONGEST, Race
 from passdeploy.subject import load_subject
 from passdeploy.targets import resolve
-from passdeploy.training import TrainSettings, steps_per_epoch, train
+from passdeploy.teacher import Teacher
+from passdeploy.training import TrainSettings, steps_per_epoch, train, training_device
 
 
 class Turns:
@@ -84,6 +92,61 @@ class Turns:
             self.condition.notify_all()
 
 
+def interleaved(turns: Turns, searching: Callable[[], object], plain: Callable[[], object]) -> None:
+    """Runs both loops, the plain one in a thread of its own."""
+    failed: list[BaseException] = []
+
+    def other() -> None:
+        try:
+            turns.enter(1)
+            plain()
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            turns.end()
+
+    thread = threading.Thread(target=other, daemon=True)
+    thread.start()
+    try:
+        searching()
+    finally:
+        turns.end()
+    thread.join(timeout=600)
+    if failed:
+        raise failed[0]
+
+
+def trials(context: SearchContext, plain: Callable[[Turns, int], None]) -> dict[str, Any]:
+    """What the trials of a search of the default length take, in plain steps, over what they are counted as.
+
+    Turns are of 8 of their steps and 8 plain ones. How many entrants there are changes between turns only.
+    """
+    steps, turns = 8, Turns(("trials", "plain"), 8, 2 * LONGEST // 8, 1)
+    search = prepare(context)
+    teacher = Teacher(
+        Prompted(InputStage(context.data.preprocess), context.network), training_device(), context.data.input_shape
+    )
+    race = Race(context, search, teacher, train_settings(context.config.search, context), context.ratios[0], 400)
+    counted, step = [0.0], turns.progress(0)
+
+    def after() -> None:
+        if race.steps % steps == 0:
+            counted.append(race.spent)
+        step(race.steps, 2 * race.half, "")
+
+    step(0, 0, "")  # set up; the turns are the race's from its first step on
+    interleaved(turns, lambda: race.run(after), lambda: plain(turns, (2 * LONGEST // 8 + 2) * 8))
+    taken = [later - earlier for earlier, later in pairwise(counted)]
+    pairs = list(zip(turns.seconds["trials"], turns.seconds["plain"], taken, strict=False))[1:]
+    ratio = median_ratio([mine / other / (count / steps) for mine, other, count in pairs])
+    return {
+        "entrants": len(race.all),
+        "steps": race.steps,
+        "counted_as": round(race.spent, 1),
+        "ratio": ratio.to_json(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet20")
@@ -101,7 +164,7 @@ def main() -> None:
             "model": args.model,
             "data": args.data,
             "train_batch": args.batch,
-            "search": {"epochs": 1e-6, "min_steps": total},
+            "search": {"epochs": 1e-6, "min_steps": total, "trials": 1},  # those have turns of their own
         }
     )
     subject = load_subject(config)
@@ -123,26 +186,13 @@ def main() -> None:
         epochs=1e-6, batch=args.batch, lr=0.05, distill=config.search.distill, seed=1, min_steps=total
     )
 
-    failed: list[BaseException] = []
+    def plain(turns: Turns, steps: int) -> None:
+        model = Prompted(InputStage(subject.data.preprocess), subject.build())
+        teacher = Prompted(InputStage(subject.data.preprocess), subject.build())
+        train(model, subject.data, replace(settings, min_steps=steps), teacher=teacher, progress=turns.progress(1))
 
-    def plain() -> None:
-        try:
-            turns.enter(1)
-            model = Prompted(InputStage(subject.data.preprocess), subject.build())
-            teacher = Prompted(InputStage(subject.data.preprocess), subject.build())
-            train(model, subject.data, settings, teacher=teacher, progress=turns.progress(1))
-        except BaseException as error:
-            failed.append(error)
-        finally:
-            turns.end()
-
-    other = threading.Thread(target=plain, daemon=True)
-    other.start()
     started = time.perf_counter()
-    search_pass(context)
-    other.join(timeout=600)
-    if failed:
-        raise failed[0]
+    interleaved(turns, lambda: search_pass(context), lambda: plain(turns, total))
     pairs = list(zip(turns.seconds["search"], turns.seconds["plain"], strict=False))[args.warm :]
     ratio = median_ratio([a / b for a, b in pairs])
     default = make_config({"model": args.model, "data": args.data})
@@ -162,6 +212,7 @@ def main() -> None:
         "step_ratio": ratio.to_json(),
         "search_step_s": sorted(a for a, _ in pairs)[len(pairs) // 2],
         "plain_step_s": sorted(b for _, b in pairs)[len(pairs) // 2],
+        "trials": trials(SearchContext(**{**vars(context), "config": default}), plain),
         "search_steps": search,
         "finetune_steps": finetune,
         "search_over_finetune_epoch": ratio.value * search / steps_per_epoch(subject.data.train, default.train_batch),

@@ -59,7 +59,9 @@ class SearchConfig(Section):
         signal: What the hypernetwork learns from: ``measured`` (what small changes of the masks do to the loss), or
             ``gradient`` (of the loss, straight through the masks, as in the paper).
         latency_weight: Weight of the expected-latency term beside the gradient.
-        ramp: Share of the steps over which the budget tightens.
+        trials: Sets of blocks that are tried at the start of the search, with a little training each (fewer where steps
+            are few); 1: scores alone decide which blocks go.
+        ramp: Share of the steps over which the budget tightens; trials begin within it.
         resolve_every: Steps between two solutions of the allocation.
         hyper_every: Steps between two updates of the hypernetwork.
         temperature: Of the soft masks behind the straight-through estimator.
@@ -80,6 +82,7 @@ class SearchConfig(Section):
     allocator: Literal["latency", "global", "uniform"] = "latency"
     signal: Literal["measured", "gradient"] = "measured"
     latency_weight: NonNegative = 0.1
+    trials: int = Field(default=6, ge=1)
     ramp: float = Field(default=0.6, ge=0, le=1)
     resolve_every: int = Field(default=8, ge=1)
     hyper_every: int = Field(default=8, ge=1)
@@ -88,8 +91,8 @@ class SearchConfig(Section):
     keep_at_least: float = Field(default=0.1, ge=0, le=1)
 
     TRAINING: ClassVar[tuple[str, ...]] = (
-        "lr", "hyper_lr", "co_adapt", "recurrence", "statistics", "memory", "signal", "latency_weight", "ramp",
-        "resolve_every", "hyper_every", "temperature", "distill",
+        "lr", "hyper_lr", "co_adapt", "recurrence", "statistics", "memory", "signal", "latency_weight", "trials",
+        "ramp", "resolve_every", "hyper_every", "temperature", "distill",
     )  # fmt: skip
     """Settings that only a search that trains depends on: PASS and its variants."""
 

@@ -281,3 +281,25 @@ def _require(name: str, known: set[str]) -> None:
 def thin(model: nn.Module, groups: Groups, structure: Structure) -> nn.Module:
     """The network without the units that a structure drops; the dense one is not changed."""
     return apply_architecture(model, architecture(groups, structure))
+
+
+@torch.no_grad()
+def put_back(model: nn.Module, groups: Groups, structure: Structure, thinner: nn.Module) -> dict[str, Tensor]:
+    """The state of a dense network in which a thin one's values stand where they were cut from.
+
+    Args:
+        model: The dense network; it is not changed.
+        groups: Of it.
+        structure: What the thin one was cut to.
+        thinner: The thin network, trained since.
+    """
+    numbered = copy.deepcopy(unwrap(model)).cpu().double()  # holds every position exactly
+    for value in (*numbered.parameters(), *numbered.buffers()):
+        value.copy_(torch.arange(value.numel()).reshape(value.shape))
+    positions = thin(numbered, groups, structure).state_dict()
+    state = {name: value.clone() for name, value in unwrap(model).state_dict().items()}
+    for name, value in thinner.state_dict().items():
+        flat = state[name].flatten()
+        flat[positions[name].flatten().long().to(flat.device)] = value.flatten().to(flat)
+        state[name] = flat.reshape(state[name].shape)
+    return state

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -97,6 +97,14 @@ class Allocator:
                     self.gates[row, names.index(name)] = True
         self.dense_ms = float(predictor.predict_many(self.full[None].astype(float))[0])
 
+    def holding(self, blocks: Mapping[str, bool]) -> Self:
+        """The same, but these depth groups stay (True) or go (False) whatever their scores are."""
+        grids = [
+            np.array([int(blocks[name])]) if name in blocks else grid
+            for name, grid in zip(self.groups.names, self.grids, strict=True)
+        ]
+        return type(self)(self.groups, self.predictor, grids)
+
     def tables(self, importance: Importance) -> np.ndarray:
         """cost[g, w]: summed importance of the units that go when the w most important of group g stay."""
         cost = np.zeros((len(self.full), int(self.full.max()) + 1))
@@ -110,6 +118,10 @@ class Allocator:
         """Maps (n, groups) to booleans: False where a removed block makes the group's width meaningless."""
         removed = ((widths == 0) & self.depth).astype(float)
         return (removed @ self.gates.astype(float)) == 0
+
+    def left(self, widths: np.ndarray) -> np.ndarray:
+        """Units that a row of widths (groups,) leaves: none inside of removed blocks."""
+        return widths * self.alive(widths[None])[0]
 
     def losses(self, widths: np.ndarray, cost: np.ndarray) -> np.ndarray:
         """Summed importance of what is removed, for each row of (n, groups)."""

@@ -74,6 +74,8 @@ class SearchResult:
         stage: State of the input stage (the prompt); empty without one.
         extra: Other tensors worth keeping (the hypernetwork).
         depth: Whether whole blocks may go.
+        blocks: Per budget, whether each of these depth groups stays, whatever its importance; empty: importance decides
+            of all.
         adapted: Whether the weights were trained under the masks: fine-tuning then goes on at the peak of its rate.
         unspent_steps: Steps of the search that the method did without: fine-tuning gets them, so that every method
             costs the same.
@@ -87,6 +89,7 @@ class SearchResult:
     stage: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
     depth: bool = True
+    blocks: list[dict[str, bool]] = field(default_factory=list)
     adapted: bool = False
     unspent_steps: int = 0
     curves: dict[str, list[float]] = field(default_factory=dict)
@@ -95,6 +98,10 @@ class SearchResult:
     def importance_arrays(self, budget: int) -> Importance:
         """Importance for one budget, as the allocators take it."""
         return {name: values.double().numpy() for name, values in self.importance[budget].items()}
+
+    def blocks_of(self, budget: int) -> dict[str, bool]:
+        """Whether depth groups stay, for one budget, where that is decided."""
+        return self.blocks[budget] if self.blocks else {}
 
     def save(self, folder: Path) -> None:
         """Writes `scores`, `network`, `stage` and `hypernetwork.safetensors`, and `search.json`."""
@@ -114,6 +121,7 @@ class SearchResult:
             {
                 "allocator": self.allocator,
                 "depth": self.depth,
+                "blocks": self.blocks,
                 "adapted": self.adapted,
                 "unspent_steps": self.unspent_steps,
                 "budgets": len(self.importance),
@@ -135,6 +143,7 @@ class SearchResult:
             stage=load_file(folder / "stage.safetensors"),
             extra=load_file(folder / "hypernetwork.safetensors"),
             depth=facts["depth"],
+            blocks=facts.get("blocks", []),  # of a search before there were trials: none
             adapted=facts["adapted"],
             unspent_steps=facts["unspent_steps"],
             curves=facts["curves"],

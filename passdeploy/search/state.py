@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -150,18 +150,32 @@ class State:
         values, _ = self.hyper(self.prompt(), self.statistics, self.prior, cuts, ratio)
         return {name: value.double().exp().numpy() for name, value in self.named(values).items()}
 
-    def solve(self, scores: Importance, ratio: float, start: np.ndarray | None = None) -> Allocation:
+    def start(self) -> Importance:
+        """The importances that the scores start from."""
+        return self.named([base.double().exp().numpy() for base in self.prior])
+
+    def solve(
+        self,
+        scores: Importance,
+        ratio: float,
+        start: np.ndarray | None = None,
+        blocks: Mapping[str, bool] | None = None,
+    ) -> Allocation:
         """The allocation for a share of the dense latency; the fastest there is when that share can't be reached.
 
         Args:
             scores: Importances.
             ratio: The share.
             start: Widths of a solution under similar scores: several times faster than from scratch.
+            blocks: Depth groups that stay or go whatever their scores are, as long as the share can be reached so.
         """
         target_ms, allocation = ratio * self.allocator.dense_ms, None
+        held = self.allocator.holding(blocks or {})
         if start is not None:
-            allocation = self.allocator.narrow(scores, target_ms, start, blocks=True)
+            allocation = held.narrow(scores, target_ms, start, blocks=True)
         if allocation is None:
+            allocation = held.solve(scores, target_ms)
+        if allocation is None and blocks:
             allocation = self.allocator.solve(scores, target_ms)
         if allocation is None:
             widths = self.allocator.fastest()
@@ -169,10 +183,12 @@ class State:
             allocation = Allocation(self.allocator.structure(scores, widths), widths, predicted, 1.0)
         return allocation
 
-    def cuts(self, previous: Cuts, ratio: float, scratch: bool = True) -> Cuts:
+    def cuts(
+        self, previous: Cuts, ratio: float, scratch: bool = True, blocks: Mapping[str, bool] | None = None
+    ) -> Cuts:
         """The cuts of the current scores' allocation, which starts from the previous one's unless from `scratch`."""
         scores = self.scores(previous, ratio)
-        return self.cuts_of(self.solve(scores, ratio, None if scratch else widths_of(previous)), scores)
+        return self.cuts_of(self.solve(scores, ratio, None if scratch else widths_of(previous), blocks), scores)
 
     def cuts_of(self, allocation: Allocation, scores: Importance) -> Cuts:
         """The cuts of an allocation that was made from `scores`."""
@@ -257,7 +273,7 @@ def _learning(search: State, importance: Importance, ratio: float) -> list[tuple
     checks = [("the hypernetwork learns", spread > LEAST_SPREAD, said)]
     if reach:
         at_bound = float((np.abs(correction) > 0.95 * reach).mean())
-        before = search.solve(search.named([base.double().exp().numpy() for base in search.prior]), ratio).structure
+        before = search.solve(search.start(), ratio).structure
         after = search.solve(importance, ratio).structure
         changed = sum(int((np.array(mask) != after.masks[name]).sum()) for name, mask in before.masks.items())
         checks.append(

@@ -9,12 +9,16 @@ the weights as they are by then; what the search started from was measured one g
 paper's gradient, straight through the binarisation, can be had instead (``search.signal: gradient``). It says little
 once weights train along: batch norm makes the loss indifferent to the scale of what is kept, so that the gradients of
 a group's kept units sum to nothing, while those of removed ones always ask to come back.
+
+Which blocks go is decided before, by trial (`trials.py`): the training of the set that wins is how the search begins.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,7 @@ from passdeploy.search.hypernetwork import Cuts
 from passdeploy.search.method import SearchContext, SearchResult, register_method, search_steps
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.search.state import Consequences, health, prepare, widths_of
+from passdeploy.search.trials import Race
 from passdeploy.tasks import task_of
 from passdeploy.teacher import Teacher
 from passdeploy.training import (
@@ -46,6 +51,9 @@ FROM_SCRATCH_EVERY = 4
 """Solutions of the allocation of which one starts from the dense network; the others start from the one before."""
 STALE = 0.9
 """An allocation was for another budget when less than this share of what it was asked for is asked by now."""
+SETTLED = 0.25
+"""Share of the steps that go to the hypernetwork where trials have trained the weights within the budget already: a
+step of the dense network under masks is worth no more to the weights than one of the thin network, which costs less."""
 WARM_UP = 0.1
 """Share of the steps over which the weights' rate rises."""
 
@@ -57,7 +65,8 @@ def ramped(ratio: float, progress: float, ramp: float) -> float:
     return ratio + (1 - ratio) * (1 - progress / ramp) ** 3
 
 
-def _train_settings(settings: SearchConfig, context: SearchContext) -> TrainSettings:
+def train_settings(settings: SearchConfig, context: SearchContext) -> TrainSettings:
+    """How a search trains weights."""
     return TrainSettings(
         epochs=settings.epochs,
         batch=context.config.train_batch,
@@ -72,15 +81,16 @@ def _train_settings(settings: SearchConfig, context: SearchContext) -> TrainSett
 def search_pass(context: SearchContext) -> SearchResult:
     """PASS as we ship it; `context.config.search` switches its parts."""
     training = _Training(context)
-    train, total, start = training.train, training.total, training.resume()
-    for step, images, labels in training_batches(context.data, train.batch, train.seed, total, start):
+    start, train = training.begin(), training.train
+    total = training.total - training.unspent
+    for step, images, labels in training_batches(context.data, train.batch, train.seed, training.end, start):
         turn = _Turn(step, *divmod(step, len(context.ratios)))  # budgets take turns
         asked = training.allocate(turn)
         training.step(turn, asked, images, labels)
         training.record(turn, asked)
         if context.checkpoint.due():
             context.checkpoint.save(training.state(step + 1))
-        context.progress(step + 1, total, training.said(turn, asked))
+        context.progress(training.spent + step + 1, total, training.said(turn, asked))
     return training.result()
 
 
@@ -140,7 +150,7 @@ class _Training:
         self.teacher = Teacher(dense, self.device, context.data.input_shape) if self.settings.distill else None
         if not self.settings.co_adapt:
             model.network.requires_grad_(False)
-        self.train, self.total = _train_settings(self.settings, context), search_steps(context)
+        self.train, self.total = train_settings(self.settings, context), search_steps(context)
         self.weights = torch.optim.SGD(
             parameter_groups(model.network, self.train.weight_decay), lr=0.0, momentum=0.9, nesterov=True
         )
@@ -155,17 +165,71 @@ class _Training:
         self.consequences = [Consequences() for _ in context.ratios]
         self.curves: dict[str, list[float]] = {}
         self.sums = [_Sums() for _ in context.ratios]
+        self.ramp = self.settings.ramp
+        self.spent = 0  # steps that trials took and that the weights do not have
+        self.unspent = 0  # steps that are left to fine-tuning
+        self.races: list[dict[str, Any]] = []  # per budget: blocks that stay or go, what deciding it took, a message
+
+    def begin(self) -> int:
+        """Takes up a checkpoint, if there is one, and decides by trial which blocks go; returns the first step left.
+
+        With one budget the winner's training goes on; several share their weights, which start as the dense network's.
+        """
+        saved = self.context.checkpoint.load()
+        if saved is None or "races" not in saved:  # of a version without trials: begin again
+            saved = {"step": 0, "races": [], "race": None}
+        self.races = saved["races"]
+        if saved["step"]:
+            self._take(saved)
+            return int(saved["step"])
+        budgets, start = len(self.context.ratios), 0
+        for which in range(len(self.races), budgets):
+            ratio, steps = self.context.ratios[which], self.total / budgets
+            race = Race(self.context, self.search, self.teacher, self.train, ratio, steps)
+            if saved["race"] is not None:
+                race.resume(saved["race"])
+                saved["race"] = None
+            race.run(partial(self._tried, race))
+            won = race.entrants[0] if race.entrants else None
+            message = "" if won is None else race.told()
+            self.races.append({"blocks": won.blocks if won else {}, "spent": race.spent, "message": message})
+            if won is not None and budgets == 1:
+                race.carry_over()
+                self.cuts[0], self.solved[0] = self.search.cuts_of(won.allocation, self.search.start()), ratio
+                start, self.ramp = race.steps, 0.0
+        taken = math.ceil(sum(race["spent"] for race in self.races))
+        self.spent = taken - start
+        if start:
+            self.unspent = max(0, self.total - taken - round(SETTLED * self.total))
+        return start
+
+    @property
+    def end(self) -> int:
+        """The first step that is not the search's any more."""
+        return self.total - self.spent - self.unspent
+
+    def _tried(self, race: Race) -> None:
+        """After each step of a race."""
+        done = sum(each["spent"] for each in self.races) + race.spent
+        self.context.progress(round(done), self.total, f"trying which blocks go: {len(race.entrants)} sets")
+        if self.context.checkpoint.due():
+            self.context.checkpoint.save({"step": 0, "races": self.races, "race": race.state()})
+
+    def blocks(self, which: int) -> dict[str, bool]:
+        """Per depth group whether it stays, where trials have decided that for a budget."""
+        blocks: dict[str, bool] = self.races[which]["blocks"]
+        return blocks
 
     def allocate(self, turn: _Turn) -> float:
         """Solves a budget's allocation again when it is time to; returns the share of the dense latency asked for."""
         which, settings, final = turn.which, self.settings, self.context.ratios[turn.which]
-        asked = ramped(final, turn.step / self.total, settings.ramp)
+        asked = ramped(final, turn.step / self.end, self.ramp)
         solution, within = divmod(turn.number, settings.resolve_every)
         tighter = asked < STALE * self.solved[which] or asked == final != self.solved[which]
         if within == 0 or tighter:
             before, self.solved[which] = self.cuts[which].hard, asked
             scratch = within == 0 and solution % FROM_SCRATCH_EVERY == 0
-            self.cuts[which] = self.search.cuts(self.cuts[which], asked, scratch)
+            self.cuts[which] = self.search.cuts(self.cuts[which], asked, scratch, self.blocks(which))
             after = self.cuts[which].hard
             self.sums[which].moved += sum(int((a != b).sum()) for a, b in zip(before, after, strict=True))
         return asked
@@ -239,12 +303,12 @@ class _Training:
         """Adds a point to the curves when it is time to."""
         budgets, which = len(self.context.ratios), turn.which
         every = max(1, CURVE_EVERY // budgets)  # turns; the shorter training of each budget shows, too
-        if (turn.number + 1) % every and turn.step + budgets < self.total:
+        if (turn.number + 1) % every and turn.step + budgets < self.end:
             return
         sums, allocator = self.sums[which], self.search.allocator
         widths = widths_of(self.cuts[which])[None]
         point = {
-            "step": turn.step + 1,
+            "step": self.spent + turn.step + 1,
             "budget": which,
             "loss": round(sums.loss / max(1, sums.seen), 5),
             "accuracy": round(sums.right / max(1, sums.seen), 5),
@@ -265,9 +329,13 @@ class _Training:
         return f"loss {own[-1]:.3f}, {1 / asked:.2f}x" if own else ""
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint holds before a step."""
+        """What a checkpoint holds before a step that is not the first."""
         return {
             "step": step,
+            "spent": self.spent,
+            "unspent": self.unspent,
+            "ramp": self.ramp,
+            "races": self.races,
             "model": self.search.model.state_dict(),
             "hyper": self.search.hyper.state_dict(),
             "weights": self.weights.state_dict(),
@@ -279,11 +347,9 @@ class _Training:
             "consequences": [vars(each) for each in self.consequences],
         }
 
-    def resume(self) -> int:
-        """Takes up a checkpoint's state, if there is one; returns the first step that is left."""
-        state = self.context.checkpoint.load()
-        if state is None:
-            return 0
+    def _take(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self.spent, self.unspent, self.ramp = state["spent"], state["unspent"], state["ramp"]
         self.search.model.load_state_dict(state["model"])
         self.search.hyper.load_state_dict(state["hyper"])
         self.weights.load_state_dict(state["weights"])
@@ -292,14 +358,13 @@ class _Training:
         self.sums = [_Sums(**entry) for entry in state["sums"]]
         self.cuts = [Cuts(entry["thresholds"], tuple(entry["hard"])) for entry in state["cuts"]]
         self.consequences = [Consequences(**entry) for entry in state["consequences"]]
-        return int(state["step"])
 
     def result(self) -> SearchResult:
         """What was found, each budget's scores at what it asks for in the end."""
         search, model = self.search, self.search.model
         importance = [
-            search.scores(search.cuts(cut, asked), asked)
-            for cut, asked in zip(self.cuts, self.context.ratios, strict=True)
+            search.scores(search.cuts(cut, asked, blocks=self.blocks(which)), asked)
+            for which, (cut, asked) in enumerate(zip(self.cuts, self.context.ratios, strict=True))
         ]
         return SearchResult(
             importance=[
@@ -312,6 +377,15 @@ class _Training:
             extra=dict(search.hyper.state_dict()),
             depth=self.settings.depth,
             adapted=self.settings.co_adapt,
+            unspent_steps=self.unspent,
             curves=self.curves,
-            health=health(self.curves, search, self.cuts, importance),
+            blocks=[self.blocks(which) for which in range(len(self.races))],
+            health=[
+                *health(self.curves, search, self.cuts, importance),
+                *(
+                    {"name": "blocks tried", "ok": True, "message": race["message"]}
+                    for race in self.races
+                    if race["message"]
+                ),
+            ],
         )

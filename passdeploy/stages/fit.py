@@ -132,6 +132,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     groups, asked = run.subject.groups, budget.budget
     grids = width_grids(groups, predictor.step, run.config.search.keep_at_least, result.depth)
     allocator = ALLOCATORS[result.allocator](groups, predictor, grids)
+    held = allocator.holding(result.blocks_of(budget.index))
     between = LatencyAllocator(groups, predictor, grids)  # fills gaps for every method, whatever its own rule
     importance = result.importance_arrays(budget.index)
     facts: dict[str, Any] = {"messages": [], "candidates": [], "reachable": None, "masked_vs_thin": None}
@@ -140,7 +141,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     stage = input_stage(run, result.stage)
 
     def allocate(target_ms: float) -> tuple[Structure, float] | None:
-        found = allocator.solve(importance, target_ms)
+        found = held.solve(importance, target_ms) or allocator.solve(importance, target_ms)
         return None if found is None else (found.structure, found.predicted_ms)
 
     def fastest() -> tuple[Structure, float]:

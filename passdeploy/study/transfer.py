@@ -28,7 +28,7 @@ def _register(folder: Path) -> dict[str, str]:
     def structure(context: SearchContext) -> SearchResult:
         found = SearchResult.load(folder / "search")
         result = constant_result(context, found.importance[0], found.allocator, found.depth)
-        result.importance = found.importance
+        result.importance, result.blocks = found.importance, found.blocks
         return result
 
     @register_method(names["its hypernetwork"])
