@@ -10,8 +10,8 @@ paper's gradient, straight through the binarisation, can be had instead (``searc
 once weights train along: batch norm makes the loss indifferent to the scale of what is kept, so that the gradients of
 a group's kept units sum to nothing, while those of removed ones always ask to come back.
 
-With `search.trials`, which blocks go is decided before, by trial (`trials.py`): the training of the set that wins is how
-the search begins.
+With `search.trials`, which blocks go is decided before, by trial (`trials.py`): the training of the set that wins is
+how the search begins.
 """
 
 from __future__ import annotations
