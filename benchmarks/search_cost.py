@@ -42,6 +42,9 @@ from passdeploy.targets import resolve
 from passdeploy.teacher import Teacher
 from passdeploy.training import TrainSettings, steps_per_epoch, train, training_device
 
+TRIED = 6
+"""Sets of blocks in the trials that are timed."""
+
 
 class Turns:
     """Two loops in two threads, of which only one runs at a time; the clock is read at the ends of a turn."""
@@ -134,8 +137,11 @@ def trials(context: SearchContext, plain: Callable[[Turns, int], None]) -> dict[
             counted.append(race.spent)
         step(race.steps, 2 * race.half, "")
 
-    step(0, 0, "")  # set up; the turns are the race's from its first step on
-    interleaved(turns, lambda: race.run(after), lambda: plain(turns, (2 * LONGEST // 8 + 2) * 8))
+    def tried() -> None:
+        step(0, 0, "")  # all is set up: turns begin with the race's first step
+        race.run(after)
+
+    interleaved(turns, tried, lambda: plain(turns, (2 * LONGEST // 8 + 2) * 8))
     taken = [later - earlier for earlier, later in pairwise(counted)]
     pairs = list(zip(turns.seconds["trials"], turns.seconds["plain"], taken, strict=False))[1:]
     ratio = median_ratio([mine / other / (count / steps) for mine, other, count in pairs])
@@ -196,6 +202,9 @@ def main() -> None:
     pairs = list(zip(turns.seconds["search"], turns.seconds["plain"], strict=False))[args.warm :]
     ratio = median_ratio([a / b for a, b in pairs])
     default = make_config({"model": args.model, "data": args.data})
+    tried = make_config(
+        {"model": args.model, "data": args.data, "train_batch": args.batch, "search": {"trials": TRIED}}
+    )
     search = search_steps(SearchContext(**{**vars(context), "config": default}))
     finetune = max(
         default.finetune.min_steps,
@@ -212,7 +221,7 @@ def main() -> None:
         "step_ratio": ratio.to_json(),
         "search_step_s": sorted(a for a, _ in pairs)[len(pairs) // 2],
         "plain_step_s": sorted(b for _, b in pairs)[len(pairs) // 2],
-        "trials": trials(SearchContext(**{**vars(context), "config": default}), plain),
+        "trials": trials(SearchContext(**{**vars(context), "config": tried}), plain),
         "search_steps": search,
         "finetune_steps": finetune,
         "search_over_finetune_epoch": ratio.value * search / steps_per_epoch(subject.data.train, default.train_batch),

@@ -83,6 +83,12 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if native else None
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """What forward passes of a training run under: `autocast_dtype`, or nothing."""
+    dtype = autocast_dtype(device)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
 def finite(loss: Tensor, step: int, lr: float) -> float:
     """The loss as a number.
 
@@ -204,13 +210,13 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         curve, start = Curve(**state["curve"]), state["step"]
         loss_sum, right, seen = state["sums"]
-    dtype, task = autocast_dtype(device), task_of(data)
+    task = task_of(data)
     for step, images, labels in training_batches(data, settings.batch, settings.seed, total, start):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, total, settings.lr, settings.warmup)
         images = images.to(device, memory_format=how, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with autocast(device):
             target = None if tutor is None else tutor(images)
             logits = model(images)
         loss = task_loss(task, logits, labels, target, settings)

@@ -19,7 +19,7 @@ from passdeploy.placing import place
 from passdeploy.search.method import SearchContext, affordable, training_images
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.tasks import task_of
-from passdeploy.training import autocast_dtype, training_device, use_batch_statistics
+from passdeploy.training import autocast, training_device, use_batch_statistics
 
 SHARES = (0.25, 0.5, 0.75)
 OPERATIONS = 6e11
@@ -99,11 +99,10 @@ def measure(context: SearchContext, magnitude: dict[str, Tensor]) -> dict[str, T
     count = affordable([int(macs(context.operators))] * passes, OPERATIONS, 32, 1024)
     images, _ = training_images(context.data, count, context.config.seed)
     images = images.to(device, memory_format=torch.channels_last)
-    dtype = autocast_dtype(device)
     ones = {group.name: torch.ones(group.units, device=device) for group in groups}
 
     def outputs(masks: dict[str, Tensor]) -> Tensor:
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with autocast(device):
             parts = [masker(masks, part) for part in images.split(256)]
         return torch.cat(parts).float()
 

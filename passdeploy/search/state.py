@@ -170,7 +170,7 @@ class State:
             blocks: Depth groups that stay or go whatever their scores are, as long as the share can be reached so.
         """
         target_ms, allocation = ratio * self.allocator.dense_ms, None
-        held = self.allocator.holding(blocks or {})
+        held = self.allocator.holding(blocks) if blocks else self.allocator
         if start is not None:
             allocation = held.narrow(scores, target_ms, start, blocks=True)
         if allocation is None:

@@ -39,7 +39,7 @@ from passdeploy.teacher import Teacher
 from passdeploy.training import (
     LARGEST_GRADIENT,
     TrainSettings,
-    autocast_dtype,
+    autocast,
     finite,
     parameter_groups,
     task_loss,
@@ -144,7 +144,6 @@ class _Training:
         self.context, self.settings = context, context.config.search
         self.search = prepare(context)
         self.device, self.task = training_device(), task_of(context.data)
-        self.dtype = autocast_dtype(self.device)
         model, hyper = self.search.model, self.search.hyper
         self.layout = place(model.train(), self.device)
         dense = Prompted(InputStage(context.data.preprocess), context.network)
@@ -243,7 +242,7 @@ class _Training:
         for group in self.weights.param_groups:
             group["lr"] = _rate(turn.step, self.total, settings)
         images, labels = images.to(self.device, memory_format=self.layout), labels.to(self.device)
-        with self._autocast():
+        with autocast(self.device):
             target = None if self.teacher is None else self.teacher(images)
         batch = _Batch(images, labels, target, seed=self._seed(turn) * 2 + 7)
         if learn:
@@ -290,12 +289,9 @@ class _Training:
     def _under(self, values: Sequence[Tensor], batch: _Batch) -> tuple[Tensor, Tensor]:
         """The loss under masks, and the logits."""
         torch.manual_seed(batch.seed)  # what drops out is the same each time: what differs is the masks'
-        with self._autocast():
+        with autocast(self.device):
             logits = self.masker(self.search.named([value.to(self.device) for value in values]), batch.images)
         return task_loss(self.task, logits, batch.labels, batch.target, self.train), logits
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
     def _seed(self, turn: _Turn) -> int:
         return self.context.config.seed * 1_000_003 + turn.step

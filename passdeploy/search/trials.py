@@ -33,7 +33,7 @@ from passdeploy.teacher import Teacher
 from passdeploy.training import (
     LARGEST_GRADIENT,
     TrainSettings,
-    autocast_dtype,
+    autocast,
     finite,
     parameter_groups,
     task_loss,
@@ -181,7 +181,7 @@ class Race:
         steps: float,
     ) -> None:
         self.context, self.search, self.teacher, self.settings = context, search, teacher, settings
-        self.device, self.task, self.dtype = training_device(), task_of(context.data), autocast_dtype(training_device())
+        self.device, self.task = training_device(), task_of(context.data)
         self.layout = layout(search.model, self.device)
         allocator, config = search.allocator, context.config.search
         wanted = config.trials > 1 and config.co_adapt and ratio < 1
@@ -216,7 +216,7 @@ class Race:
         for step, images, labels in training_batches(data, train.batch, train.seed, total, self.steps):
             if step == self.half:
                 self.entrants = sorted(self.entrants, key=Entrant.judged)[: halves(len(self.all))[1]]
-            with self._autocast():
+            with autocast(self.device):
                 target = (
                     None if self.teacher is None else self.teacher(images.to(self.device, memory_format=self.layout))
                 )
@@ -232,7 +232,7 @@ class Race:
         for group in entrant.optimiser.param_groups:
             group["lr"] = GENTLY * self.settings.lr * min(1.0, (step + 1) / WARM_UP)
         torch.manual_seed(step)  # what drops out is the same for all
-        with self._autocast():
+        with autocast(self.device):
             logits = entrant.model(images.to(self.device, memory_format=entrant.layout))
         loss = task_loss(self.task, logits, labels, target, self.settings)
         entrant.losses.append(float(loss.detach()) if loss.isfinite() else math.inf)
@@ -242,9 +242,6 @@ class Race:
         loss.backward()
         nn.utils.clip_grad_norm_(entrant.model.parameters(), LARGEST_GRADIENT)
         entrant.optimiser.step()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
     def told(self) -> str:
         """What came of it, the winner first."""
