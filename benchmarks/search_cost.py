@@ -34,9 +34,9 @@ from passdeploy.latency.roofline import Roofline
 from passdeploy.latency.stats import median_ratio
 from passdeploy.search.method import SearchContext, search_steps
 from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.search.race import LONGEST, Race
 from passdeploy.search.state import prepare
 from passdeploy.search.trainer import search_pass, train_settings
-from passdeploy.search.trials import LONGEST, Race
 from passdeploy.subject import load_subject
 from passdeploy.targets import resolve
 from passdeploy.teacher import Teacher

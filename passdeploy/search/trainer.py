@@ -10,16 +10,14 @@ paper's gradient, straight through the binarisation, can be had instead (``searc
 once weights train along: batch norm makes the loss indifferent to the scale of what is kept, so that the gradients of
 a group's kept units sum to nothing, while those of removed ones always ask to come back.
 
-With `search.trials`, which blocks go is decided before, by trial (`trials.py`): the training of the set that wins is
+With `search.trials`, which blocks go is decided before, by trial (`race.py`): the training of the set that wins is
 how the search begins.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +31,7 @@ from passdeploy.search.hypernetwork import Cuts
 from passdeploy.search.method import SearchContext, SearchResult, register_method, search_steps
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.search.state import Consequences, health, prepare, widths_of
-from passdeploy.search.trials import Race
+from passdeploy.search.trials import Trials
 from passdeploy.tasks import task_of
 from passdeploy.teacher import Teacher
 from passdeploy.training import (
@@ -52,9 +50,6 @@ FROM_SCRATCH_EVERY = 4
 """Solutions of the allocation of which one starts from the dense network; the others start from the one before."""
 STALE = 0.9
 """An allocation was for another budget when less than this share of what it was asked for is asked by now."""
-SETTLED = 0.25
-"""Share of the steps that go to the hypernetwork where trials have trained the weights within the budget already: a
-step of the dense network under masks is worth no more to the weights than one of the thin network, which costs less."""
 WARM_UP = 0.1
 """Share of the steps over which the weights' rate rises."""
 
@@ -82,16 +77,15 @@ def train_settings(settings: SearchConfig, context: SearchContext) -> TrainSetti
 def search_pass(context: SearchContext) -> SearchResult:
     """PASS as we ship it; `context.config.search` switches its parts."""
     training = _Training(context)
-    start, train = training.begin(), training.train
-    total = training.total - training.unspent
-    for step, images, labels in training_batches(context.data, train.batch, train.seed, training.end, start):
+    start, train, trials = training.begin(), training.train, training.trials
+    for step, images, labels in training_batches(context.data, train.batch, train.seed, trials.end, start):
         turn = _Turn(step, *divmod(step, len(context.ratios)))  # budgets take turns
         asked = training.allocate(turn)
         training.step(turn, asked, images, labels)
         training.record(turn, asked)
         if context.checkpoint.due():
             context.checkpoint.save(training.state(step + 1))
-        context.progress(training.spent + step + 1, total, training.said(turn, asked))
+        context.progress(trials.spent + step + 1, training.total - trials.unspent, training.said(turn, asked))
     return training.result()
 
 
@@ -165,71 +159,32 @@ class _Training:
         self.consequences = [Consequences() for _ in context.ratios]
         self.curves: dict[str, list[float]] = {}
         self.sums = [_Sums() for _ in context.ratios]
-        self.ramp = self.settings.ramp
-        self.spent = 0  # steps that trials took and that the weights do not have
-        self.unspent = 0  # steps that are left to fine-tuning
-        self.races: list[dict[str, Any]] = []  # per budget: blocks that stay or go, what deciding it took, a message
+        self.trials = Trials(context, self.search, self.teacher, self.train, self.total)
 
     def begin(self) -> int:
-        """Takes up a checkpoint, if there is one, and decides by trial which blocks go; returns the first step left.
-
-        With one budget the winner's training goes on; several share their weights, which start as the dense network's.
-        """
+        """Takes up a checkpoint, if there is one, and decides by trial which blocks go; returns the first step left."""
         saved = self.context.checkpoint.load()
-        if saved is None or "races" not in saved:  # of a version without trials: begin again
-            saved = {"step": 0, "races": [], "race": None}
-        self.races = saved["races"]
-        if saved["step"]:
+        if saved is not None and "trials" not in saved:  # of a version without trials: begin again
+            saved = None
+        if saved is not None and saved["step"]:
             self._take(saved)
             return int(saved["step"])
-        budgets, start = len(self.context.ratios), 0
-        for which in range(len(self.races), budgets):
-            ratio, steps = self.context.ratios[which], self.total / budgets
-            race = Race(self.context, self.search, self.teacher, self.train, ratio, steps)
-            if saved["race"] is not None:
-                race.resume(saved["race"])
-                saved["race"] = None
-            race.run(partial(self._tried, race))
-            won = race.entrants[0] if race.entrants else None
-            message = "" if won is None else race.told()
-            self.races.append({"blocks": won.blocks if won else {}, "spent": race.spent, "message": message})
-            if won is not None and budgets == 1:
-                race.carry_over()
-                self.cuts[0], self.solved[0] = self.search.cuts_of(won.allocation, self.search.start()), ratio
-                start, self.ramp = race.steps, 0.0
-        taken = math.ceil(sum(race["spent"] for race in self.races))
-        self.spent = taken - start
-        if start:
-            self.unspent = max(0, self.total - taken - round(SETTLED * self.total))
-        return start
-
-    @property
-    def end(self) -> int:
-        """The first step that is not the search's any more."""
-        return self.total - self.spent - self.unspent
-
-    def _tried(self, race: Race) -> None:
-        """After each step of a race."""
-        done = sum(each["spent"] for each in self.races) + race.spent
-        self.context.progress(round(done), self.total, f"trying which blocks go: {len(race.entrants)} sets")
-        if self.context.checkpoint.due():
-            self.context.checkpoint.save({"step": 0, "races": self.races, "race": race.state()})
-
-    def blocks(self, which: int) -> dict[str, bool]:
-        """Per depth group whether it stays, where trials have decided that for a budget."""
-        blocks: dict[str, bool] = self.races[which]["blocks"]
-        return blocks
+        won = self.trials.decide(None if saved is None else saved["trials"])
+        if won is not None:
+            self.cuts[0] = self.search.cuts_of(won.allocation, self.search.start())
+            self.solved[0] = self.context.ratios[0]
+        return self.trials.start
 
     def allocate(self, turn: _Turn) -> float:
         """Solves a budget's allocation again when it is time to; returns the share of the dense latency asked for."""
         which, settings, final = turn.which, self.settings, self.context.ratios[turn.which]
-        asked = ramped(final, turn.step / self.end, self.ramp)
+        asked = ramped(final, turn.step / self.trials.end, 0.0 if self.trials.start else settings.ramp)
         solution, within = divmod(turn.number, settings.resolve_every)
         tighter = asked < STALE * self.solved[which] or asked == final != self.solved[which]
         if within == 0 or tighter:
             before, self.solved[which] = self.cuts[which].hard, asked
             scratch = within == 0 and solution % FROM_SCRATCH_EVERY == 0
-            self.cuts[which] = self.search.cuts(self.cuts[which], asked, scratch, self.blocks(which))
+            self.cuts[which] = self.search.cuts(self.cuts[which], asked, scratch, self.trials.blocks(which))
             after = self.cuts[which].hard
             self.sums[which].moved += sum(int((a != b).sum()) for a, b in zip(before, after, strict=True))
         return asked
@@ -300,12 +255,12 @@ class _Training:
         """Adds a point to the curves when it is time to."""
         budgets, which = len(self.context.ratios), turn.which
         every = max(1, CURVE_EVERY // budgets)  # turns; the shorter training of each budget shows, too
-        if (turn.number + 1) % every and turn.step + budgets < self.end:
+        if (turn.number + 1) % every and turn.step + budgets < self.trials.end:
             return
         sums, allocator = self.sums[which], self.search.allocator
         widths = widths_of(self.cuts[which])[None]
         point = {
-            "step": self.spent + turn.step + 1,
+            "step": self.trials.spent + turn.step + 1,
             "budget": which,
             "loss": round(sums.loss / max(1, sums.seen), 5),
             "accuracy": round(sums.right / max(1, sums.seen), 5),
@@ -329,10 +284,7 @@ class _Training:
         """What a checkpoint holds before a step that is not the first."""
         return {
             "step": step,
-            "spent": self.spent,
-            "unspent": self.unspent,
-            "ramp": self.ramp,
-            "races": self.races,
+            "trials": self.trials.state(),
             "model": self.search.model.state_dict(),
             "hyper": self.search.hyper.state_dict(),
             "weights": self.weights.state_dict(),
@@ -346,7 +298,7 @@ class _Training:
 
     def _take(self, state: dict[str, Any]) -> None:
         """Goes on from what `state` gave."""
-        self.spent, self.unspent, self.ramp = state["spent"], state["unspent"], state["ramp"]
+        self.trials.resume(state["trials"])
         self.search.model.load_state_dict(state["model"])
         self.search.hyper.load_state_dict(state["hyper"])
         self.weights.load_state_dict(state["weights"])
@@ -360,7 +312,7 @@ class _Training:
         """What was found, each budget's scores at what it asks for in the end."""
         search, model = self.search, self.search.model
         importance = [
-            search.scores(search.cuts(cut, asked, blocks=self.blocks(which)), asked)
+            search.scores(search.cuts(cut, asked, blocks=self.trials.blocks(which)), asked)
             for which, (cut, asked) in enumerate(zip(self.cuts, self.context.ratios, strict=True))
         ]
         return SearchResult(
@@ -374,15 +326,8 @@ class _Training:
             extra=dict(search.hyper.state_dict()),
             depth=self.settings.depth,
             adapted=self.settings.co_adapt,
-            unspent_steps=self.unspent,
+            unspent_steps=self.trials.unspent,
             curves=self.curves,
-            blocks=[self.blocks(which) for which in range(len(self.races))],
-            health=[
-                *health(self.curves, search, self.cuts, importance),
-                *(
-                    {"name": "blocks tried", "ok": True, "message": race["message"]}
-                    for race in self.races
-                    if race["message"]
-                ),
-            ],
+            blocks=[self.trials.blocks(which) for which in range(len(self.context.ratios))],
+            health=[*health(self.curves, search, self.cuts, importance), *self.trials.health()],
         )

@@ -13,18 +13,28 @@ import torch
 from passdeploy.checkpoint import Checkpoint
 from passdeploy.errors import BadInput
 from passdeploy.groups import macs
-from passdeploy.search import trials
+from passdeploy.search import race as racing
 from passdeploy.search.baselines.variants import changed
 from passdeploy.search.latency_allocator import LatencyAllocator
 from passdeploy.search.method import SearchContext, SearchResult
+from passdeploy.search.race import BACKWARD, SHARE, Race, alternatives, blocks_of, halves, race_length, removable
 from passdeploy.search.state import prepare
 from passdeploy.search.trainer import search_pass
-from passdeploy.search.trials import BACKWARD, SHARE, Race, alternatives, blocks_of, halves, race_length, removable
 from passdeploy.structure import Structure
 from passdeploy.surgery import put_back, thin
 from tests.search import test_allocator, test_baselines
 
 context = test_baselines.context
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Races of fewer steps than say anything: what they do is the same."""
+    monkeypatch.setattr(racing, "SHORTEST", 6)
+    monkeypatch.setattr(racing, "LONGEST", 8)
+
+
+shortly = pytest.mark.usefixtures("short")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -62,12 +72,12 @@ def test_held_blocks_are_held_whatever_their_scores(kind: str, stays: bool) -> N
 def test_a_race_keeps_within_its_steps(steps: float, cost: float) -> None:
     costs = [cost * (1 + 0.01 * n) for n in range(6)]
     count, half = race_length(steps, costs, 0.25)
-    assert half == 0 or (trials.SHORTEST <= half <= trials.LONGEST and 2 <= count <= 6)
+    assert half == 0 or (racing.SHORTEST <= half <= racing.LONGEST and 2 <= count <= 6)
     spent = sum(half * (0.25 + sum(sorted(costs[:count], reverse=True)[:left])) for left in halves(count))
     assert spent <= steps
     if count < 6:  # one more would not have fitted
-        more = sum(trials.SHORTEST * (0.25 + sum(sorted(costs[: count + 1])[-left:])) for left in halves(count + 1))
-        assert more > steps or (count == 0 and sum(trials.SHORTEST * (0.25 + sum(costs[:2])) for _ in range(2)) > steps)
+        more = sum(racing.SHORTEST * (0.25 + sum(sorted(costs[: count + 1])[-left:])) for left in halves(count + 1))
+        assert more > steps or (count == 0 and sum(racing.SHORTEST * (0.25 + sum(costs[:2])) for _ in range(2)) > steps)
 
 
 def test_weights_are_put_back_where_they_were_cut_from(context: SearchContext) -> None:
@@ -96,6 +106,7 @@ def race(context: SearchContext, steps: float = 200.0) -> Race:
     return Race(context, prepare(context), None, train_settings(context.config.search, context), 0.6, steps)
 
 
+@shortly
 def test_all_train_on_the_same_batches_and_the_better_half_goes_on(context: SearchContext) -> None:
     run = race(changed(context, trials=4, distill=0.0))
     assert len(run.all) >= 3
@@ -112,11 +123,12 @@ def test_all_train_on_the_same_batches_and_the_better_half_goes_on(context: Sear
     assert run.shared == 0 and BACKWARD == 2
 
 
+@shortly
 def test_an_interrupted_race_ends_as_an_undisturbed_one(context: SearchContext) -> None:
     own = changed(context, trials=3, distill=0.0)
     whole, half = race(own), race(own)
     whole.run(lambda: None)
-    for at in (10, whole.half, whole.half + 5):
+    for at in (3, whole.half, whole.half + 2):
         half = race(own)
         saved: dict[str, object] = {}
 
@@ -141,13 +153,14 @@ def removed(result: SearchResult, structure: Structure, budget: int = 0) -> bool
     return all(any(structure.masks[name]) == stays for name, stays in blocks.items())
 
 
+@shortly
 @pytest.mark.parametrize("ratios", [(0.6,), (0.8, 0.6)])
 def test_the_decision_is_kept_and_the_search_takes_no_more_steps(
     context: SearchContext, ratios: tuple[float, ...], tmp_path: Path
 ) -> None:
     said: list[tuple[int, int]] = []
     own = replace(context, ratios=ratios, progress=lambda done, total, _: said.append((done, total)))
-    total = 120 * len(ratios)
+    total = 30 * len(ratios)
     found = search_pass(changed(own, min_steps=total, trials=3, resolve_every=8))
     assert found.curves["step"][-1] + found.unspent_steps == total
     assert (found.unspent_steps > 0) == (len(ratios) == 1)  # weights that several budgets share start anew
@@ -164,22 +177,24 @@ def test_the_decision_is_kept_and_the_search_takes_no_more_steps(
         assert held is not None and removed(loaded, held.structure, budget)
 
 
+@shortly
 def test_nothing_is_tried_where_nothing_would_come_of_it(context: SearchContext) -> None:
-    for settings in ({"trials": 1}, {"co_adapt": False}, {"depth": False}, {"min_steps": 20}):
-        found = search_pass(changed(context, **{"min_steps": 60, **settings}))
+    for settings in ({"trials": 1}, {"co_adapt": False}, {"depth": False}, {"min_steps": 6}):
+        found = search_pass(changed(context, **{"min_steps": 30, "trials": 3, **settings}))
         assert not any(found.blocks_of(0)), settings
         assert not any(check["name"] == "blocks tried" for check in found.health)
 
 
+@shortly
 def test_a_search_killed_in_its_trials_goes_on(context: SearchContext, tmp_path: Path) -> None:
     class Killed(Exception):
         pass
 
-    own = changed(context, min_steps=120, trials=3)
+    own = changed(context, min_steps=30, trials=3)
     whole = search_pass(own)
 
     def kill(done: int, total: int, said: str) -> None:
-        if total == 120 and done >= 20:
+        if total == 30 and said.startswith("trying") and done >= 4:
             raise Killed
 
     checkpoint = Checkpoint(tmp_path / "search.ckpt", every_s=0.0, times_its_cost=0.0)
@@ -191,6 +206,7 @@ def test_a_search_killed_in_its_trials_goes_on(context: SearchContext, tmp_path:
         assert torch.equal(value, again.network[name])
 
 
+@shortly
 def test_what_diverges_loses(context: SearchContext) -> None:
     run = race(changed(context, trials=3, distill=0.0))
     first = run.all[0]
