@@ -150,7 +150,7 @@ class Entrant:
 
     def told(self) -> str:
         """Its blocks and its loss."""
-        gone = ", ".join(name for name, stays in self.blocks.items() if not stays)
+        gone = ", ".join(name.removeprefix("depth:") for name, stays in self.blocks.items() if not stays)
         return f"without {gone or 'none'} {self.judged():.3f} ({len(self.losses)} steps)"
 
 
