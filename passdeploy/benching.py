@@ -17,7 +17,7 @@ from passdeploy.engines._common import one_line
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput, Unavailable
-from passdeploy.latency.measure import BENCH, LEAST, Clock, Timed
+from passdeploy.latency.measure import BENCH, LEAST, Clock
 from passdeploy.latency.measurement import RESOLUTION, Comparison
 from passdeploy.layers import LayerTimes, by_block
 from passdeploy.targets import Target, resolve
@@ -25,7 +25,6 @@ from passdeploy.timing import open_runner
 
 if TYPE_CHECKING:
     from passdeploy.reporting.schema import Report
-    from passdeploy.shipping.runner import Model
 
 NOT_SLOWER, SLOWER, INCONCLUSIVE = 0, 1, 3
 LONG_S = 10.0
@@ -45,7 +44,7 @@ class Made:
         return f"{self.backend} {self.precision}, batch {self.batch}, threads {self.threads}"
 
 
-class Opened(dict[str, Timed]):
+class Opened(dict[str, Runner]):
     """Engines that are ready to be timed, by label.
 
     Attributes:
@@ -63,7 +62,7 @@ class Source:
 
     Attributes:
         label: As given.
-        engine: Compiled; None for a bundle, which its own runner loads.
+        engine: Compiled; None for a bundle, which is checked before its engine is loaded.
         bundle: Folder of the bundle.
     """
 
@@ -102,6 +101,16 @@ def _target(name: str, backend: str | None, precision: str | None, batch: int, t
     return target
 
 
+def _fitting(name: str, engine: Engine, batch: int, threads: int) -> Target:
+    """The target as an engine was compiled for it."""
+    precision = str(engine.meta["precision"])
+    try:
+        return _target(name, engine.backend, precision, batch, threads)
+    except (BadInput, Unavailable) as error:
+        made = Made(engine.backend, precision, batch, threads)
+        raise BadInput(f"{error}; the engine was compiled for {made}: give the --target that it is for") from None
+
+
 def open_source(given: str, target: str, backend: str | None, threads: int) -> Source:
     """Finds out what `given` is.
 
@@ -111,7 +120,7 @@ def open_source(given: str, target: str, backend: str | None, threads: int) -> S
     path = Path(given)
     if (path / "SHA256SUMS").is_file():
         return Source(given, bundle=path)
-    for engine in (path, path / "engine"):
+    for engine in (path, path / "engine", path / "compile" / "engine"):  # the last: of a run that is not finished
         if (engine / "engine.json").is_file():
             return Source(given, load_engine(engine))
     if path.is_file() and path.suffix == ".onnx" and not (path.parent / "engine.json").is_file():
@@ -146,13 +155,11 @@ def opened(
                 source = open_source(name, target, backend, threads)
                 if source.engine is None:
                     assert source.bundle is not None
-                    runners[label] = model = _open_bundle(source.bundle, stack, rng)
-                    info = model.engine
-                    runners.made[label] = Made(info.backend, info.precision, info.batch, info.threads)
+                    runners[label], runners.made[label] = _open_bundle(source.bundle, stack, rng)
                     continue
                 meta, images = source.engine.meta, _images(label, source.engine, rng)
                 kept = int(meta.get("threads", threads))
-                fitting = _target(target, source.engine.backend, str(meta["precision"]), len(images), kept)
+                fitting = _fitting(target, source.engine, len(images), kept)
                 runners[label] = stack.enter_context(open_runner(source.engine, fitting, images))
                 runners.made[label] = Made(fitting.backend, fitting.precision, fitting.batch, fitting.threads)
             except (BadInput, Unavailable):
@@ -167,12 +174,19 @@ def opened(
         yield runners
 
 
-def _open_bundle(folder: Path, stack: ExitStack, rng: np.random.Generator) -> Model:
+def _open_bundle(folder: Path, stack: ExitStack, rng: np.random.Generator) -> tuple[Runner, Made]:
+    """Timed as the engine folders beside it are: what a bundle's own runner adds is not the engine's."""
+    from passdeploy.shipping import manifest
+    from passdeploy.shipping.contents import MANIFEST
+    from passdeploy.shipping.measuring import sealed_engine, target_of
     from passdeploy.shipping.runner import load
 
-    model = stack.enter_context(load(folder))
-    model.bind(rng.random((model.engine.batch, *model.contents.input_shape), dtype=np.float32))
-    return model
+    with load(folder) as model:  # digests, hardware, sample outputs
+        contents, info = model.contents, model.engine
+    target = target_of(info, manifest.read(contents.sealed.read(MANIFEST)))
+    images = rng.random((info.batch, *contents.input_shape), dtype=np.float32)
+    runner = stack.enter_context(open_runner(sealed_engine(contents, info), target, images))
+    return runner, Made(info.backend, info.precision, info.batch, info.threads)
 
 
 def layers(runners: Opened) -> list[LayerTimes]:
@@ -183,7 +197,7 @@ def layers(runners: Opened) -> list[LayerTimes]:
     """
     times = []
     for label, runner in runners.items():
-        taken = runner.layer_times() if isinstance(runner, Runner) else None
+        taken = runner.layer_times()
         if taken is None:
             raise BadInput(f"bench {label}: its runtime does not tell what its layers take; leave out --layers")
         times.append(taken)
@@ -229,7 +243,7 @@ def _stored(path: Path) -> Report:
 
     report = load_report(path)
     if report.speedup.latency is None or report.speedup.latency_ci95 is None:
-        raise BadInput(f"{path}: has no measured speed-up to compare with")
+        raise BadInput(f"{path}: has no measured speed-up to compare with; give the report of a run that was measured")
     if report.budget.scope != "engine":
         raise BadInput(f"{path}: its speed-up is of scope {report.budget.scope}, and bench times engines alone")
     return report

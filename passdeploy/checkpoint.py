@@ -44,6 +44,6 @@ class Checkpoint:
         start = time.monotonic()
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomic(self.path, buffer.getvalue())
+        write_atomic(self.path, buffer.getbuffer())
         self._last = time.monotonic()
         self._wait = max(self.every_s, self.times_its_cost * (self._last - start))

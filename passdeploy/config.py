@@ -82,7 +82,7 @@ class SearchConfig(Section):
     allocator: Literal["latency", "global", "uniform"] = "latency"
     signal: Literal["measured", "gradient"] = "measured"
     latency_weight: NonNegative = 0.1
-    trials: int = Field(default=1, ge=1)
+    trials: int = Field(default=6, ge=1)
     ramp: float = Field(default=0.6, ge=0, le=1)
     resolve_every: int = Field(default=8, ge=1)
     hyper_every: int = Field(default=8, ge=1)

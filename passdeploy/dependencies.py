@@ -52,6 +52,8 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
         profile = None if config["profile_file"] is None else sha256(Path(config["profile_file"]))
         return common | {
             "dense": shared("dense"),
+            # Untrained weights of two networks can be the same bytes where their code is not.
+            "network": run.subject.architecture,
             "target": run.target_facts(),
             "profile": config["profile"],
             "scope": config["scope"],

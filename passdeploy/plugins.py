@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import BadInput, PassdeployError, Terminated
+from passdeploy.errors import BadInput, PassdeployError, Terminated, nearest
 
 
 @contextlib.contextmanager
@@ -62,11 +62,17 @@ def load_attribute(spec: str, flag: str) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise BadInput(f"{flag} {spec}: no module {module_name!r} on the path or in {here}") from None
-        raise BadInput(f"{flag} {spec}: {module_name} needs {error.name!r}, which is not installed") from error
+            raise BadInput(
+                f"{flag} {spec}: no module {module_name!r} on the path or in {here}; start where it lies, or put its "
+                "folder into PYTHONPATH"
+            ) from None
+        raise BadInput(
+            f"{flag} {spec}: {module_name} needs {error.name!r}, which is not installed in this environment; install it"
+        ) from error
     value: Any = module
     for part in attribute.split("."):
         value = getattr(value, part, None)
     if not callable(value):
-        raise BadInput(f"{flag} {spec}: {module_name} has no function {attribute!r}")
+        functions = [name for name, each in vars(module).items() if callable(each) and not name.startswith("_")]
+        raise BadInput(f"{flag} {spec}: {module_name} has no function {attribute!r}{nearest(attribute, functions)}")
     return value  # type: ignore[no-any-return]

@@ -274,5 +274,5 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
     subject = Subject(config, images, network.eval(), name, weights, build)
     if not subject.groups.groups:
         reasons = "; ".join(f"{module}: {why}" for module, why in list(subject.groups.frozen.items())[:3])
-        raise BadInput(f"--model {name}: nothing in it can be pruned ({reasons})")
+        raise BadInput(f"--model {name}: nothing in it can be pruned ({reasons}); passdeploy groups lists every reason")
     return subject

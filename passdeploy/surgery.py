@@ -299,6 +299,9 @@ def put_back(model: nn.Module, groups: Groups, structure: Structure, thinner: nn
     positions = thin(numbered, groups, structure).state_dict()
     state = {name: value.clone() for name, value in unwrap(model).state_dict().items()}
     for name, value in thinner.state_dict().items():
+        if value.shape == state[name].shape:  # nothing was cut from it: a mask of truth values can't hold positions
+            state[name] = value.to(state[name], copy=True)
+            continue
         flat = state[name].flatten()
         flat[positions[name].flatten().long().to(flat.device)] = value.flatten().to(flat)
         state[name] = flat.reshape(state[name].shape)

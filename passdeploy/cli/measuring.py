@@ -13,12 +13,16 @@ from passdeploy.cli.options import (
     Config,
     Data,
     Debug,
+    Exclude,
+    FixedWidth,
     Json,
+    MinWidth,
     Model,
     Out,
     Precision,
     Target,
     Threads,
+    Tie,
     Weights,
     app,
     configuration,
@@ -40,6 +44,10 @@ def profile(
     precision: Precision = None,
     batch: Batch = None,
     threads: Threads = None,
+    exclude: Exclude = None,
+    min_width: MinWidth = None,
+    fixed_width: FixedWidth = None,
+    tie: Tie = None,
     config: Config = None,
     out: Out = Path("runs/profile"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what --out has.")] = False,
@@ -52,6 +60,7 @@ def profile(
     machine that searches: `passdeploy run ... --profile cpu.profile.json`
     """
     from passdeploy.api import save_profile
+    from passdeploy.config import groups_flags
 
     flags = values(
         model=model,
@@ -62,6 +71,7 @@ def profile(
         precision=precision,
         batch=batch,
         threads=threads,
+        groups=groups_flags(exclude, min_width, fixed_width, tie),
     )
     made = configuration(config, flags, console=not json_)
     if made.axis == "macs":
@@ -110,7 +120,8 @@ def bench(
     with benching.opened(engines, target, backend, threads, against) as runners:
         parts = benching.layers(runners) if layers else None
         comparison = interleave(runners, progress=benching.announced(Ui(quiet=json_), BENCH.pairs))
-    code, said = 0, None
+    code: int | None = None
+    said = None
     if against is not None:
         code, said = benching.against_report(comparison, against, margin)
     elif fail_if_slower is not None:
@@ -126,4 +137,4 @@ def bench(
             out_console.print(f"{label}: {made}", style="dim", markup=False)
         if said:
             out_console.print(said, markup=False)
-    raise typer.Exit(code if fail_if_slower is not None or against is not None else 0)
+    raise typer.Exit(code or 0)

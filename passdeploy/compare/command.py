@@ -78,6 +78,8 @@ def compare(
     check_split(split)
     if config.axis == "macs" and not all(budget.strip().endswith("x") for budget in config.latency):
         raise BadInput(f"--axis macs with --latency {','.join(config.latency)}: give budgets as factors (2x,3x)")
+    if "fastest" in config.latency:
+        raise BadInput("compare: takes budgets (--latency 2x,3x), not fastest")
     arms = arms_of(parse_methods(methods))
     plan = Plan(config, arms, parse_seeds(seeds), out, RowFile(rows or out / ROWS), model, data, split)
     outcome = run_plan(plan, ui) if gpus is None else run_on_gpus(plan, chosen_gpus(gpus), ui)

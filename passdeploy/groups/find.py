@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, nearest
 from passdeploy.groups.attention import Attention, attentions, describe, gate_name, put_stand_ins, replaceable
 from passdeploy.groups.channels import PRODUCERS, Unit, channel_units, side_size
 from passdeploy.groups.check import calibrate, drop_what_fails, first_line, randomise
@@ -54,7 +54,9 @@ def _exclude(units: list[Unit], model: nn.Module, patterns: Sequence[str]) -> No
     layers = [name for name, module in model.named_modules() if isinstance(module, PRODUCERS)]
     for pattern in patterns:
         if not any(matches(layer, [pattern]) for layer in layers):
-            raise BadInput(f"exclude {pattern!r}: names no convolution or linear layer of the network")
+            raise BadInput(
+                f"exclude {pattern!r}: names no convolution or linear layer of the network{nearest(pattern, layers)}"
+            )
     for unit in units:
         if any(side == "out" and matches(name, patterns) for name, side in unit.channels):
             unit.reason = unit.reason or "excluded by the user"

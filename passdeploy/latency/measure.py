@@ -26,7 +26,8 @@ FLOOR = 0.05
 LEAST = 8
 """Rounds at least, however long they take: fewer have no 99 % interval."""
 PATIENCE = 10
-"""How many times `Settings.max_s` the samples of a percentile are waited for: without them there is no answer."""
+"""How many times `Settings.max_s` undisturbed rounds, and the samples of a percentile, are waited for: without them
+there is no answer."""
 
 
 class Timed(Protocol):
@@ -59,7 +60,8 @@ class Settings:
         grow: How many times `pairs` rounds there may be for that.
         percentiles: Percentiles that are needed: rounds are added until there are samples enough.
         processes: In how many processes the same is measured: each needs that part of the samples only (`pooled`).
-        max_s: No more rounds after this long, but for `LEAST`; ten times as long while a percentile lacks samples.
+        max_s: No more rounds after this long, but for `LEAST` undisturbed ones; ten times as long at most while those,
+            or the samples of a percentile, are lacking.
     """
 
     pairs: int = 40
@@ -170,7 +172,7 @@ def interleave(
         progress: Called between rounds with the number of those that are done.
 
     A round in which any block was disturbed is repeated (up to `Settings.retries`); the ratios are over the undisturbed
-    rounds, or over all of them when fewer than half were left of those asked for, or of those that time allowed.
+    rounds, or over all of them when fewer than `LEAST` were left, or than half of those asked for or that time allowed.
     """
     names = list(runners)
     blocks: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -181,6 +183,7 @@ def interleave(
             for runner in runners.values():
                 warm_up(runner, settings, clock)
         start = clock()
+        least = min(LEAST, settings.pairs)
         needed = math.ceil(max((min_samples(q) for q in settings.percentiles), default=0) / settings.processes)
         while True:
             for name in names:
@@ -196,11 +199,12 @@ def interleave(
             bad = {name: _disturbed(medians[name], settings) for name in names}
             clean = ~np.logical_or.reduce(list(bad.values()))
             samples = min(sum(len(b) for b, d in zip(blocks[n], bad[n], strict=True) if not d) for n in names)
-            pairs = _pairs(medians, clean if clean.sum() >= min(rounds, settings.pairs) / 2 else np.ones_like(clean))
+            usable = clean.sum() >= max(least, min(rounds, settings.pairs) / 2)
+            pairs = _pairs(medians, clean if usable else np.ones_like(clean))
             retried_out = rounds >= settings.pairs * (1 + settings.retries)
             enough = samples >= needed and (clean.sum() >= settings.pairs or retried_out)
             vague = rounds < settings.grow * settings.pairs and not _precise(pairs, settings.precise)
-            patience = settings.max_s if samples >= needed else PATIENCE * settings.max_s
+            patience = settings.max_s if samples >= needed and clean.sum() >= least else PATIENCE * settings.max_s
             if (enough and not vague) or clock() - start > patience:
                 break
     return Comparison(

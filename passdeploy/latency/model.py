@@ -212,7 +212,10 @@ class LatencyModel:
                 raise BadInput(f"profile: schema is {data['schema']!r}, expected {SCHEMA!r}")
             features = Features(operators, units, int(data["step"]), int(data["bytes_per_weight"]))
             if data["operators"] != operators_digest(features):
-                raise BadInput("profile: measured for another network or input size; run `passdeploy profile` again")
+                raise BadInput(
+                    "profile: measured for another network or input size, or with other exclude or tie (configuration: "
+                    "groups); run `passdeploy profile` again with what this run has"
+                )
             widths = np.array([s["kept"] for s in data["samples"]], dtype=float)
             ratios = np.array([s["ratio"] for s in data["samples"]], dtype=float)
             if not (np.isfinite(ratios).all() and (ratios > 0).all() and float(data["dense_ms"]) > 0):

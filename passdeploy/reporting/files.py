@@ -59,7 +59,7 @@ def find_reports(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise BadInput(f"{path}: no such run folder or report")
+        raise BadInput(f"{path}: no such run folder or report; check the path")
     if (path / "report.json").is_file():
         return [path / "report.json"]
     found = {

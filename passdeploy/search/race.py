@@ -41,8 +41,6 @@ from passdeploy.training import (
     training_device,
 )
 
-SHARE = 0.75
-"""Of a budget's steps, what its trials may take."""
 SHORTEST, LONGEST = 24, 32
 """Steps of each half. In fewer, what removal broke decides, and not what training can make good."""
 WARM_UP = 16
@@ -123,24 +121,18 @@ def race_length(steps: float, step_costs: list[float], shared: float) -> tuple[i
 
 @dataclass(eq=False)
 class Entrant:
-    """A set of blocks, and its training.
+    """A set of blocks, and what became of it.
 
     Attributes:
         allocation: Its best widths.
         blocks: Per depth group, whether it stays.
         cost: What a step takes, in steps of the dense network.
-        model: The thin network.
-        optimiser: Of its weights and prompt.
-        layout: How its images lie in memory.
         losses: Of its steps.
     """
 
     allocation: Allocation
     blocks: dict[str, bool]
     cost: float
-    model: Prompted
-    optimiser: torch.optim.Optimizer
-    layout: torch.memory_format
     losses: list[float] = field(default_factory=list)
 
     def judged(self) -> float:
@@ -154,6 +146,21 @@ class Entrant:
         return f"without {gone or 'none'} {self.judged():.3f} ({len(self.losses)} steps)"
 
 
+@dataclass(frozen=True)
+class Training:
+    """What an entrant has that is still in the race.
+
+    Attributes:
+        model: The thin network.
+        optimiser: Of its weights and prompt.
+        layout: How its images lie in memory.
+    """
+
+    model: Prompted
+    optimiser: torch.optim.Optimizer
+    layout: torch.memory_format
+
+
 class Race:
     """Trains sets of blocks against each other, for one budget.
 
@@ -163,10 +170,11 @@ class Race:
         teacher: None without distillation.
         settings: Of the search's training.
         ratio: Asked share of the dense latency.
-        steps: That the budget has.
+        steps: That it may take.
 
     Attributes:
         entrants: Those that are left, the best first once it is over; none where nothing is to be decided.
+        training: Of those.
         steps: That each of them has trained.
         spent: What all took, in steps of the dense network.
     """
@@ -186,25 +194,35 @@ class Race:
         allocator, config = search.allocator, context.config.search
         wanted = config.trials > 1 and config.co_adapt and ratio < 1
         target_ms = ratio * allocator.dense_ms
-        found = alternatives(allocator, search.start(), target_ms, config.trials) if wanted else []
         forward, whole = 0.0 if teacher is None else 1.0, macs(context.operators)
         dense_step = forward + 1 + BACKWARD
         self.shared = forward / dense_step
-        shares = [float(macs(context.operators, allocator.left(each.widths)) / whole) for each in found]
-        costs = [(1 + BACKWARD) * share / dense_step for share in shares]
-        count, self.half = race_length(SHARE * steps, costs, self.shared)
-        self.entrants = [self._entrant(each, cost) for each, cost in zip(found[:count], costs[:count], strict=True)]
+
+        def cost(allocation: Allocation) -> float:
+            left = macs(context.operators, allocator.left(allocation.widths))
+            return (1 + BACKWARD) * float(left / whole) / dense_step
+
+        found = alternatives(allocator, search.start(), target_ms, 1) if wanted else []
+        if found and any(race_length(steps, 2 * [cost(found[0])], self.shared)):  # all are solved for a race only
+            found = alternatives(allocator, search.start(), target_ms, config.trials)
+        costs = [cost(each) for each in found]
+        count, self.half = race_length(steps, costs, self.shared)
+        removable_names = removable(allocator)
+        self.entrants = [
+            Entrant(each, blocks_of(each, removable_names), taken)
+            for each, taken in zip(found[:count], costs[:count], strict=True)
+        ]
         self.all = list(self.entrants)
+        self.training = {entrant: self._begin(entrant.allocation) for entrant in self.entrants}
         self.steps, self.spent = 0, 0.0
 
-    def _entrant(self, allocation: Allocation, cost: float) -> Entrant:
+    def _begin(self, allocation: Allocation) -> Training:
         network = thin(self.search.model.network, self.context.groups, allocation.structure)
         model = Prompted(copy.deepcopy(self.search.model.stage), network).train()
         how = place(model, self.device)
         groups = parameter_groups(model, self.settings.weight_decay)
         optimiser = torch.optim.SGD(groups, lr=0.0, momentum=self.settings.momentum, nesterov=True)
-        blocks = blocks_of(allocation, removable(self.search.allocator))
-        return Entrant(allocation, blocks, cost, model, optimiser, how)
+        return Training(model, optimiser, how)
 
     def run(self, after: Callable[[], None]) -> None:
         """Trains, gives up the worse half, trains on and puts the winner first.
@@ -216,6 +234,7 @@ class Race:
         for step, images, labels in training_batches(data, train.batch, train.seed, total, self.steps):
             if step == self.half:
                 self.entrants = sorted(self.entrants, key=Entrant.judged)[: halves(len(self.all))[1]]
+                self.training = {entrant: self.training[entrant] for entrant in self.entrants}
             with autocast(self.device):
                 target = (
                     None if self.teacher is None else self.teacher(images.to(self.device, memory_format=self.layout))
@@ -224,24 +243,25 @@ class Race:
                 self._train(entrant, step, images, labels.to(self.device), target)
             self.spent += self.shared + sum(entrant.cost for entrant in self.entrants)
             self.steps = step + 1
-            finite(torch.tensor(min(entrant.losses[-1] for entrant in self.entrants)), step, GENTLY * train.lr)
+            finite(torch.tensor(min(entrant.losses[-1] for entrant in self.entrants)), step, train.lr)
             after()
         self.entrants.sort(key=Entrant.judged)
 
     def _train(self, entrant: Entrant, step: int, images: Tensor, labels: Tensor, target: Tensor | None) -> None:
-        for group in entrant.optimiser.param_groups:
+        training = self.training[entrant]
+        for group in training.optimiser.param_groups:
             group["lr"] = GENTLY * self.settings.lr * min(1.0, (step + 1) / WARM_UP)
         torch.manual_seed(step)  # what drops out is the same for all
         with autocast(self.device):
-            logits = entrant.model(images.to(self.device, memory_format=entrant.layout))
+            logits = training.model(images.to(self.device, memory_format=training.layout))
         loss = task_loss(self.task, logits, labels, target, self.settings)
         entrant.losses.append(float(loss.detach()) if loss.isfinite() else math.inf)
         if not loss.isfinite():  # it loses; only where all do is it the rate's fault
             return
-        entrant.optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(entrant.model.parameters(), LARGEST_GRADIENT)
-        entrant.optimiser.step()
+        nn.utils.clip_grad_norm_(training.model.parameters(), LARGEST_GRADIENT)
+        training.optimiser.step()
+        training.optimiser.zero_grad()  # here, so that only one entrant's gradients are there at a time
 
     def told(self) -> str:
         """What came of it, the winner first."""
@@ -251,27 +271,33 @@ class Race:
     def carry_over(self) -> None:
         """Puts the winner's weights and prompt into the search's model."""
         model, winner = self.search.model, self.entrants[0]
-        state = put_back(model.network, self.context.groups, winner.allocation.structure, winner.model.network)
+        trained = self.training[winner].model
+        state = put_back(model.network, self.context.groups, winner.allocation.structure, trained.network)
         model.network.load_state_dict(state)
-        model.stage.load_state_dict(winner.model.stage.state_dict())
+        model.stage.load_state_dict(trained.stage.state_dict())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        left = [
-            {"model": each.model.state_dict(), "optimiser": each.optimiser.state_dict()}
-            if each in self.entrants
-            else {}
-            for each in self.all
-        ]
+        training = [self.training.get(each) for each in self.all]
+        left = [{"model": t.model.state_dict(), "optimiser": t.optimiser.state_dict()} if t else {} for t in training]
         losses = [each.losses for each in self.all]
-        return {"steps": self.steps, "spent": self.spent, "losses": losses, "left": left}
+        return {"steps": self.steps, "spent": self.spent, "losses": losses, "left": left, "sets": self._sets()}
+
+    def _sets(self) -> list[str]:
+        return [each.allocation.structure.digest() for each in self.all]
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` gave."""
+        """Goes on from what `state` gave; begins anew where other sets were tried.
+
+        They may be others on another machine, where sensitivities are measured to other last digits.
+        """
+        if state.get("sets") != self._sets():
+            return
         self.steps, self.spent = state["steps"], state["spent"]
-        for each, losses, training in zip(self.all, state["losses"], state["left"], strict=True):
+        for each, losses, saved in zip(self.all, state["losses"], state["left"], strict=True):
             each.losses = losses
-            if training:
-                each.model.load_state_dict(training["model"])
-                each.optimiser.load_state_dict(training["optimiser"])
-        self.entrants = [each for each, training in zip(self.all, state["left"], strict=True) if training]
+            if saved:
+                self.training[each].model.load_state_dict(saved["model"])
+                self.training[each].optimiser.load_state_dict(saved["optimiser"])
+        self.entrants = [each for each, saved in zip(self.all, state["left"], strict=True) if saved]
+        self.training = {entrant: self.training[entrant] for entrant in self.entrants}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -137,6 +137,7 @@ class State:
     statistics: Statistics
     prior: list[Tensor]
     savings: np.ndarray
+    _held: dict[tuple[tuple[str, bool], ...], Allocator] = field(default_factory=dict)
 
     def prompt(self) -> Tensor:
         pixels = self.model.stage.pixels()
@@ -170,7 +171,7 @@ class State:
             blocks: Depth groups that stay or go whatever their scores are, as long as the share can be reached so.
         """
         target_ms, allocation = ratio * self.allocator.dense_ms, None
-        held = self.allocator.holding(blocks) if blocks else self.allocator
+        held = self._holding(blocks) if blocks else self.allocator
         if start is not None:
             allocation = held.narrow(scores, target_ms, start, blocks=True)
         if allocation is None:
@@ -182,6 +183,13 @@ class State:
             predicted = float(self.allocator.predict(widths[None])[0])
             allocation = Allocation(self.allocator.structure(scores, widths), widths, predicted, 1.0)
         return allocation
+
+    def _holding(self, blocks: Mapping[str, bool]) -> Allocator:
+        """Made once: an allocation is solved every few steps."""
+        key = tuple(blocks.items())
+        if key not in self._held:
+            self._held[key] = self.allocator.holding(blocks)
+        return self._held[key]
 
     def cuts(
         self, previous: Cuts, ratio: float, scratch: bool = True, blocks: Mapping[str, bool] | None = None
@@ -264,7 +272,9 @@ def prepare(context: SearchContext) -> State:
     return State(context, allocator, model, hyper, statistics, prior, unit_savings(allocator))
 
 
-def _learning(search: State, importance: Importance, ratio: float) -> list[tuple[str, bool, str]]:
+def _learning(
+    search: State, importance: Importance, ratio: float, blocks: Mapping[str, bool]
+) -> list[tuple[str, bool, str]]:
     """Whether the hypernetwork found anything for a budget, and has room left to find more."""
     found = np.concatenate([np.log(np.asarray(importance[name])) for name in search.context.groups.names])
     correction = found - torch.cat(search.prior).numpy()
@@ -273,8 +283,8 @@ def _learning(search: State, importance: Importance, ratio: float) -> list[tuple
     checks = [("the hypernetwork learns", spread > LEAST_SPREAD, said)]
     if reach:
         at_bound = float((np.abs(correction) > 0.95 * reach).mean())
-        before = search.solve(search.start(), ratio).structure
-        after = search.solve(importance, ratio).structure
+        before = search.solve(search.start(), ratio, blocks=blocks).structure
+        after = search.solve(importance, ratio, blocks=blocks).structure
         changed = sum(int((np.array(mask) != after.masks[name]).sum()) for name, mask in before.masks.items())
         checks.append(
             (
@@ -287,7 +297,11 @@ def _learning(search: State, importance: Importance, ratio: float) -> list[tuple
 
 
 def health(
-    curves: dict[str, list[float]], search: State, cuts: Sequence[Cuts], importance: Sequence[Importance]
+    curves: dict[str, list[float]],
+    search: State,
+    cuts: Sequence[Cuts],
+    importance: Sequence[Importance],
+    blocks: Callable[[int], Mapping[str, bool]],
 ) -> list[dict[str, Any]]:
     """Checks a finished search at its tightest budget: each is ``{"name", "ok", "message"}``.
 
@@ -296,6 +310,7 @@ def health(
         search: What was trained.
         cuts: Per budget, the last ones.
         importance: Per budget, as found.
+        blocks: Of a budget, the depth groups that trials decided.
     """
     checks = []
     which = int(np.argmin(search.context.ratios))
@@ -311,7 +326,7 @@ def health(
             f"from {loss[0]:.3f} to {last:.3f} at the tightest budget, lowest {best:.3f}",
         )
     )
-    checks += _learning(search, importance[which], search.context.ratios[which])
+    checks += _learning(search, importance[which], search.context.ratios[which], blocks(which))
     if search.model.stage.prompt is not None:
         gradient = curves["prompt_grad"][own[-1]]
         checks.append(("prompt learns", gradient > 1e-7, f"mean gradient norm at the end {gradient:.2g}"))

@@ -195,7 +195,7 @@ class _Training:
         # Without weights or a prompt to train there is nothing else to be done in a step.
         learn = turn.number % settings.hyper_every == 0 or not self.trains_more
         for group in self.weights.param_groups:
-            group["lr"] = _rate(turn.step, self.total, settings)
+            group["lr"] = _rate(turn.step, self.trials.end, settings)
         images, labels = images.to(self.device, memory_format=self.layout), labels.to(self.device)
         with autocast(self.device):
             target = None if self.teacher is None else self.teacher(images)
@@ -329,5 +329,5 @@ class _Training:
             unspent_steps=self.trials.unspent,
             curves=self.curves,
             blocks=[self.trials.blocks(which) for which in range(len(self.context.ratios))],
-            health=[*health(self.curves, search, self.cuts, importance), *self.trials.health()],
+            health=[*health(self.curves, search, self.cuts, importance, self.trials.blocks), *self.trials.health()],
         )

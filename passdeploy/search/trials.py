@@ -12,6 +12,10 @@ from passdeploy.search.state import State
 from passdeploy.teacher import Teacher
 from passdeploy.training import TrainSettings
 
+SHARE = 0.75
+"""Of a search's steps, what its trials may take."""
+DROPPED = 0.5
+"""The same where several budgets share the weights, so that what trials train is dropped: half as much."""
 SETTLED = 0.25
 """Share of the steps that go to the hypernetwork where trials have trained the weights within the budget already: a
 step of the dense network under masks is worth no more to the weights than one of the thin network, which costs less."""
@@ -51,18 +55,20 @@ class Trials:
         self._races, left = (saved["races"], saved["race"]) if saved is not None else ([], None)
         budgets, goes_on = len(self.context.ratios), None
         for which in range(len(self._races), budgets):
-            ratio, steps = self.context.ratios[which], self.total / budgets
+            ratio, steps = self.context.ratios[which], SHARE * (1.0 if budgets == 1 else DROPPED) * self.total / budgets
             race = Race(self.context, self.search, self.teacher, self.settings, ratio, steps)
             if left is not None:
                 race.resume(left)
                 left = None
             race.run(partial(self._tried, race))
             won = race.entrants[0] if race.entrants else None
-            message = "" if won is None else race.told()
+            told = "" if budgets == 1 else f"at {1 / ratio:.2f}x "
+            message = "" if won is None else told + race.told()
             self._races.append({"blocks": won.blocks if won else {}, "spent": race.spent, "message": message})
             if won is not None and budgets == 1:
                 race.carry_over()
                 goes_on, self.start = won, race.steps
+            race.training.clear()  # before the next one's networks are made
         taken = math.ceil(sum(race["spent"] for race in self._races))
         self.spent = taken - self.start
         if goes_on is not None:

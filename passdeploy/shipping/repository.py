@@ -169,7 +169,7 @@ def _described(
     key: Path | None,
 ) -> Repository:
     """`replaced`: the engine that Triton's ONNX Runtime can't load: it is given the ONNX file instead."""
-    note = None
+    note, status = None, contents.manifest["status"]
     needs = "numpy, " + ", ".join(sorted({name for e in contents.engines for name in packages(e)}))
     needs += "" if key is None else ", and model-signing to check the signature"
     if kind == "python":
@@ -179,6 +179,8 @@ def _described(
     elif kind == "onnxruntime" and replaced is not None:
         what = f"{replaced.precision} engine of {replaced.backend}"
         note = f"serves the ONNX file in fp32: Triton's ONNX Runtime loads no {what}"
+    if status in ("over_budget", "accuracy_below_floor"):
+        note = f"its run ended {status}" + (f"; {note}" if note else "")
     if server == "kserve":
         if storage_uri is None:
             note = (f"{note}; " if note else "") + (
@@ -186,5 +188,6 @@ def _described(
             )
         return Repository(folder, name, kind, f"kubectl apply -f {folder / kserve.FILE}", note)
     if server == "mlserver":
-        return Repository(folder, name, kind, f"mlserver start {folder}", f"MLServer's Python needs {needs}")
+        note = f"MLServer's Python needs {needs}" + (f"; {note}" if note else "")
+        return Repository(folder, name, kind, f"mlserver start {folder}", note)
     return Repository(folder, name, kind, f"tritonserver --model-repository={folder}", note)

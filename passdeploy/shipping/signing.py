@@ -103,7 +103,10 @@ def check_signature(sealed: Sealed, key: Path) -> None:
         Unavailable: model-signing is not installed.
     """
     if SIGNATURE not in sealed.sums:
-        raise Refused(f"the bundle is not signed (no {SIGNATURE}), but a key was given")
+        raise Refused(
+            f"the bundle is not signed (no {SIGNATURE}), but a key was given; sign it "
+            "(docs/shipping.md), or leave the key out"
+        )
     require_signing()
     import model_signing
 

@@ -1,4 +1,4 @@
-"""What each part of PASS contributes: prompt, recurrence, statistics, signal, allocator, budget, depth, ..."""
+"""What each part of PASS contributes: prompt, recurrence, statistics, signal, allocator, budget, depth, trials, ..."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ PARTS: dict[str, Arm] = {
         Arm("global threshold", "pass", {"search": {"allocator": "global"}}),
         Arm("no depth", "pass", {"search": {"depth": False}}),
         Arm("no sensitivity prior", "pass", {"search": {"prior": "none"}}),
-        Arm("frozen weights", "pass", {"search": {"co_adapt": False}}),
+        Arm("no trials", "pass", {"search": {"trials": 1}}),
+        Arm("no trials, frozen weights", "pass", {"search": {"co_adapt": False}}),
     )
 }
-ALONE = "a search per budget"
+ALONE = "no trials, a search per budget"
+"""With trials it would not tell what sharing the weights costs: those of one budget go on with the winner's."""
 
 
 @register_study("ablation")
@@ -28,6 +30,7 @@ def ablation(lab: Lab) -> Findings:
     arms = [Arm("pass", "pass"), *PARTS.values()]
     if len(lab.config.latency) > 1:
         # What conditioning on the budget costs: the same search, once per budget.
-        arms += [Arm(ALONE, "pass", latency=(budget,)) for budget in lab.config.latency]
+        arms += [Arm(ALONE, "pass", {"search": {"trials": 1}}, latency=(budget,)) for budget in lab.config.latency]
     rows = lab.run(lab.plan(arms))
-    return Findings("what does each part of PASS contribute?", rows, differences(rows, "pass"))
+    conclusion = [*differences(rows, "pass"), 'Arms without trials are to be held against "no trials".']
+    return Findings("what does each part of PASS contribute?", rows, conclusion)

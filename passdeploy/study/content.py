@@ -61,7 +61,7 @@ def moves(run: Run) -> dict[str, Any]:
     search.hyper.load_state_dict(result.extra)
     search.model.stage.load_state_dict(result.stage)
     learnt, ratio = search.prompt(), context.ratios[0]
-    cuts = search.cuts(search.open(), ratio)  # what the scores decide at the budget
+    cuts = search.cuts(search.open(), ratio, blocks=result.blocks_of(0))  # what the scores decide at the budget
     frame = torch.ones(()) if search.model.stage.prompt is None else search.model.stage.frame
 
     def scores(prompt: Tensor) -> dict[str, Tensor]:

@@ -34,17 +34,20 @@ def _register(folder: Path) -> dict[str, str]:
     @register_method(names["its hypernetwork"])
     @torch.no_grad()
     def hypernetwork(context: SearchContext) -> SearchResult:
-        """Applied to this network's statistics and prior, under its own prompt; nothing is trained."""
+        """Applied to this network's statistics and prior, under its own prompt; nothing is trained.
+
+        Which blocks go was tried there.
+        """
         found = SearchResult.load(folder / "search")
         search = prepare(context)
         search.hyper.load_state_dict(found.extra)
         search.model.stage.load_state_dict(found.stage)
         importance = []
-        for ratio in context.ratios:
-            scores = search.scores(search.cuts(search.open(), ratio), ratio)
+        for which, ratio in enumerate(context.ratios):
+            scores = search.scores(search.cuts(search.open(), ratio, blocks=found.blocks_of(which)), ratio)
             importance.append({name: torch.from_numpy(values.copy()) for name, values in scores.items()})
         result = constant_result(context, importance[0], found.allocator, found.depth)
-        result.importance = importance
+        result.importance, result.blocks = importance, found.blocks
         return result
 
     return names

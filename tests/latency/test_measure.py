@@ -102,6 +102,23 @@ def test_slow_engines_end_when_the_time_is_up():
     assert c.measurements["a"].n >= 64
 
 
+def test_a_disturbed_round_takes_no_interval_from_slow_engines():
+    """Time allows for eight rounds, and seven have no 99 % interval."""
+    clock = FakeClock()
+    hiccup = ScriptedRunner(clock, lambda i, now: 4.0 if 24 < now < 36 else 2.0)
+    c = interleave({"a": hiccup, "b": ScriptedRunner(clock, 1.0)}, Settings(pairs=20), clock=clock, warm=False)
+    assert c.measurements["a"].disturbed >= 1
+    assert len(c.pairs["b"]) == LEAST and c.verdict("b") == "faster"
+    assert c.ratio("b").low == pytest.approx(2.0) and c.ratio("b").high == pytest.approx(2.0)
+
+
+def test_engines_that_are_always_disturbed_end_all_the_same():
+    clock = FakeClock()
+    wild = ScriptedRunner(clock, lambda i, now: 1.0 + (i // 4) % 2)
+    c = interleave({"a": wild, "b": ScriptedRunner(clock, 1.0)}, Settings(pairs=20), clock=clock, warm=False)
+    assert clock.now < 15 * Settings().max_s and len(c.pairs["b"]) >= LEAST
+
+
 def test_verdicts():
     clock = FakeClock()
 

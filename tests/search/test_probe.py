@@ -148,5 +148,5 @@ def test_health_is_that_of_the_tightest_budget(context: SearchContext) -> None:
     thin = [torch.zeros_like(mask) if each == name else mask for each, mask in search.named(wide.hard).items()]
     cuts = [wide, Cuts(wide.thresholds, tuple(thin))]
     curves = {"budget": [0, 1], "asked_ratio": [0.9, 0.3], "loss": [1.0, 1.0], "prompt_grad": [1.0, 1.0]}
-    checks = {check["name"]: check for check in health(curves, search, cuts, [importance] * 2)}
+    checks = {check["name"]: check for check in health(curves, search, cuts, [importance] * 2, lambda _: {})}
     assert checks["no group collapsed"] == {"name": "no group collapsed", "ok": False, "message": name}
