@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import threading
 import time
@@ -37,13 +38,11 @@ from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.search.race import LONGEST, Race
 from passdeploy.search.state import prepare
 from passdeploy.search.trainer import search_pass, train_settings
+from passdeploy.search.trials import SETTLED, SHARE
 from passdeploy.subject import load_subject
 from passdeploy.targets import resolve
 from passdeploy.teacher import Teacher
 from passdeploy.training import TrainSettings, steps_per_epoch, train, training_device
-
-TRIED = 6
-"""Sets of blocks in the trials that are timed."""
 
 
 class Turns:
@@ -119,8 +118,8 @@ def interleaved(turns: Turns, searching: Callable[[], object], plain: Callable[[
         raise failed[0]
 
 
-def trials(context: SearchContext, plain: Callable[[Turns, int], None]) -> dict[str, Any]:
-    """What the trials of a search of the default length take, in plain steps, over what they are counted as.
+def trials(context: SearchContext, total: int, plain: Callable[[Turns, int], None]) -> dict[str, Any]:
+    """What the trials of a search of `total` steps take, in plain steps, over what they are counted as.
 
     Turns are of 8 of their steps and 8 plain ones. How many entrants there are changes between turns only.
     """
@@ -129,7 +128,11 @@ def trials(context: SearchContext, plain: Callable[[Turns, int], None]) -> dict[
     teacher = Teacher(
         Prompted(InputStage(context.data.preprocess), context.network), training_device(), context.data.input_shape
     )
-    race = Race(context, search, teacher, train_settings(context.config.search, context), context.ratios[0], 400)
+    race = Race(
+        context, search, teacher, train_settings(context.config.search, context), context.ratios[0], SHARE * total
+    )
+    if not race.all:  # too few steps, or no block that could go
+        return {"entrants": 0, "steps": 0, "counted_as": 0.0, "ratio": {"value": 1.0}}
     counted, step = [0.0], turns.progress(0)
 
     def after() -> None:
@@ -201,16 +204,17 @@ def main() -> None:
     interleaved(turns, lambda: search_pass(context), lambda: plain(turns, total))
     pairs = list(zip(turns.seconds["search"], turns.seconds["plain"], strict=False))[args.warm :]
     ratio = median_ratio([a / b for a, b in pairs])
-    default = make_config({"model": args.model, "data": args.data})
-    tried = make_config(
-        {"model": args.model, "data": args.data, "train_batch": args.batch, "search": {"trials": TRIED}}
-    )
+    default = make_config({"model": args.model, "data": args.data, "train_batch": args.batch})
     search = search_steps(SearchContext(**{**vars(context), "config": default}))
     finetune = max(
         default.finetune.min_steps,
         round(default.finetune_epochs() * steps_per_epoch(subject.data.train, default.train_batch)),
     )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else resolve("cpu").device
+    tried = trials(SearchContext(**{**vars(context), "config": default}), search, plain)
+    settled = round(SETTLED * search)
+    handed_on = max(0, search - math.ceil(tried["counted_as"]) - settled)  # to fine-tuning
+    took = tried["counted_as"] * tried["ratio"]["value"] + settled * ratio.value
     found = {
         "device": device,
         "model": args.model,
@@ -221,11 +225,11 @@ def main() -> None:
         "step_ratio": ratio.to_json(),
         "search_step_s": sorted(a for a, _ in pairs)[len(pairs) // 2],
         "plain_step_s": sorted(b for _, b in pairs)[len(pairs) // 2],
-        "trials": trials(SearchContext(**{**vars(context), "config": tried}), plain),
-        "search_steps": search,
-        "finetune_steps": finetune,
-        "search_over_finetune_epoch": ratio.value * search / steps_per_epoch(subject.data.train, default.train_batch),
-        "search_over_finetune": ratio.value * search / finetune,
+        "trials": tried,
+        "search_steps": {"trials": tried["counted_as"], "under_masks": settled, "left_to_finetuning": handed_on},
+        "finetune_steps": finetune + handed_on,
+        "search_over_finetune_epoch": took / steps_per_epoch(subject.data.train, default.train_batch),
+        "search_over_finetune": took / (finetune + handed_on),
         "note": "masks at a budget of 2x by the roofline; the search's prior is not in the steps",
         "seconds": round(time.perf_counter() - started, 1),
     }

@@ -60,7 +60,7 @@ class SearchConfig(Section):
             ``gradient`` (of the loss, straight through the masks, as in the paper).
         latency_weight: Weight of the expected-latency term beside the gradient.
         trials: Sets of blocks that are tried at the start of the search, with a little training each (fewer where steps
-            are few); 1: scores alone decide which blocks go.
+            are few); 1, and where weights do not co-adapt: scores alone decide which blocks go.
         ramp: Share of the steps over which the budget tightens; trials begin within it.
         resolve_every: Steps between two solutions of the allocation.
         hyper_every: Steps between two updates of the hypernetwork.

@@ -64,13 +64,17 @@ class Bench:
     def case(self, section: str, key: str, take: Callable[[], Row]) -> None:
         """Adds the row of a case, unless it is there. What goes wrong is a row too: one case never stops the rest."""
         done = {row["key"]: row for row in self.rows(section)}
-        if key in done and not (self.retry and "error" in done[key]):
+        before = done.get(key, {})
+        # What was left out for want of a library is asked for again: it may have been installed since.
+        if before and "skipped" not in before and not (self.retry and "error" in before):
             return
         begun = time.perf_counter()
         try:
             row = take()
         except Exception as error:
             row = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+        if "skipped" in row and row["skipped"] == before.get("skipped"):
+            return
         row = {"key": key, **row, "seconds": round(time.perf_counter() - begun, 1)}
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"{section}.jsonl").open("a") as file:

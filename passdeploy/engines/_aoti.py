@@ -172,6 +172,15 @@ def _forget_recorded_types(program: torch.export.ExportedProgram, dtype: torch.d
         module.recompile()
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a package raises that loads and does not run, such as for want of memory, is said in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise BadInput(f"the AOTInductor package cannot be run: {one_line(error)}") from error
+
+
 class AotiRunner(Runner):
     """Runs a package on the CPU, in this process.
 
@@ -225,7 +234,7 @@ class AotiRunner(Runner):
         check_inputs(inputs, self._meta["inputs"])
 
         def once(chunk: Arrays) -> Arrays:
-            with self._torch.inference_mode():
+            with self._torch.inference_mode(), _told():
                 results = self._model(*self._tensors(chunk))
             results = results if isinstance(results, (tuple, list)) else (results,)
             return {name: value.cpu().numpy() for name, value in zip(self._outputs, results, strict=True)}
@@ -236,7 +245,8 @@ class AotiRunner(Runner):
         check_inputs(inputs, self._meta["inputs"])
         if any(len(array) != self._batch for array in inputs.values()):
             raise BadInput(f"engine: bind takes exactly {self._batch} image(s), the engine's batch")
-        self._bound = self._tensors(inputs)
+        with _told():
+            self._bound = self._tensors(inputs)
 
     def call(self) -> None:
         self._model(*self._bound)
@@ -272,7 +282,7 @@ class CudaAotiRunner(AotiRunner):
         side = cuda.Stream()
         side.wait_stream(cuda.current_stream())
         with single_means_single():
-            with cuda.stream(side):  # a capture needs everything allocated and tuned before it
+            with cuda.stream(side), _told():  # a capture needs everything allocated and tuned before it
                 for _ in range(3):
                     self._model(*self._bound)
             side.synchronize()

@@ -201,6 +201,9 @@ class Server:
                 self.stop(patience=0)
                 raise BadInput(f"{self.who}: no answer to {verb} after {timeout:.0f} s; its process was ended")
             answer = self._pipe.recv()
+        except KeyboardInterrupt:  # its answer may still come, and would be taken for that to the next request
+            self.stop(patience=0)
+            raise
         except (EOFError, OSError):  # it is gone, or the pipe was closed after it did not answer
             code = self._end(PATIENCE_S)
             raise died(self.who, code, self._output()) from None

@@ -8,14 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from passdeploy.errors import Unavailable
+from passdeploy.errors import BadInput, Unavailable
+
+NO_DRIVER = ("cudaErrorNoDevice", "cudaErrorInsufficientDriver", "cudaErrorInitializationError",
+             "cudaErrorSystemDriverMismatch", "cudaErrorSystemNotReady", "cudaErrorStubLibrary")  # fmt: skip
+"""What keeps every engine from running; anything else is about the one at hand."""
 
 
 def check(result: tuple[Any, ...]) -> Any:
     """Unpacks what a cuda-bindings function returns.
 
     Raises:
-        Unavailable: The CUDA error by name.
+        Unavailable: The CUDA error by name: there is no GPU that could be used.
+        BadInput: Likewise: what was asked of it failed.
     """
     from cuda.bindings import runtime
 
@@ -23,7 +28,10 @@ def check(result: tuple[Any, ...]) -> Any:
     if int(status) != 0:
         _, name = runtime.cudaGetErrorName(status)
         told = name.decode() if isinstance(name, bytes) else str(status)
-        raise Unavailable(f"CUDA: {told}; is an NVIDIA driver loaded (nvidia-smi)?")
+        if told in NO_DRIVER:
+            raise Unavailable(f"CUDA: {told}; is an NVIDIA driver loaded (nvidia-smi)?")
+        full = told == "cudaErrorMemoryAllocation"
+        raise BadInput(f"CUDA: {told}" + ("; take a smaller --batch, or end what else uses the GPU" if full else ""))
     return values[0] if len(values) == 1 else tuple(values) or None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -249,7 +249,9 @@ class TrtBackend(Backend):
         meta = facts(target, built["library"], graph, source) | {
             "compute_capabilities": [f"{a}.{b}" for a, b in capabilities(target)],
             "build_s": round(built["seconds"], 3),
-            "options": asdict(options),
+            "options": asdict(
+                replace(options, timing_cache=None)
+            ),  # a path of this machine, which tells its user's name
             "max_batch": largest,
             "tf32": built["tf32"],
         }

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from passdeploy.engines._child import answer_job, serve
+from passdeploy.engines._common import WARM_CALLS
 from passdeploy.engines._trt_context import context_of
 from passdeploy.errors import BadInput
 
@@ -225,9 +226,11 @@ class _Loaded:
             if name in self.inputs:
                 context.set_input_shape(name, buffer.shape)
             context.set_tensor_address(name, buffer.pointer)
-        context.profiler = times
-        for _ in range(calls):
-            context.execute_async_v3(int(self.stream.handle))
+        for call in range(WARM_CALLS + calls):
+            if call == WARM_CALLS:
+                context.profiler = times
+            if not context.execute_async_v3(int(self.stream.handle)):
+                raise BadInput("the engine could not be enqueued to time its layers")
             self.stream.synchronise()
         return {name: total / calls for name, total in times.total.items()}
 

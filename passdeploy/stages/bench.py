@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.engines.files import load_engine
+from passdeploy.errors import NotWritten, PassdeployError
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.measurement import Comparison, pooled
 from passdeploy.stages.alternatives import compiled_alternatives, time_together
@@ -96,7 +97,20 @@ def in_processes(
 
 
 def _layer_times(run: Run, folders: dict[str, Path]) -> dict[str, dict[str, float]] | None:
-    """Milliseconds of each layer of each engine, undisturbed ones; None where the runtime does not tell."""
+    """Milliseconds of each layer of each engine, undisturbed ones; None where the runtime does not tell.
+
+    Nor where it fails: being watched takes memory of its own, and hours of measuring are not lost for an extra.
+    """
+    try:
+        return _watched(run, folders)
+    except NotWritten:
+        raise
+    except PassdeployError as error:
+        run.ui.say(f"the layers are not timed: {error}")
+        return None
+
+
+def _watched(run: Run, folders: dict[str, Path]) -> dict[str, dict[str, float]] | None:
     found: dict[str, dict[str, float]] = {}
     images = run.validation_images[: run.target.batch]
     with ExitStack() as stack:

@@ -27,7 +27,7 @@ from passdeploy.shipping.servers.triton_config import TritonConfig, quote, rende
 from passdeploy.shipping.servers.vendor import copy_runner
 from passdeploy.shipping.sums import Refused
 from passdeploy.targets import Target
-from tests.shipping.conftest import SHAPE, make_source
+from tests.shipping.conftest import SHAPE, make_source, report
 
 
 def gpu_bundle(folder: Path, *engines: tuple[str, str, str]) -> Path:
@@ -127,7 +127,8 @@ def test_the_build_script_builds_with_trtexec_and_switches_over(tmp_path: Path) 
     done = subprocess.run(["sh", str(script)], env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (model / "1/model.plan").read_text() == "plan\n"
-    assert "--stronglyTyped" in (model.parent / "seen").read_text()
+    seen = (model.parent / "seen").read_text()
+    assert "--stronglyTyped" in seen and "--noTF32" in seen, "as passdeploy's own engines are built"
     config = (model / "config.pbtxt").read_text()
     assert 'platform: "tensorrt_plan"' in config
     assert "graphs: true" in config
@@ -264,6 +265,13 @@ def test_damaged_bundles_are_not_shipped(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"model\.onnx: content"):
         write_repository(tmp_path / "models", bundle, "triton")
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("server", ["triton", "mlserver", "kserve"])
+def test_a_goal_that_was_missed_is_named(server: str, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "run", report=report(status="over_budget"))
+    told = write_repository(tmp_path / "models", write_bundle(tmp_path / "bundle", source), server, name="net")
+    assert "its run ended over_budget" in (told.note or "")
 
 
 def test_finding_the_bundle_of_a_run(sealed_bundle: Path, tmp_path: Path) -> None:

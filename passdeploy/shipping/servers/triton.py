@@ -194,7 +194,7 @@ trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)
 [ -x "$trtexec" ] || {{ echo "trtexec: not found; run this inside the Triton or TensorRT container" >&2; exit 2; }}
 # The precision stands in the graph; TensorRT 10 has to be told to keep to it, later ones do.
 typed=$("$trtexec" --help 2>&1 | grep -q -- --stronglyTyped && echo --stronglyTyped || true)
-"$trtexec" --onnx=build/{onnx} --saveEngine=1/model.plan.part $typed --useCudaGraph
+"$trtexec" --onnx=build/{onnx} --saveEngine=1/model.plan.part $typed --noTF32 --useCudaGraph
 mv 1/model.plan.part 1/model.plan
 cp build/config.tensorrt.pbtxt config.pbtxt
 echo "1/model.plan: built; load the model again"
