@@ -13,6 +13,14 @@ NAMESPACE, NAME = "passdeploy", "masked_affine_act"
 _ACTIVATIONS = {"Relu": "relu", "HardSwish": "hardswish"}
 
 
+def plugin_name(activation: str) -> str:
+    """Of the plugin with one of `geometry.ACTIVATIONS`: each has its own, so that none has an attribute.
+
+    TensorRT 11 hands attributes over as arrays, and reads their annotations in a way that Python 3.13 refuses.
+    """
+    return f"{NAME}_{activation}"
+
+
 def with_plugin(data: bytes) -> bytes:
     """Replaces products with masks, and the activation right before them, by the plugin's node.
 
@@ -20,13 +28,11 @@ def with_plugin(data: bytes) -> bytes:
         data: Of `passdeploy.kernels.masked_forward.masked_network` with ``plain=True``, in any float precision.
 
     Returns:
-        The graph; TensorRT's parser finds the plugin by the node's type and its ``plugin_namespace``. Inputs: x, then
-        mask, scale and shift, float32 (C,); attribute ``activation``: position in `geometry.ACTIVATIONS`.
+        The graph; TensorRT's parser finds the plugin by the node's type (`plugin_name`) and its ``plugin_namespace``.
+        Inputs: x, then mask, scale and shift, float32 (C,).
     """
     import onnx
     from onnx import helper, numpy_helper
-
-    from passdeploy.kernels.geometry import ACTIVATIONS
 
     model = onnx.load_model_from_string(data)
     graph = model.graph
@@ -55,12 +61,11 @@ def with_plugin(data: bytes) -> bytes:
             graph.initializer.append(numpy_helper.from_array(array, f"{node.output[0]}_{part}"))
         nodes.append(
             helper.make_node(
-                NAME,
+                plugin_name(activation),
                 [source, *(f"{node.output[0]}_{part}" for part in parts)],
                 list(node.output),
                 name=f"masked_{node.output[0]}",
                 domain=NAMESPACE,
-                activation=ACTIVATIONS.index(activation),
                 plugin_namespace=NAMESPACE,
                 plugin_version="1",
             )

@@ -9,13 +9,8 @@ emulator. TensorRT-RTX takes no plugins.
 # No `from __future__ import annotations`: TensorRT reads the types of these functions' arguments.
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from passdeploy.engines._plugin_graph import NAME, NAMESPACE
+from passdeploy.engines._plugin_graph import NAME, NAMESPACE, plugin_name
 from passdeploy.kernels.geometry import ACTIVATIONS, ActivationShape
-
-PLUGIN = f"{NAMESPACE}::{NAME}"
 
 
 def launch(shape: tuple[int, ...], kind: str, activation: int) -> tuple[str, int, int, tuple[int, int, int, int]]:
@@ -46,39 +41,40 @@ def ptx(capability: int) -> bytes:
 
 
 def register(capability: int) -> None:
-    """Makes the plugin known to the TensorRT of this process; once is enough.
+    """Makes the plugins, one per activation, known to the TensorRT of this process; once is enough.
 
     Args:
         capability: Of the GPU that is built for, times ten.
     """
+    code = ptx(capability)
+    for activation in range(len(ACTIVATIONS)):
+        _register(activation, code)
+
+
+def _register(activation: int, code: bytes) -> None:
     import tensorrt as trt
     import tensorrt.plugin as trtp
 
-    # Its plugin creator hands over every attribute as an array [1]; annotated as `int` it calls int() on that, which
-    # numpy 2.4 refuses.
-    number = npt.NDArray[np.int64]
-
+    name = f"{NAMESPACE}::{plugin_name(ACTIVATIONS[activation])}"
     kinds = {trt.float32: "f32", trt.float16: "f16", trt.bfloat16: "bf16"}
-    code = ptx(capability)
 
-    @trtp.register(PLUGIN)  # type: ignore[untyped-decorator]
+    @trtp.register(name)  # type: ignore[untyped-decorator]
     def describe(
-        x: trtp.TensorDesc, mask: trtp.TensorDesc, scale: trtp.TensorDesc, shift: trtp.TensorDesc, activation: number
+        x: trtp.TensorDesc, mask: trtp.TensorDesc, scale: trtp.TensorDesc, shift: trtp.TensorDesc
     ) -> trtp.TensorDesc:
         return x.like()
 
-    @trtp.aot_impl(PLUGIN)  # type: ignore[untyped-decorator]
+    @trtp.aot_impl(name)  # type: ignore[untyped-decorator]
     def implement(
         x: trtp.TensorDesc,
         mask: trtp.TensorDesc,
         scale: trtp.TensorDesc,
         shift: trtp.TensorDesc,
-        activation: number,
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
         shape = tuple(int(x.shape[axis]) for axis in range(len(x.shape)))  # a `Shape` is indexed, not iterated
-        entry, blocks, threads, numbers = launch(shape, kinds[x.dtype], int(activation[0]))
+        entry, blocks, threads, numbers = launch(shape, kinds[x.dtype], activation)
         params = trtp.KernelLaunchParams()
         params.grid_x, params.block_x, params.shared_mem = blocks, threads, 0
         extra: Any = trtp.SymIntExprs(len(numbers))
