@@ -66,7 +66,7 @@ class Judge:
         self.context, self.device = context, training_device()
         stage = InputStage(context.data.preprocess)
         self.model = Prompted(stage, copy.deepcopy(context.network))
-        self.layout = place(self.model.train(), self.device)
+        self.layout = place(self.model.train(), self.device, context.data.input_shape)
         self.masker = Masker(self.model, context.groups, "network.")
         dense = Prompted(InputStage(context.data.preprocess), context.network)
         self.teacher = Teacher(dense, self.device, context.data.input_shape)

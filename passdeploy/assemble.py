@@ -148,7 +148,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         ratio, interval = ratio_of(bench)
     percentile = budget.budget.percentile
     measured_ms = bench["thin"]["p50"] if measured and bench else None
-    dense_ms = bench["dense"][percentile] if measured and bench else predictor.dense_ms
+    dense_ms = bench["dense"][percentile] if measured and bench else fit.get("dense_ms") or predictor.dense_ms
     timing = {name: shared.seconds(name) for name in ("dense", "profile", "search")}
     timing |= {name: space.seconds(name) for name in ("fit", "finetune", "compile", "bench") if name in made}
     alternatives = alternatives_beside(run, budget, bench)

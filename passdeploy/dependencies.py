@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import passdeploy
 from passdeploy.stages import PER_BUDGET, SHARED
 from passdeploy.stages.proof import exact
+from passdeploy.targets import cpu_stamp
 from passdeploy.workspace import json_digest, read_json, sha256
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
     """
     config, shared = run.config.to_json(), run.space.digest
     common: dict[str, Any] = {"passdeploy": version()}
+    # Virtual machines share names. On a GPU the host's CPU does not count.
+    stamp = cpu_stamp() if run.target.compute_capability is None else None
+    here: dict[str, Any] = {"measured": run.measured, "cpu": stamp}
     if stage == "dense":
         known = common | {"network": run.subject.digest, "data": run.subject.data_digest}
         if run.latency_only:
@@ -50,17 +54,23 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
         return known
     if stage == "profile":
         profile = None if config["profile_file"] is None else sha256(Path(config["profile_file"]))
-        return common | {
-            "dense": shared("dense"),
-            # Untrained weights of two networks can be the same bytes where their code is not.
-            "network": run.subject.architecture,
-            "target": run.target_facts(),
-            "profile": config["profile"],
-            "scope": config["scope"],
-            "axis": config["axis"],
-            "seed": config["seed"],
-            "file": profile,
-        }
+        # A latency model from a file is the same wherever the run is continued.
+        where = here if profile is None else {}
+        return (
+            common
+            | where
+            | {
+                "dense": shared("dense"),
+                # Untrained weights of two networks can be the same bytes where their code is not.
+                "network": run.subject.architecture,
+                "target": run.target_facts(),
+                "profile": config["profile"],
+                "scope": config["scope"],
+                "axis": config["axis"],
+                "seed": config["seed"],
+                "file": profile,
+            }
+        )
     if stage == "search":
         keys: tuple[str, ...] = (
             "search", "prompt", "groups", "train_batch", "seed", "method", "latency", "percentile"
@@ -69,35 +79,41 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
         decay = {"weight_decay": config["finetune"]["weight_decay"]}  # the search trains the same weights
         return common | made | decay | {k: config[k] for k in keys}
     if stage == "alternatives":
-        return common | {
-            "dense": shared("dense"),
-            "data": run.subject.data_digest,
-            "target": run.target_facts(),
-            "scope": config["scope"],
-            "percentile": config["percentile"],
-        }
+        return (
+            common
+            | here
+            | {
+                "dense": shared("dense"),
+                "data": run.subject.data_digest,
+                "target": run.target_facts(),
+                "scope": config["scope"],
+                "percentile": config["percentile"],
+            }
+        )
     assert budget is not None
     digest = budget.space.digest
     beside = {"alternatives": shared("alternatives")} if run.wants_alternatives else {}
     asked = {"budget": vars(budget.budget)}
     if stage == "fit":
-        # A latency model from a file is the same wherever the run is continued; what the loop can measure is not.
-        where = {"target": run.target_facts(), "measured": run.measured, "scope": config["scope"]}
-        return common | asked | where | {"search": shared("search"), "profile": shared("profile")}
+        where = {"target": run.target_facts(), "scope": config["scope"]}
+        return common | asked | here | where | {"search": shared("search"), "profile": shared("profile")}
     if stage == "finetune":
         keys = ("finetune", "epochs", "train_batch", "seed")
-        return common | {"fit": digest("fit"), "data": run.subject.data_digest, **{k: config[k] for k in keys}}
+        # What fit found says nothing of the weights that training goes on from.
+        made = {"fit": digest("fit"), "search": shared("search"), "dense": shared("dense")}
+        return common | made | {"data": run.subject.data_digest, **{k: config[k] for k in keys}}
     if stage == "compile":
         floor = {"min_accuracy": config["min_accuracy"]}
-        return common | floor | {"finetune": digest("finetune"), "target": run.target_facts()}
+        return common | floor | here | {"finetune": digest("finetune"), "target": run.target_facts()}
     if stage == "bench":
         # Not the alternatives: who asks for them later keeps what the budget was judged on, and gets the times
         # that they were given beside the dense engine alone.
-        return common | asked | {"compile": digest("compile"), "scope": config["scope"]}
+        return common | asked | here | {"compile": digest("compile"), "scope": config["scope"]}
     before, left_out = BUDGET_STAGES[: BUDGET_STAGES.index(stage)], skipped(budget)
     upstream = {name: digest(name) for name in before if name not in left_out}
     computed = json_digest({key: value for key, value in config.items() if key not in NOT_INPUTS})
-    return common | asked | upstream | beside | {"search": shared("search"), "config": computed}
+    upstream |= {name: shared(name) for name in ("dense", "profile", "search")}
+    return common | asked | upstream | beside | {"config": computed}
 
 
 def starts_over(space: Workspace, stage: str, inputs: dict[str, Any]) -> str | None:

@@ -133,7 +133,12 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    free = {folder: shutil.disk_usage(folder).free for folder in (Path.cwd(), Path(tempfile.gettempdir()))}
+    try:
+        folders = Path.cwd(), Path(tempfile.gettempdir())
+        free = {folder: shutil.disk_usage(folder).free for folder in folders}
+    except OSError as error:  # no folder for temporary files can be written, or this one was deleted
+        fix = "free disk space, or set TMPDIR to a folder that can be written"
+        return Finding("machine", "disk", False, str(error), fix)
     detail = ", ".join(f"{size / 2**30:.1f} GiB free in {folder}" for folder, size in free.items())
     if not os.access(Path.cwd(), os.W_OK):
         return Finding(

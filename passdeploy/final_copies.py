@@ -67,6 +67,8 @@ def _good(run: Run, budget: BudgetRun, until: str) -> set[str]:
     left_out = skipped(budget)
     last = BUDGET_STAGES.index(until)
     good = {name for name in BUDGET_STAGES[: last + 1] if name not in left_out}
+    if "bench" in left_out:  # the proof failed: that engine is nobody's
+        good.discard("compile")
     for name in BUDGET_STAGES[last + 1 :]:
         if name in left_out:
             continue

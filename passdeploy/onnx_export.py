@@ -76,7 +76,7 @@ def _resolve_adaptive_pools(model: nn.Module, example: torch.Tensor) -> None:
         source, target = first_tensor(args, kwargs).shape[-2:], output.shape[-2:]
         sizes.setdefault(module, set()).add(((source[0], source[1]), (target[0], target[1])))
 
-    pools = [m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d)]
+    pools = [m for m in model.modules() if type(m).forward is nn.AdaptiveAvgPool2d.forward]
     hooks = [pool.register_forward_hook(record, with_kwargs=True) for pool in pools]
     model(example)
     for hook in hooks:

@@ -193,8 +193,9 @@ class OnnxSlicer:
         while module is None and reader is not None:  # a table is computed, then it meets what is computed from images
             reader = next((n for n in self._skeleton.graph.node if reader.output[0] in n.input), None)
             module = self._attention_before(reader) if reader is not None else None
-        if module is not None and len(axes) == 1 and dense.ndim == cut.ndim:
-            spec, left = self._attentions[module], len(kept[module]["out"]["kept"])
+        cut_heads = None if module is None else kept.get(module, {}).get("out")
+        if module is not None and cut_heads is not None and len(axes) == 1 and dense.ndim == cut.ndim:
+            spec, left = self._attentions[module], len(cut_heads["kept"])
             sizes, rows = (dense.shape[axes[0]], cut.shape[axes[0]]), 3 * spec.head_dim
             if sizes == (spec.heads, left):
                 self._owner[name] = (module, f"axis {axes[0]}")
@@ -227,7 +228,7 @@ class OnnxSlicer:
         thin = export_model(self._thin(arch), self.input_shape, self.batch)
         arrays = {i.name: numpy_helper.to_array(i) for i in thin.graph.initializer}
         ours, theirs = self._skeleton.graph.node, thin.graph.node
-        if [node.op_type for node in ours] != [node.op_type for node in theirs]:
+        if [(n.op_type, len(n.input)) for n in ours] != [(n.op_type, len(n.input)) for n in theirs]:
             raise _Uncut("a thin model's graph has other operators than the dense one's")
         for node, other in zip(ours, theirs, strict=True):
             for position, (name, twin) in enumerate(zip(node.input, other.input, strict=True)):

@@ -139,7 +139,7 @@ class Run:
                 self.space.clear()
             # Again where a key differs that is no input: the stages alone read the configuration from here.
             written = yaml.safe_dump(config.to_json(), sort_keys=False)
-            if not (out / CONFIG).exists() or (out / CONFIG).read_text() != written:
+            if not (out / CONFIG).exists() or (out / CONFIG).read_text(encoding="utf-8") != written:
                 write_atomic(out / CONFIG, written)
         several = len(self.budgets) > 1
         self.runs = [
@@ -265,14 +265,16 @@ class Run:
             self.publish(run, until=name)
             if run.budget.asked == best:
                 self.publish(run, self.space.root, until=name)
-            if name in skipped(run):
+            if name in skipped(run) or (name == "compile" and "bench" in skipped(run)):
                 stopped[run.budget.asked] = stopped_by(run)
+            elif name == "fit" and "finetune" in skipped(run):
+                self.ui.say(f"{run.budget.asked}: {stopped_by(run)}")
         link_siblings(asked, self.space.root if fastest else None)
         if len(stopped) == len(asked):
             reasons = "; ".join(f"{budget}: {reason}" for budget, reason in stopped.items())
-            raise PassdeployError(f"{name}: not run, since {reasons}")
+            raise PassdeployError(f"{name}: nothing to go on with, since {reasons}")
         for budget, reason in stopped.items():
-            self.ui.say(f"{budget}: {name} not run, since {reason}.")
+            self.ui.say(f"{budget}: {name}: nothing to go on with, since {reason}.")
         return [run for run in asked if run.budget.asked not in stopped]
 
     def finish(self, run: BudgetRun) -> Report:

@@ -60,6 +60,6 @@ class Structure:
     @classmethod
     def load(cls, path: Path) -> Structure:
         try:
-            return cls.from_json(json.loads(path.read_text()))
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise BadInput(f"{path}: cannot be read as a structure ({error})") from None

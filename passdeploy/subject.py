@@ -23,6 +23,7 @@ from passdeploy.data.base import ImageData, check_data
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
 from passdeploy.groups.wrapped import plain_network
+from passdeploy.surgery import relative_difference
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.weights import load_weights, packaged_weights, unwrap
 
@@ -178,6 +179,23 @@ def _check_task(task: Task, data: ImageData) -> None:
         )
 
 
+SAME = 1e-3
+"""Largest relative difference between two runs of a network on the same images."""
+
+
+def _check_repeats(network: nn.Module, data: ImageData, name: str) -> None:
+    """Refuses a network that computes something else each time: nothing could be proven of it."""
+    images = torch.rand(2, *data.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.random.fork_rng(devices=()):
+        first, second = network(images), network(images)
+    comparable = isinstance(first, Tensor) and isinstance(second, Tensor) and bool(first.isfinite().all())
+    if comparable and relative_difference(first, second) > SAME:
+        raise BadInput(
+            f"--model {name}: gives other outputs for the same images, in evaluation too; a dropout in functional "
+            "form wants training=self.training"
+        )
+
+
 def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
     """Refuses a network whose outputs are not those of the data's task, in evaluation or in training."""
     network.eval()
@@ -198,6 +216,7 @@ def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
         raise BadInput(
             f"--model {name}: fails on images of {data.input_shape} from {data.name} ({first}); {advice}"
         ) from error
+    _check_repeats(network, data, name)
     task = task_of(data)
     task.check(outputs, data, name)
     try:

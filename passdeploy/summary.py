@@ -35,8 +35,13 @@ SIZES = ((224, 224), (32, 32))
 IMAGENET_CLASSES = 1000
 
 
-def render(report: Report, folder: Path) -> RenderableType:
-    """Verdict, dense against pruned, and where the files are."""
+def offered(folder: Path) -> list[Path]:
+    """What to look at in a run's folder, and what to ship."""
+    return [path for path in (folder / "report.html", folder / "bundle") if path.exists()]
+
+
+def render(report: Report) -> RenderableType:
+    """Verdict, and dense against pruned."""
     said = verdict(report)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("", "dense", "pruned", "change"):
@@ -46,11 +51,9 @@ def render(report: Report, folder: Path) -> RenderableType:
     messages = [Text(message) for message in report.messages or []]
     if report.alternatives is not None:
         messages.append(Text(alternatives_said(report)))
-    offered = [path for path in (folder / "report.html", folder / "bundle") if path.exists()]
-    files = Text("\n".join(map(str, offered)), style="dim")
     good = report.goal_met
     return Panel(
-        Group(Text(said.headline, style="bold"), Text(""), table, *messages, Text(""), files),
+        Group(Text(said.headline, style="bold"), Text(""), table, *messages),
         title=report.status,
         border_style="green" if good else "red",
         expand=False,

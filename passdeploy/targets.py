@@ -85,6 +85,10 @@ class Target:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
 
+_CPU_FACTS = ("cpu family", "model", "stepping", "cache size", "flags", "CPU ", "Features")
+"""Lines of /proc/cpuinfo, on x86 and (the last two) on ARM."""
+
+
 @cache
 def cpu_stamp() -> str:
     """Tells CPUs of one name apart, as those of virtual machines are: a digest of family, model, caches and flags."""
@@ -92,7 +96,7 @@ def cpu_stamp() -> str:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
         return ""
-    told = [s for s in first.splitlines() if s.startswith(("cpu family", "model", "stepping", "cache size", "flags"))]
+    told = [s for s in first.splitlines() if s.startswith(_CPU_FACTS)]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
 
 
@@ -108,6 +112,10 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             name = line.split(":", 1)[1].strip()
             break
+    else:  # ARM's have a maker and a part instead
+        told = dict(part.split(":", 1) for part in text.split("\n\n")[0].splitlines() if ":" in part)
+        facts = {key.strip(): value.strip() for key, value in told.items()}
+        name = " ".join([name, *(facts[key] for key in ("CPU implementer", "CPU part") if key in facts)])
     for flag, label in (("amx_tile", "AMX"), ("avx512f", "AVX-512"), ("avx2", "AVX2")):
         if f" {flag}" in text:
             extension = f" ({label})"

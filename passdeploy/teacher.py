@@ -31,7 +31,7 @@ class Teacher:
     def __init__(self, model: nn.Module, device: torch.device, input_shape: tuple[int, ...]) -> None:
         model = copy.deepcopy(model).eval().requires_grad_(False).cpu()
         self._run = self._folded(model, input_shape)
-        place(self._run, device)
+        place(self._run, device, input_shape)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

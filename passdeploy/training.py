@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from passdeploy.checkpoint import Checkpoint
 from passdeploy.data.base import Augmentation, ImageData, Split, batches
 from passdeploy.errors import BadInput
-from passdeploy.placing import place
+from passdeploy.placing import laid_out, place
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.teacher import Teacher
 
@@ -195,7 +195,7 @@ def train(
         curve_every: Steps between two points of the returned curve.
     """
     device, checkpoint = training_device(), checkpoint or Checkpoint(None)
-    how = place(model.train(), device)
+    how = place(model.train(), device, data.input_shape)
     tutor = Teacher(teacher, device, data.input_shape) if teacher is not None and settings.distill else None
     total = max(settings.min_steps, round(settings.epochs * steps_per_epoch(data.train, settings.batch)))
     total += settings.extra_steps
@@ -272,11 +272,16 @@ def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None
     """
     home, device = next((p.device for p in model.parameters()), torch.device("cpu")), training_device()
     model.to(device).eval()
-    batch = fitting_batch(split, batch)
+    batch, how = fitting_batch(split, batch), None
+
+    def outputs(images: Tensor) -> Tensor:
+        nonlocal how
+        images = images.to(device)
+        how = how or laid_out(model, images)
+        return model(images.contiguous(memory_format=how)).cpu()  # type: ignore[no-any-return]
+
     try:
-        return judge(
-            lambda images: model(images.to(device, memory_format=torch.channels_last)).cpu(), split, batch, task
-        )
+        return judge(outputs, split, batch, task)
     finally:
         model.to(home)
 
@@ -327,9 +332,10 @@ def reestimate_batch_norm(
     device = next(model.parameters()).device
     training = model.training
     use_batch_statistics(model)
+    how = laid_out(model, data.train.images(order[:1]).to(device))
     for chosen in order.tensor_split(-(-len(order) // batch)):  # as large as each other: each counts as much
         if len(chosen) > 1:
-            model(data.train.images(chosen).to(device, memory_format=torch.channels_last))
+            model(data.train.images(chosen).to(device, memory_format=how))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(training)

@@ -76,7 +76,7 @@ def packaged_weights(model: str, data: ImageData) -> Path | None:
     path = PACKAGED / name
     if Path(name).name != name or not path.is_file():
         return None
-    card = json.loads(path.with_suffix(".json").read_text())
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     return path if card["trained_for"] == trained_for(data) else None
 
 
@@ -252,11 +252,14 @@ def _check_names_and_shapes(path: Path, own: Mapping[str, Tensor], state: Mappin
     other = [name for name in own if name in state and own[name].shape != state[name].shape]
     if not (missing or unexpected or other):
         return
+    owners = {n.rpartition(".")[0] for n in other}
     heads = {(state[n].shape[:1], own[n].shape[:1]) for n in other if state[n].shape[1:] == own[n].shape[1:]}
     if (
         not missing
         and not unexpected
         and len(heads) == 1
+        and len(owners) == 1
+        and all(len(size) == 1 for pair in heads for size in pair)
         and all(state[n].shape[1:] == own[n].shape[1:] for n in other)
     ):
         (theirs,), (ours,) = next(iter(heads))

@@ -88,7 +88,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """Reads JSON. Raises `BadInput` when it is missing or malformed."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
 
@@ -116,8 +116,10 @@ def link_folder(source: Path, target: Path) -> None:
     temporary.rename(target)
 
 
-def _is_scratch(path: Path) -> bool:
-    return path.name.startswith(".") or path.suffix in SCRATCH_SUFFIXES
+def _is_scratch(path: Path, root: Path) -> bool:
+    """Whether a file of a stage's folder is none of its outputs: also what a writer that was killed left behind."""
+    inside = path.relative_to(root).parts
+    return any(part.startswith(".") for part in inside) or path.suffix in SCRATCH_SUFFIXES
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
@@ -126,7 +128,7 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record if isinstance(record["outputs"], dict) and "inputs" in record else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -147,7 +149,7 @@ def _begun(folder: Path) -> Any:
     if (record := _finished(folder)) is not None:
         return record["inputs"]
     started = folder / INPUTS
-    return json.loads(started.read_text()) if started.exists() else None
+    return json.loads(started.read_text(encoding="utf-8")) if started.exists() else None
 
 
 def _spent(folder: Path) -> float:
@@ -155,7 +157,7 @@ def _spent(folder: Path) -> float:
     if (record := _recorded(folder)) is not None:
         return float(record["seconds"])
     clock = folder / CLOCK
-    return float(clock.read_text()) if clock.exists() else 0.0
+    return float(clock.read_text(encoding="utf-8")) if clock.exists() else 0.0
 
 
 def _outlasted(folder: Path, aside: Path) -> bool:
@@ -178,11 +180,11 @@ def is_run_directory(root: Path) -> bool:
     from passdeploy.config import RunConfig
 
     with contextlib.suppress(OSError, ValueError):
-        manifest = json.loads((root / MANIFEST).read_text())
+        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         if isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA:
             return True
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        config = yaml.safe_load((root / CONFIG).read_text())
+        config = yaml.safe_load((root / CONFIG).read_text(encoding="utf-8"))
         # A run records every key; a configuration that somebody wrote beside their own files names some.
         return isinstance(config, dict) and set(config) == set(RunConfig.model_fields)
     return False
@@ -285,7 +287,7 @@ class Workspace:
                 with contextlib.suppress(BadInput):  # a full disk has been reported already
                     write_atomic(partial / CLOCK, str(seconds))
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-        kept = [path for path in files if not _is_scratch(path)]
+        kept = [path for path in files if not _is_scratch(path, partial)]
         outputs = {path.relative_to(partial).as_posix(): sha256(path) for path in kept}
         # First the record, then the cleaning up: whoever is killed in between is finished, not at the beginning.
         write_json(partial / RECORD, {"inputs": inputs, "outputs": outputs, "seconds": round(seconds, 3)})
@@ -324,9 +326,9 @@ class Workspace:
 
     def _adopt(self, stage: str, partial: Path) -> None:
         """Cleans a complete stage and moves it into place."""
-        for path in sorted(partial.rglob("*")):
-            if path.is_file() and _is_scratch(path):
-                path.unlink()
+        for path in sorted(partial.rglob("*"), reverse=True):  # what is in a folder comes before the folder
+            if _is_scratch(path, partial):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         folder = self.folder(stage)
         if folder.exists():
             _set_aside(folder, self._partial(f"{stage}.before"))

@@ -23,6 +23,10 @@ for candidate in "$python" python3.11 python3.12 python3; do
 done
 [ -n "$python" ] || { echo "serve-env: needs Python 3.11 or 3.12 (set PYTHON)" >&2; exit 2; }
 
+if [ -d "$folder" ] && [ -n "$(ls -A "$folder")" ] && [ ! -f "$folder/pyvenv.cfg" ]; then
+  echo "serve-env: $folder is not empty and no environment of Python; name another folder" >&2
+  exit 2
+fi
 rm -rf "$folder"
 "$python" -m venv "$folder"
 # Without its dependencies: of nvidia-pytriton only the server is used. Its Python backend corrupts tensors beside numpy 2.

@@ -133,6 +133,15 @@ def test_a_folder_that_cant_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert not doctor._disk().ok
 
 
+def test_a_machine_without_a_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", nowhere)
+    finding = doctor._disk()
+    assert not finding.ok and "TMPDIR" in (finding.fix or "")
+
+
 def test_a_noisy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 

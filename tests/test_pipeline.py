@@ -25,7 +25,7 @@ from passdeploy.budget import parse_budget
 from passdeploy.cli.running import exit_code
 from passdeploy.console import Ui
 from passdeploy.engines.base import Engine
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.latency import measure
 from passdeploy.latency.candidates import Candidate, FitResult
 from passdeploy.latency.measure import interleave
@@ -311,6 +311,20 @@ def test_a_backend_that_cannot_run_engines_says_why(
     assert "the driver is missing: nothing was measured, the engine was compiled only." in (got.messages or [])
 
 
+def test_other_weights_are_trained_anew_where_the_structure_is_the_same(copied: Callable[[], Path]) -> None:
+    """Fit says what is kept, and nothing of the weights: those are the search's, or the dense network's."""
+    folder = copied()
+    run = scripted.start(folder, weights=yaml.safe_load((folder / "config.yaml").read_text())["weights"])
+    (budget,) = run.runs
+    assert budget.space.current("finetune", run.inputs("finetune", budget))
+    for stage in ("dense", "search"):
+        path = run.space.folder(stage) / "stage.json"
+        was = path.read_text()
+        path.write_text(was.replace('"outputs": {', '"outputs": {"new": "0",', 1))
+        assert not budget.space.current("finetune", run.inputs("finetune", budget)), stage
+        path.write_text(was)
+
+
 def broken(network: nn.Module) -> nn.Module:
     """A network that computes something else."""
     with torch.no_grad():
@@ -354,9 +368,13 @@ def test_an_export_that_changes_the_function_ships_nothing(
     assert got.status == "not_equivalent"
     assert got.equivalence.thin_vs_onnx is not None
     assert got.equivalence.thin_vs_onnx > 1e-4
-    assert not (folder / "bundle").exists()
-    assert not (folder / "measurements.csv").exists()
+    for name in ("bundle", "engine", "model.onnx", "measurements.csv"):
+        assert not (folder / name).exists(), name
     assert exit_code([got], require_measured=False) == 1
+    with pytest.raises(PassdeployError, match="the compiled engine does not compute what the network does"):
+        scripted.start(folder, weights=yaml.safe_load((folder / "config.yaml").read_text())["weights"]).run_until(
+            "compile"
+        )
 
 
 def test_an_engine_that_returns_no_numbers_is_not_equivalent(

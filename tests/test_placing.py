@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from passdeploy.placing import layout, place
-from passdeploy.training import TrainSettings, train
+from passdeploy.training import TrainSettings, evaluate, reestimate_batch_norm, train
 from tests import scripted
 
 CPU = torch.device("cpu")
+SHAPE = scripted.data().input_shape
 
 
 def downsampling(narrow: int) -> nn.Module:
@@ -23,14 +24,14 @@ def downsampling(narrow: int) -> nn.Module:
 @pytest.mark.parametrize(("narrow", "how"), [(4, torch.contiguous_format), (16, torch.channels_last)])
 def test_channels_are_last_where_that_is_safe(narrow: int, how: torch.memory_format) -> None:
     model = downsampling(narrow)
-    assert layout(model, CPU) == place(model, CPU) == how
+    assert layout(model, CPU) == place(model, CPU, SHAPE) == how
     assert all(p.is_contiguous(memory_format=how) for p in model.parameters() if p.ndim == 4)
     assert layout(model, torch.device("cuda")) == torch.channels_last
 
 
 def test_what_lay_channels_last_is_put_back() -> None:
     model = downsampling(4).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    place(model, CPU)
+    place(model, CPU, SHAPE)
     assert all(p.is_contiguous() for p in model.parameters())
 
 
@@ -39,3 +40,30 @@ def test_narrow_downsampling_layers_can_be_trained() -> None:
     settings = TrainSettings(batch=32, min_steps=40, epochs=0.01)
     curve = train(downsampling(4), scripted.data(), settings)
     assert curve.step[-1] == 40
+
+
+class Viewed(nn.Module):
+    """As LeNet and its like are written: `view` of a feature map, which must lie as it always did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(16 * (SHAPE[1] // 2) * (SHAPE[2] // 2), len(scripted.data().classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_what_views_feature_maps_trains_and_is_judged() -> None:
+    model, data = Viewed(), scripted.data()
+    assert place(model, CPU, SHAPE) == torch.contiguous_format
+    assert model.training and all(p.is_contiguous() for p in model.parameters())
+    before = model.features[1].running_mean.clone()  # type: ignore[union-attr, operator]
+    place(model, CPU, SHAPE)
+    assert torch.equal(model.features[1].running_mean, before), "looking at it leaves no trace"  # type: ignore[arg-type]
+    assert train(model, data, TrainSettings(batch=32, min_steps=3, epochs=0.01), teacher=Viewed()).step[-1] == 3
+    reestimate_batch_norm(model, data)
+    assert evaluate(model, data.val) is not None
+    other = Viewed().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert place(other, CPU, SHAPE) == torch.contiguous_format and evaluate(other, data.val) is not None

@@ -259,3 +259,24 @@ def test_a_wrong_size_is_no_wrong_number_of_channels() -> None:
     config = make_config({"model": "<own>", "data": "<stripes>"})
     with pytest.raises(BadInput, match=r"check the input size \(input_size in the configuration\)$"):
         load_subject(config, model=Sized(), data=scripted.data())
+
+
+class Always(nn.Module):
+    """Drops in evaluation, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, len(scripted.data().classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.dropout(self.conv(x).mean((2, 3)), 0.5))
+
+
+def test_a_network_that_draws_lots_in_evaluation_is_refused() -> None:
+    with pytest.raises(BadInput, match="other outputs for the same images, in evaluation too; a dropout"):
+        load_subject(make_config({"model": "<Always>", "data": "stripes"}), Always(), scripted.data())
+
+
+def test_a_network_is_no_function_that_builds_one() -> None:
+    with pytest.raises(BadInput, match="is a network, not a function that builds one"):
+        models.build(nn.Linear(2, 2), 2)  # type: ignore[arg-type]

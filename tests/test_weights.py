@@ -211,6 +211,19 @@ def test_another_number_of_classes(tmp_path: Path) -> None:
     assert "tell 10 classes apart, the data has 3" in refusal(net(), tmp_path / "w.safetensors")
 
 
+class Scaled(nn.Module):
+    def __init__(self, biases: int, scale: tuple[int, ...]) -> None:
+        super().__init__()
+        self.table, self.scale = nn.Parameter(torch.zeros(biases, 4)), nn.Parameter(torch.zeros(scale))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(Scaled(9, ()), Scaled(9, (1,))), (Scaled(9, ()), Scaled(4, (1,)))])
+def test_a_scale_or_a_table_is_no_number_of_classes(tmp_path: Path, theirs: nn.Module, ours: nn.Module) -> None:
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    said = refusal(ours, tmp_path / "w.pth")
+    assert "of another shape" in said and "classes" not in said
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_not_finite(tmp_path: Path, value: float) -> None:
     broken = net()

@@ -49,6 +49,18 @@ def test_a_stage_runs_once(space: Workspace) -> None:
     assert set(read_json(space.root / "manifest.json")["stages"]) == {"s"}
 
 
+def test_what_a_killed_writer_left_is_no_output(space: Workspace) -> None:
+    def torn(folder: Path) -> None:
+        (folder / ".bundle.x1" / "bundle").mkdir(parents=True)
+        (folder / ".bundle.x1" / "bundle" / "half.txt").write_text("half")
+        write(folder)
+
+    assert space.run("s", {"x": 1}, torn)
+    record = space.record("s")
+    assert record is not None and set(record["outputs"]) == {"a.txt", "sub/b.txt"}
+    assert not (space.folder("s") / ".bundle.x1").exists()
+
+
 def test_other_inputs_run_it_again_from_nothing(space: Workspace) -> None:
     space.run("s", {"x": 1}, write)
 

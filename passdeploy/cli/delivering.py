@@ -117,7 +117,9 @@ def ship(
         print_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(written).items()})
     else:
         out_console.print(
-            f"{written.folder}: model {written.model} ({written.kind}); serve it with\n  {written.start}", markup=False
+            f"{written.folder}: model {written.model} ({written.kind}); serve it with\n  {written.start}",
+            markup=False,
+            soft_wrap=True,  # a path that is cut is no path
         )
         if written.note:
-            out_console.print(written.note, markup=False)
+            out_console.print(written.note, markup=False, soft_wrap=True)

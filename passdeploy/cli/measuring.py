@@ -86,6 +86,7 @@ def profile(
             f"{save}: {facts['n']} structures, mean error {facts['mape']:.1%}, largest {facts['max_ape']:.1%} "
             f"(cross-validated{within})",
             markup=False,
+            soft_wrap=True,
         )
 
 
@@ -134,7 +135,7 @@ def bench(
             out_console.print(layer_table(list(runners), parts))
         out_console.print(bench_table(comparison))
         for label, made in runners.made.items():
-            out_console.print(f"{label}: {made}", style="dim", markup=False)
+            out_console.print(f"{label}: {made}", style="dim", markup=False, soft_wrap=True)
         if said:
             out_console.print(said, markup=False)
     raise typer.Exit(code or 0)

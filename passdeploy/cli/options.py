@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -78,7 +79,10 @@ def only_results() -> Iterator[None]:
 
 def write_result(text: str) -> None:
     """Writes to stdout what a command was asked for."""
-    (_results.get() or sys.stdout).write(text)
+    stream = _results.get() or sys.stdout
+    if isinstance(stream, io.TextIOWrapper):  # files for other programs, whatever this machine's locale
+        stream.reconfigure(encoding="utf-8")
+    stream.write(text)
 
 
 def print_json(value: object) -> None:

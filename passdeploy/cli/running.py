@@ -102,15 +102,17 @@ def run(
     )
     made = configuration(config, flags, console=not json_)
     refuse_macs(made)
-    running = Run(made, out, Ui(quiet=json_), fresh=fresh, command=shlex.join(["passdeploy", *sys.argv[1:]]))
+    running = Run(made, out, Ui(quiet=json_), fresh=fresh, command=_typed())
     reports = running.run()
     if json_:
         print_json([report.to_json() for report in reports] if len(reports) > 1 else reports[0].to_json())
     else:
-        from passdeploy.summary import render
+        from passdeploy.summary import offered, render
 
         for budget, report in zip(running.answers, reports, strict=True):
-            out_console.print(render(report, budget.space.root))
+            out_console.print(render(report))
+            for path in offered(budget.space.root):  # not in the panel, which would cut them
+                out_console.print(str(path), style="dim", markup=False, soft_wrap=True)
     raise typer.Exit(exit_code(reports, made.require_measured))
 
 
@@ -130,7 +132,12 @@ def staged(name: str, out: Path, model: str | None, data: str | None, json_: boo
         print_json({"stage": name, "folders": [str(folder) for folder in folders]})
     else:
         for folder in folders:
-            out_console.print(f"{name}: {folder}", markup=False)
+            out_console.print(f"{name}: {folder}", markup=False, soft_wrap=True)
+
+
+def _typed() -> str:
+    """The command line; bytes that are no UTF-8 can't stand in a report."""
+    return shlex.join(["passdeploy", *sys.argv[1:]]).encode("utf-8", "replace").decode()
 
 
 def _stage_command(name: str, what: str) -> None:

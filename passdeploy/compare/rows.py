@@ -106,7 +106,7 @@ class RowFile:
         if not self.path.exists():
             return []
         try:
-            text = self.path.read_text()
+            text = self.path.read_text(encoding="utf-8")
             if self.path.suffix == ".json":
                 return list(json.loads(text))
             return [json.loads(line) for line in _whole_lines(text).splitlines() if line.strip()]

@@ -27,7 +27,7 @@ TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 """The first of these beside train/ is the test set; validation is always cut from the training data."""
 LAYOUT = "expected a subfolder of images per class, or train/ and val/ with such subfolders"
 
-NO_CLASSES = ("__pycache__", "__MACOSX")
+NO_CLASSES = ("__pycache__", "__MACOSX", "@eaDir")
 """Folders that other programs leave."""
 
 VAL_SHARE, TEST_SHARE = 0.15, 0.2
@@ -136,6 +136,11 @@ def _trees(root: Path) -> tuple[Tree, Tree | None]:
 def _tree(root: Path, smallest: int = MIN_PER_CLASS) -> Tree:
     """Image files per class, both in the order of their names."""
     folders = _folders(root)
+    for folder in folders:
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError:  # it could stand in no file that says what the classes are
+            raise BadInput(f"{root}: the folder name {folder.name!a} is no UTF-8; rename it") from None
     tree = {folder.name: _images(folder) for folder in folders}
     loose = sum(1 for entry in root.iterdir() if _is_image(entry.name) and entry.is_file())
     if not any(tree.values()):
@@ -180,6 +185,7 @@ def _images(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in NO_CLASSES)
         found += [Path(parent, name) for name in names if _is_image(name)]
     return sorted(found)
 

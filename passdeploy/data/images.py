@@ -48,8 +48,10 @@ def upright_size(path: Path) -> tuple[int, int] | str:
     """(height, width) as seen when the EXIF orientation is honoured, from the header; or why it can't be read."""
     try:
         with Image.open(path) as image:
+            if image.format == "TIFF":  # which Pillow turns itself, when it is read or before
+                image.load()
             width, height = image.size
-            turned = _orientation(image) >= 5
+            turned = image.format != "TIFF" and _orientation(image) >= 5
         if not _looks_whole(path):
             decode(path, Preprocess(size=(8, 8)))  # the truth, for files with something appended
     except Exception as error:
@@ -77,7 +79,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode.startswith("I"):
         wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
+        bits = 0 if image.mode == "I" and wide.max(initial=0) <= 255 else 8  # 32 bits wide, and yet 8 used
+        return Image.fromarray((wide >> bits).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
         top = values.max(initial=0)

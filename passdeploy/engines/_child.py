@@ -107,7 +107,7 @@ def run_job(
     _give_back()
     with tempfile.TemporaryDirectory(prefix="passdeploy-child-") as folder:
         question, answer = Path(folder, "job.json"), Path(folder, "result.json")
-        question.write_text(json.dumps(job))
+        question.write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", module, str(question), str(answer), str(os.getpid())]
         try:
             done = subprocess.run(
@@ -123,7 +123,7 @@ def run_job(
         except subprocess.TimeoutExpired:
             raise BadInput(f"{who}: no result after {timeout:.0f} s, ended; try a smaller network or batch") from None
         try:
-            told = json.loads(answer.read_text())
+            told = json.loads(answer.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):  # none, or what a full disk left of it
             full = os.strerror(errno.ENOSPC)
             if full in done.stdout:
@@ -137,10 +137,10 @@ def answer_job(do: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     question, answer = map(Path, sys.argv[1:3])
     _die_with(int(sys.argv[3]))
     try:
-        found = do(json.loads(question.read_text()))
+        found = do(json.loads(question.read_text(encoding="utf-8")))
     except Exception as error:
         found = failure(error)
-    answer.write_text(json.dumps(found))
+    answer.write_text(json.dumps(found), encoding="utf-8")
 
 
 def _die_with(parent: int) -> None:

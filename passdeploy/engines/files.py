@@ -43,7 +43,7 @@ def save_engine(engine: Engine, folder: Path) -> Path:
 
 def _facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(
             f"{path}: not there, so the engine beside it cannot be checked; compile it again with passdeploy compile"

@@ -120,6 +120,7 @@ class StandIn(nn.Module):
 def replaceable(model: nn.Module, example: Tensor) -> dict[str, Attention]:
     """The attentions of which all inputs are one tensor, and the output has its shape (features aside)."""
     fits: dict[str, bool] = {}
+    weighted: set[str] = set()
     found = {name: (module, spec) for name, module, spec in attentions(model)}
 
     def recorder(name: str) -> Any:
@@ -130,7 +131,8 @@ def replaceable(model: nn.Module, example: Tensor) -> dict[str, Attention]:
             same = x is not None and isinstance(out, Tensor) and x.ndim > 2 and x.shape[:-1] == out.shape[:-1]
             if isinstance(module, nn.MultiheadAttention):
                 same = same and len(given) == 3 and all(tensor is x for tensor in given)
-                same = same and output[1] is None  # nobody reads the attention's weights
+                if isinstance(output, tuple) and output[1] is not None:
+                    weighted.add(name)
             fits[name] = fits.get(name, True) and same
 
         return record
@@ -138,11 +140,37 @@ def replaceable(model: nn.Module, example: Tensor) -> dict[str, Attention]:
     hooks = [module.register_forward_hook(recorder(name), with_kwargs=True) for name, (module, _) in found.items()]
     try:
         with torch.no_grad():
-            model(example)
+            outputs = model(example)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: found[name][1] for name, fit in fits.items() if fit}
+    fitting = [name for name, fit in fits.items() if fit]
+    read = _weights_read(model, example, outputs, [name for name in fitting if name in weighted])
+    return {name: found[name][1] for name in fitting if name not in read}
+
+
+def _weights_read(model: nn.Module, example: Tensor, expected: Any, names: Sequence[str]) -> set[str]:
+    """Of attentions that return their weights, as they do unless told otherwise: those whose weights are used."""
+
+    def drop(module: nn.Module, args: Any, output: Any) -> Any:
+        return output[0], None
+
+    def used(names: Sequence[str]) -> bool:
+        hooks = [model.get_submodule(name).register_forward_hook(drop) for name in names]
+        try:
+            with torch.no_grad():
+                outputs = model(example)
+        except Exception:  # whatever code of the network's makes of a None
+            return True
+        finally:
+            for hook in hooks:
+                hook.remove()
+        same = isinstance(outputs, Tensor) and isinstance(expected, Tensor) and torch.equal(outputs, expected)
+        return not same
+
+    if not names or not used(names):
+        return set()
+    return {name for name in names if used([name])}
 
 
 def put_stand_ins(model: nn.Module, specs: dict[str, Attention]) -> None:

@@ -155,8 +155,9 @@ def without_einsum(model: nn.Module) -> None:
 
 
 def slim_kind(module: nn.Module) -> str | None:
-    """The key of `SLIM` for a module of torch or torchvision; None for another."""
+    """The key of `SLIM` for a module of torch or torchvision; None for another, and where forward is its own."""
     for kind in type(module).__mro__:
         if kind.__name__ in SLIM and kind.__module__.split(".")[0] in ("torch", "torchvision"):
-            return kind.__name__
+            ours = getattr(type(module), "slim", False) or isinstance(module, SlimMultiheadAttention)
+            return kind.__name__ if ours or type(module).forward is vars(kind)["forward"] else None
     return None

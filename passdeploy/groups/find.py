@@ -120,13 +120,16 @@ def _unreached(model: nn.Module, groups: Sequence[ChannelGroup], frozen: Mapping
     """The layers that the graph did not come to: nothing is known of them, and so nothing is done to them."""
     pruned = {member.module for group in groups for member in group.members if member.side == "out"}
     inside = [name for name, _, _ in attentions(model)]
+    whole = {a for a in inside if any(module == a or module.startswith(f"{a}.") for module in pruned)}
     reasons = {}
     for name, module in model.named_modules():
         if not isinstance(module, PRODUCERS) or name in pruned or name in frozen:
             continue
         parent = next((a for a in inside if name.startswith(f"{a}.")), "")
         reasons[name] = (
-            f"it is part of the attention {parent}, of which whole heads go"
+            f"it is part of the attention {parent}, "
+            + ("of which whole heads go" if parent in whole else "whose heads stay: it is not a plain self-attention, ")
+            + ("" if parent in whole else "or its weights are read")
             if parent
             else "the traced graph does not come to it: it is not used, or no gradient gets through what is behind it"
         )

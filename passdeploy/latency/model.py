@@ -236,7 +236,7 @@ class LatencyModel:
     def load(cls, path: Path, operators: Sequence[Operator], units: Sequence[int]) -> LatencyModel:
         """Reads a profile. Raises `BadInput` when it can't be read or is of another network."""
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as problem:
             raise BadInput(f"{path}: cannot be read as a profile ({problem})") from None
         try:

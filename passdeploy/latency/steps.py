@@ -194,7 +194,7 @@ def steps_of(target: Target, cache: str = "use") -> Steps:
     path = cache_path(target)
     if cache == "use":
         try:
-            return Steps.from_json(json.loads(path.read_text()))
+            return Steps.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # not there, or not readable: measured again
     steps = measure_steps(target)

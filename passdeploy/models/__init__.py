@@ -51,7 +51,8 @@ def _torchvision(name: str) -> ModelFactory:
     takes = inspect.signature(builder).parameters
     fixed: dict[str, object] = {"weights_backbone": None} if "weights_backbone" in takes else {}
     if name in ("googlenet", "inception_v3"):
-        fixed = {"aux_logits": False, "init_weights": False}
+        # Pretrained weights were trained on inputs that the network itself brings to their scale.
+        fixed = {"aux_logits": False, "init_weights": False, "transform_input": True}
 
     def make(num_classes: int = 1000, size: tuple[int, int] | None = None, **options: object) -> nn.Module:
         if size is not None and name.startswith("vit_"):
@@ -126,6 +127,11 @@ def build(name: str | ModelFactory, num_classes: int, size: tuple[int, int] | No
         BadInput: No such model, or the factory does not return an `nn.Module`.
     """
     make = factory(name) if isinstance(name, str) else name
+    if isinstance(make, nn.Module):
+        raise BadInput(
+            f"--model {name}: is a network, not a function that builds one; name a function that does, and give its "
+            "weights with --weights"
+        )
     label = name if isinstance(name, str) else getattr(name, "__qualname__", repr(name))
     parameters = inspect.signature(make).parameters
     given: dict[str, object] = {}

@@ -178,6 +178,10 @@ def _why_over(report: Report) -> str:
             f"The lower end of the interval has to be {INTERVAL_SLACK:.0%} of what was asked or more: it was measured "
             "too unsteadily to count on it."
         )
+    if not _is_speedup(report) and percentile_ms(report, "pruned") is None:
+        return "What can't be told is not met."
+    if not any(candidate.measured_ratio is not None for candidate in report.candidates or []):
+        return "The network was kept as it is, without a closed loop."
     return "The closed loop had measured it inside; the engine file that ships, measured anew, is not."
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.groups import macs
-from passdeploy.placing import layout, place
+from passdeploy.placing import place
 from passdeploy.search.allocator import Allocation, Allocator, Importance
 from passdeploy.search.method import SearchContext
 from passdeploy.search.prompt import Prompted
@@ -190,7 +190,7 @@ class Race:
     ) -> None:
         self.context, self.search, self.teacher, self.settings = context, search, teacher, settings
         self.device, self.task = training_device(), task_of(context.data)
-        self.layout = layout(search.model, self.device)
+        self.layout = place(search.model, self.device, context.data.input_shape)
         allocator, config = search.allocator, context.config.search
         wanted = config.trials > 1 and config.co_adapt and ratio < 1
         target_ms = ratio * allocator.dense_ms
@@ -219,7 +219,7 @@ class Race:
     def _begin(self, allocation: Allocation) -> Training:
         network = thin(self.search.model.network, self.context.groups, allocation.structure)
         model = Prompted(copy.deepcopy(self.search.model.stage), network).train()
-        how = place(model, self.device)
+        how = place(model, self.device, self.context.data.input_shape)
         groups = parameter_groups(model, self.settings.weight_decay)
         optimiser = torch.optim.SGD(groups, lr=0.0, momentum=self.settings.momentum, nesterov=True)
         return Training(model, optimiser, how)

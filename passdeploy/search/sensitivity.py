@@ -91,14 +91,14 @@ def measure(context: SearchContext, magnitude: dict[str, Tensor]) -> dict[str, T
     """
     device = training_device()
     model = Prompted(InputStage(context.data.preprocess), copy.deepcopy(context.network))
-    place(model, device)
+    how = place(model, device, context.data.input_shape)
     use_batch_statistics(model)
     masker = Masker(model, context.groups, "network.")
     groups = context.groups.groups
     passes = 1 + sum(len(SHARES) if group.kind == "channel" else 1 for group in groups)
     count = affordable([int(macs(context.operators))] * passes, OPERATIONS, 32, 1024)
     images, _ = training_images(context.data, count, context.config.seed)
-    images = images.to(device, memory_format=torch.channels_last)
+    images = images.to(device, memory_format=how)
     ones = {group.name: torch.ones(group.units, device=device) for group in groups}
 
     def outputs(masks: dict[str, Tensor]) -> Tensor:

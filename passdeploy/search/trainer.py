@@ -139,7 +139,7 @@ class _Training:
         self.search = prepare(context)
         self.device, self.task = training_device(), task_of(context.data)
         model, hyper = self.search.model, self.search.hyper
-        self.layout = place(model.train(), self.device)
+        self.layout = place(model.train(), self.device, context.data.input_shape)
         dense = Prompted(InputStage(context.data.preprocess), context.network)
         self.teacher = Teacher(dense, self.device, context.data.input_shape) if self.settings.distill else None
         if not self.settings.co_adapt:

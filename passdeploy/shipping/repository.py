@@ -133,7 +133,7 @@ def write_repository(
         if server == "mlserver":
             mlserver.write_settings(folder)
         if server == "kserve":
-            gpu = "KIND_GPU" in (place / triton.CONFIG).read_text()
+            gpu = "KIND_GPU" in (place / triton.CONFIG).read_text(encoding="utf-8")
             cpus = instances * (chosen[0].threads if chosen else 1)
             kserve.write_service(
                 folder, contents, name, gpu=gpu, cpus=cpus, instances=instances, storage_uri=storage_uri

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
-from passdeploy.errors import PassdeployError
+from passdeploy.errors import NotWritten, PassdeployError
 from passdeploy.export import export_onnx, export_program
 from passdeploy.groups.check import first_line
 from passdeploy.latency.measure import BENCH, interleave
@@ -61,6 +61,8 @@ def run_alternatives(run: Run, folder: Path) -> None:
         try:
             engine = backend.compile(source, target)
             accuracy = accuracy_in_precision(run, engine, source, target)
+        except NotWritten:
+            raise
         except Exception as error:  # whatever a compiler trips over: the run can do without it
             rows[precision] = {"reason": str(error) if isinstance(error, PassdeployError) else first_line(error)}
             continue

@@ -63,7 +63,8 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
     )
     logs = [run.space.folder("profile"), run.space.folder("search"), budget.space.folder("fit"), folder]
     everything = folder / "everything.tmp"
-    everything.write_text("".join(p.read_text() for p in (f / "measurements.jsonl" for f in logs) if p.exists()))
+    files = [f / "measurements.jsonl" for f in logs]
+    everything.write_text("".join(p.read_text(encoding="utf-8") for p in files if p.exists()), encoding="utf-8")
     MeasurementLog(everything).write_csv(folder / "measurements.csv")
 
 

@@ -99,6 +99,7 @@ def _fit_measured(
         found = close_loop(allocate, fastest, measure, asked, model_ms, MOST_FITS, MARGIN, scale)
         found = close_gap(found, narrow, measure, asked, model_ms, MOST_GAP_FITS, MARGIN, scale)
     chosen = found.chosen
+    facts["dense_ms"] = chosen.timing.dense_ms
     facts["unsteady"] = not found.feasible and excess(asked, chosen.timing) >= 1
     failed = list(dict.fromkeys(record.value["failed"] for record in log.records if "failed" in record.value))
     if chosen.failed:
@@ -140,6 +141,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     importance = result.importance_arrays(budget.index)
     facts: dict[str, Any] = {"messages": [], "candidates": [], "reachable": None, "masked_vs_thin": None}
     facts["left_out"] = facts["unsteady"] = False
+    facts["dense_ms"] = None  # beside the chosen one, where that was measured
     dense_ms = predictor.dense_ms
     stage = input_stage(run, result.stage)
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from passdeploy import data as datasets
 from passdeploy.data import folder
-from passdeploy.data.base import IMAGENET_MEAN, SubSplit
+from passdeploy.data.base import IMAGENET_MEAN, Preprocess, SubSplit
 from passdeploy.data.folder import load_folder
-from passdeploy.data.images import decode, fit, to_rgb
+from passdeploy.data.images import decode, fit, to_rgb, upright_size
 from passdeploy.errors import BadInput
 from passdeploy.training import training_batches
 
@@ -117,11 +117,41 @@ def test_what_is_no_image_is_ignored(tmp_path: Path) -> None:
     root = fill(tmp_path, {"red": 6, "__green__": 6})
     (root / "red" / "notes.txt").write_text("x")
     (root / "red" / "._000.png").write_bytes(b"x")
+    for hidden in (".ipynb_checkpoints", "@eaDir"):
+        (root / "red" / hidden).mkdir()
+        (root / "red" / hidden / "copy.png").write_bytes((root / "red" / "000.png").read_bytes())
     (root / ".cache").mkdir()
     (root / "__MACOSX").mkdir()
     (root / "overview.png").write_bytes(b"x")
     data = load_folder(root)
     assert (data.classes, len(data.test.labels)) == (("__green__", "red"), 2)
+    assert len(data.train) + len(data.val) + len(data.test) == 12
+
+
+def test_a_class_whose_name_is_no_utf8_is_refused_first(tmp_path: Path) -> None:
+    root = fill(tmp_path, {"red": 6, "green": 6})
+    try:
+        os.rename(os.fsencode(root / "green"), os.fsencode(root) + b"/gr\x84n")  # noqa: PTH104 - bytes
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    with pytest.raises(BadInput, match=r"'gr\\udc84n' is no UTF-8; rename it"):
+        load_folder(root)
+
+
+def test_32_bit_images_of_8_bits_are_not_black() -> None:
+    wide = Image.fromarray(np.array([[0, 200]], np.int32))
+    assert np.asarray(to_rgb(wide))[..., 0].tolist() == [[0, 200]]
+    assert np.asarray(to_rgb(Image.fromarray(np.array([[0, 51200]], np.int32))))[..., 0].tolist() == [[0, 200]]
+
+
+def test_tiffs_are_as_large_as_they_are_seen(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    path = tmp_path / "turned.tif"
+    picture((1, 2, 3), (8, 20)).save(path, exif=exif)
+    found = upright_size(path)
+    assert found == (20, 8)
+    assert decode(path, Preprocess(size=(20, 8))).shape == (3, 20, 8)
 
 
 def test_images_in_deeper_folders_and_links(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,9 @@ from torch.nn import functional as F
 
 from passdeploy._torchvision import torchvision
 from passdeploy.groups import find_groups, macs, operators
+from passdeploy.groups.attention_cut import slim_kind
 from passdeploy.groups.check import masked_against_thin, random_structure
+from passdeploy.onnx_export import export_model
 from passdeploy.structure import Structure
 from passdeploy.surgery import apply_architecture, architecture, relative_difference, thin
 from tests.groups.nets import ready
@@ -49,7 +53,7 @@ class Tokens(nn.Module):
 
     @staticmethod
     def _attention(kind: str, dim: int, heads: int) -> nn.Module:
-        if kind in ("torch", "by name"):
+        if kind in ("torch", "by name", "by default", "weights read"):
             return nn.MultiheadAttention(dim, heads, batch_first=True)
         return Own(dim, heads, pinned=kind != "unpinned")
 
@@ -62,6 +66,11 @@ class Tokens(nn.Module):
                 y, _ = attention(y, y, y, need_weights=False)
             elif self.kind == "by name":
                 y, _ = attention(key_padding_mask=None, query=y, key=y, value=y, need_weights=False)
+            elif self.kind == "by default":  # which returns the weights, for nobody
+                y = attention(y, y, y)[0]
+            elif self.kind == "weights read":
+                y, weights = attention(y, y, y)
+                y = y * weights.amax()
             elif self.kind == "own by name":
                 y = attention(mask=None, x=y)
             else:
@@ -129,6 +138,39 @@ def test_what_can_not_lose_heads_keeps_them() -> None:
     assert {"mlps.0.0", "mlps.1.0"} <= set(groups.names)
     assert not any(name.startswith("attentions") for name in groups.names)
     assert "attentions.0" in groups.frozen
+
+
+def test_attention_weights_that_nobody_reads_keep_no_head() -> None:
+    images = torch.rand(1, 3, 16, 16)
+    groups = find_groups(ready(Tokens("by default")), images)
+    assert {"attentions.0", "attentions.1"} <= set(groups.names), groups.frozen
+    assert sum(g.kind == "depth" for g in groups.groups) == 4
+    read = find_groups(ready(Tokens("weights read")), images)
+    assert not any(name.startswith("attentions") for name in read.names)
+    assert "its weights are read" in read.frozen["attentions.0.out_proj"]
+
+
+class OwnForward(nn.MultiheadAttention):
+    """Computes something else than its base class."""
+
+    def forward(self, *given: Tensor, **options: object) -> tuple[Tensor, None]:  # type: ignore[override]
+        return 2 * super().forward(*given, need_weights=False)[0], None
+
+
+def test_an_attention_with_a_forward_of_its_own_is_none_that_is_known() -> None:
+    model, images = Tokens("torch"), torch.rand(1, 3, 16, 16)
+    for i in range(2):
+        own = OwnForward(24, 4, batch_first=True)
+        own.load_state_dict(model.attentions[i].state_dict())
+        model.attentions[i] = own
+    assert slim_kind(model.attentions[0]) is None
+    assert slim_kind(nn.MultiheadAttention(24, 4)) == "MultiheadAttention"
+    model = ready(model)
+    exported = export_model(model, (3, 16, 16))
+    session = ort.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        assert np.abs(logits - model(images).numpy()).max() < 1e-4
 
 
 def test_a_cut_attention_keeps_its_scale_and_can_be_cut_again() -> None:

@@ -13,7 +13,7 @@ def missing() -> str | None:
     """Why there is no environment with a server and its clients."""
     if (environment() / "complete").is_file():
         return None
-    return f"no Triton server in {environment()}; run scripts/serve-env.sh (make serve-env)"
+    return f"no Triton server in {environment()}; run scripts/serve-env.sh"
 
 
 def client(*arguments: str, timeout: float = 120) -> str:

@@ -71,5 +71,5 @@ def write_service(
         },
     }
     path = folder / FILE
-    path.write_text(yaml.safe_dump(service, sort_keys=False))
+    path.write_text(yaml.safe_dump(service, sort_keys=False), encoding="utf-8")
     return path

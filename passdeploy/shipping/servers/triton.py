@@ -217,7 +217,7 @@ def write_build_script(folder: Path, contents: Contents, config: TritonConfig, e
     name = f"model.{precision}.onnx"
     (build / name).write_bytes(data)
     script = build / "build_plan.sh"
-    script.write_text(BUILD.format(onnx=name, note=note))
+    script.write_text(BUILD.format(onnx=name, note=note), encoding="utf-8")
     script.chmod(0o755)
     plan = replace(config, engine='platform: "tensorrt_plan"', cuda_graphs=True, parameters={})
     _write_config(build / "config.tensorrt.pbtxt", plan)

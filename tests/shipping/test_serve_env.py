@@ -1,0 +1,21 @@
+"""`scripts/serve-env.sh`: what it sets up lies in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "serve-env.sh"
+
+
+@pytest.mark.skipif(
+    os.uname().sysname != "Linux" or os.uname().machine != "x86_64", reason="tritonserver is not packed for it"
+)
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    done = subprocess.run(["sh", str(SCRIPT), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2 and "name another folder" in done.stderr
+    assert (tmp_path / "mine.txt").read_text() == "mine"
