@@ -14,7 +14,7 @@ import pytest
 
 from passdeploy.engines import _trt_child
 from passdeploy.engines._cuda import Stream
-from passdeploy.errors import BadInput, Unavailable
+from passdeploy.errors import BadInput
 from passdeploy.shipping.contents import open_bundle
 from passdeploy.shipping.executors import tensorrt as executor
 from tests.shipping.conftest import CLASSES, SHAPE, make_source
@@ -109,11 +109,11 @@ def test_a_capture_that_fails_leaves_nothing_behind(
     with pytest.raises(BadInput, match="refused"):
         stream.capture(refused)
     assert len(destroyed) == 1 and runtime.last_error == 0 and stream.handle.captured is None  # type: ignore[attr-defined]
-    with monkeypatch.context() as patch, pytest.raises(Unavailable, match="cudaErrorMemoryAllocation"):
+    with monkeypatch.context() as patch, pytest.raises(BadInput, match="MemoryAllocation; take a smaller --batch"):
         patch.setattr(runtime, "cudaGraphInstantiate", lambda *_: (2, None))
         stream.capture(lambda: None)
     assert len(destroyed) == 2
-    with monkeypatch.context() as patch, pytest.raises(Unavailable, match="cudaErrorInvalidValue"):
+    with monkeypatch.context() as patch, pytest.raises(BadInput, match="cudaErrorInvalidValue"):
         patch.setattr(runtime, "cudaStreamEndCapture", lambda _: (1, None))
         stream.capture(lambda: None)
     assert len(destroyed) == 2, "there was none"
