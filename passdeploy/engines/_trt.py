@@ -249,9 +249,7 @@ class TrtBackend(Backend):
         meta = facts(target, built["library"], graph, source) | {
             "compute_capabilities": [f"{a}.{b}" for a, b in capabilities(target)],
             "build_s": round(built["seconds"], 3),
-            "options": asdict(
-                replace(options, timing_cache=None)
-            ),  # a path of this machine, which tells its user's name
+            "options": asdict(replace(options, timing_cache=None)),  # that is a path, which tells its user's name
             "max_batch": largest,
             "tf32": built["tf32"],
         }

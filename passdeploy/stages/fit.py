@@ -40,8 +40,8 @@ MOST_FITS = 12
 MOST_GAP_FITS = 6
 """As many again, at most, to find one between what is far too fast and what is too slow."""
 FAR = 0.8
-"""What trials decided is kept to down to this share of the latency that was asked for: an engine may be so much slower
-than predicted that its blocks would be squeezed to their least widths."""
+"""What trials decided is kept to down to this share of the latency that is first asked for: an engine may be so much
+slower than predicted that its blocks would be squeezed to their least widths."""
 
 Allocated = tuple[Structure, float]
 
@@ -145,11 +145,11 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     dense_ms = predictor.dense_ms
     stage = input_stage(run, result.stage)
 
-    decided_ms = asked.target_ratio(dense_ms) * dense_ms
+    targets: list[float] = []
 
     def allocate(target_ms: float) -> tuple[Structure, float] | None:
-        # What trials decided was decided for a network of about this latency.
-        found = held.solve(importance, target_ms) if target_ms > FAR * decided_ms else None
+        targets.append(target_ms)  # the first is about what trials were held for
+        found = held.solve(importance, target_ms) if target_ms > FAR * targets[0] else None
         found = found or allocator.solve(importance, target_ms)
         return None if found is None else (found.structure, found.predicted_ms)
 
