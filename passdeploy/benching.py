@@ -134,19 +134,35 @@ def open_source(given: str, target: str, backend: str | None, threads: int) -> S
     raise BadInput(f"bench {given}: is no engine, ONNX file, run directory or bundle; check the path")
 
 
+def _compiled_as(given: list[str]) -> tuple[str | None, int]:
+    """Backend and threads of the first engine: what ONNX files beside it are compiled for, if nothing else is asked."""
+    for path in map(Path, given):
+        for folder in (path, path / "engine", path / "compile" / "engine"):
+            if (folder / "engine.json").is_file():
+                engine = load_engine(folder)
+                return engine.backend, int(engine.meta.get("threads", 1))
+    return None, 1
+
+
 @contextmanager
 def opened(
-    given: list[str], target: str = "cpu", backend: str | None = None, threads: int = 1, against: Path | None = None
+    given: list[str],
+    target: str = "cpu",
+    backend: str | None = None,
+    threads: int | None = None,
+    against: Path | None = None,
 ) -> Iterator[Opened]:
     """Everything given, loaded in this process and ready to be timed, by label; closed on exit.
 
-    Engines that were compiled for other thread counts keep theirs. Inputs are random images of the engine's shape.
+    Engines keep what they were compiled for. Inputs are random images of the engine's shape.
 
     Raises:
         BadInput: Something can't be timed here, takes another number of images at a time than the rest, or was compiled
             for something else than the engines of the report `against`.
     """
     labels = [label if given.count(label) == 1 else f"{label} #{i + 1}" for i, label in enumerate(given)]
+    found = _compiled_as(given)
+    backend, threads = backend or found[0], threads or found[1]
     runners = Opened()
     rng = np.random.default_rng(0)
     with ExitStack() as stack:

@@ -94,8 +94,8 @@ def profile(
 def bench(
     engines: Annotated[list[str], typer.Argument(help="Engines, ONNX files, run directories or bundles.")],
     target: Annotated[str, typer.Option(help="Where they run.")] = "cpu",
-    backend: Annotated[str | None, typer.Option(help="Compiles the ONNX files.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads, for ONNX files.")] = 1,
+    backend: Annotated[str | None, typer.Option(help="Compiles ONNX files; default: that of an engine given.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads, for ONNX files; default: likewise, or 1.")] = None,
     fail_if_slower: Annotated[
         str | None, typer.Option(help="Exit 1 if slower than the first by more: 5% (2% at least).")
     ] = None,
