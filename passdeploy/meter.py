@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from passdeploy.engines._common import one_line
+from passdeploy.engines._common import told
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.errors import BadInput, DenseFailed, NotWritten, PassdeployError
 from passdeploy.export import OnnxSlicer, export_program
@@ -41,19 +41,6 @@ def _dense_engine() -> Iterator[None]:
         raise
     except BadInput as error:
         raise DenseFailed(f"dense engine: {error}") from error
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """What a runtime raises for a graph that loads and does not run is said in one line."""
-    try:
-        yield
-    except PassdeployError:
-        raise
-    except Exception as error:  # ONNX Runtime's are no RuntimeError
-        if isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime"):
-            raise BadInput(f"cannot be run: {one_line(error)}") from error
-        raise
 
 
 class Meter:
@@ -132,10 +119,10 @@ class Meter:
         try:
             if self._sampler is None:
                 one_thread = self.target.compute_capability is None and self.target.threads == 1
-                with _dense_engine(), _told():  # its warm-up, too
+                with _dense_engine(), told("the engine"):  # its warm-up, too
                     self._dense = self._timed(self.groups.dense())
                     self._sampler = Sampler(self._dense, one_thread=one_thread)
-            with _told(), self._timed(structure) as thin:
+            with told("the engine"), self._timed(structure) as thin:
                 return self._sampler(thin)
         except PassdeployError:
             # Perhaps a child process died in which the dense engine was loaded, too: the next one gets a new one.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from passdeploy.data.base import Preprocess
+from passdeploy.engines._common import told
 from passdeploy.engines._end_to_end import EndToEnd
 from passdeploy.engines.base import Arrays, Engine, Runner, get_backend
 from passdeploy.errors import BadInput, DenseFailed
@@ -181,3 +182,20 @@ def test_thin_networks_are_measured_behind_the_prompt_that_they_ship_with() -> N
 
     assert resizes(timed.engine(small)) and not resizes(plain.engine(small))
     assert not resizes(timed.engine(plain.groups.dense()))
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (RuntimeError("out of memory\nmore"), BadInput),
+        (DenseFailed("dense"), DenseFailed),
+        (KeyError("ours"), KeyError),
+    ],
+)
+def test_what_a_runtime_raises_is_one_line_and_what_is_a_mistake_of_ours_is_not(
+    raised: Exception, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind) as caught, told("the engine"):
+        raise raised
+    assert "\n" not in str(caught.value)
+    assert (str(caught.value) == "the engine cannot be run: out of memory more") == (kind is BadInput)

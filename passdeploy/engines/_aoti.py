@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from passdeploy.engines._common import check_inputs, one_line, run_in_batches
+from passdeploy.engines._common import check_inputs, one_line, run_in_batches, told
 from passdeploy.engines.base import Arrays, CompileInput, Engine, Runner
 from passdeploy.errors import BadInput
 
@@ -172,15 +172,6 @@ def _forget_recorded_types(program: torch.export.ExportedProgram, dtype: torch.d
         module.recompile()
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """What a package raises that loads and does not run, such as for want of memory, is said in one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise BadInput(f"the AOTInductor package cannot be run: {one_line(error)}") from error
-
-
 class AotiRunner(Runner):
     """Runs a package on the CPU, in this process.
 
@@ -234,7 +225,7 @@ class AotiRunner(Runner):
         check_inputs(inputs, self._meta["inputs"])
 
         def once(chunk: Arrays) -> Arrays:
-            with self._torch.inference_mode(), _told():
+            with self._torch.inference_mode(), told("the AOTInductor package"):
                 results = self._model(*self._tensors(chunk))
             results = results if isinstance(results, (tuple, list)) else (results,)
             return {name: value.cpu().numpy() for name, value in zip(self._outputs, results, strict=True)}
@@ -245,7 +236,7 @@ class AotiRunner(Runner):
         check_inputs(inputs, self._meta["inputs"])
         if any(len(array) != self._batch for array in inputs.values()):
             raise BadInput(f"engine: bind takes exactly {self._batch} image(s), the engine's batch")
-        with _told():
+        with told("the AOTInductor package"):
             self._bound = self._tensors(inputs)
 
     def call(self) -> None:
@@ -282,7 +273,8 @@ class CudaAotiRunner(AotiRunner):
         side = cuda.Stream()
         side.wait_stream(cuda.current_stream())
         with single_means_single():
-            with cuda.stream(side), _told():  # a capture needs everything allocated and tuned before it
+            # A capture needs everything allocated and tuned before it.
+            with cuda.stream(side), told("the AOTInductor package"):
                 for _ in range(3):
                     self._model(*self._bound)
             side.synchronize()

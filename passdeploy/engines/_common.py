@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from passdeploy.engines.base import Arrays, CompileInput, Engine
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, PassdeployError
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target
@@ -171,6 +172,23 @@ def run_in_batches(run: Callable[[Arrays], Arrays], inputs: Arrays, batch: int) 
             chunk = {k: np.concatenate([v, np.repeat(v[-1:], batch - held, axis=0)]) for k, v in chunk.items()}
         parts.append({name: np.array(array[:held]) for name, array in run(chunk).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """What a runtime raises for something that loads and does not run, as for want of memory, is said in one line.
+
+    Raises:
+        BadInput: That it cannot be run, and why.
+    """
+    try:
+        yield
+    except PassdeployError:
+        raise
+    except Exception as error:  # ONNX Runtime's are no RuntimeError
+        if isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime"):
+            raise BadInput(f"{what} cannot be run: {one_line(error)}") from error
+        raise
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
