@@ -13,7 +13,7 @@ from passdeploy.environment import environment
 from passdeploy.explain import group_sections, why_not_faster
 from passdeploy.judging import asked_ms, judge, ratio_of
 from passdeploy.layers import by_block
-from passdeploy.remarks import build_spread, disturbance, host_bound, untrained
+from passdeploy.remarks import build_spread, disturbance, host_bound, other_pace, untrained
 from passdeploy.reporting import schema as s
 from passdeploy.reporting.commit import current_commit
 from passdeploy.reporting.engines import LayerLatency
@@ -114,6 +114,8 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
         notes.append(f"Accuracy is the {run.subject.task.metric_name} ({run.subject.task.name}).")
     rebuilds = _rebuilds(optional("compile", "engine/engine.json"))
     notes += build_spread(rebuilds) + disturbance(bench) + host_bound(bench)
+    if measured and bench:
+        notes += other_pace(fit.get("dense_ms"), bench["dense"][budget.budget.percentile])
     messages = untrained(run.subject, dense["accuracy"]["validation"]) + list(fit["messages"]) + notes
     if not equivalent:
         status = "not_equivalent"

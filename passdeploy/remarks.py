@@ -11,6 +11,8 @@ from passdeploy.reporting.format import milliseconds
 if TYPE_CHECKING:
     from passdeploy.subject import Subject
 
+OTHER_PACE = 0.15
+"""A dense engine that is so much slower or faster than in the closed loop: another machine, in effect."""
 HOST_BOUND = 0.9
 """Share of the latency from which on enqueueing is as long as what is enqueued."""
 DISTURBED = 0.08
@@ -77,3 +79,19 @@ def disturbance(bench: dict[str, Any] | None) -> list[str]:
                 f"blocks stood out and were left out, and blocks differ by {timed.spread:.1%} (standard deviation)."
             )
     return notes
+
+
+def other_pace(then_ms: float | None, now_ms: float | None) -> list[str]:
+    """What a reader should know where the dense engine was not as fast in the closed loop as in the last measurement.
+
+    Args:
+        then_ms: The dense engine's latency in the closed loop; None: not measured there.
+        now_ms: In the last measurement, the one that decides.
+    """
+    if not then_ms or not now_ms or max(then_ms, now_ms) / min(then_ms, now_ms) - 1 < OTHER_PACE:
+        return []
+    return [
+        f"The dense engine takes {milliseconds(now_ms)} in the measurement that decides, and took "
+        f"{milliseconds(then_ms)} when the budget was fitted: the machine is not as it was, and ratios move with it. "
+        "On a quiet one, passdeploy verify --measure of the run's bundle measures again."
+    ]

@@ -10,7 +10,7 @@ from passdeploy.budget import parse_budget
 from passdeploy.judging import judge, ratio_of
 from passdeploy.latency.measurement import Measurement
 from passdeploy.latency.stats import median_ratio
-from passdeploy.remarks import disturbance, host_bound
+from passdeploy.remarks import disturbance, host_bound, other_pace
 from passdeploy.stages.bench import MOST_PROCESSES, PRECISE, PROCESSES
 
 
@@ -46,6 +46,14 @@ def test_blocks_that_stand_out_are_named(disturbed: int, spread: float, said: bo
 def test_what_was_not_measured_was_not_disturbed() -> None:
     assert disturbance({"measured": False}) == []
     assert disturbance(None) == []
+
+
+@pytest.mark.parametrize(("then", "now", "said"), [(0.521, 0.689, True), (0.689, 0.521, True), (0.5, 0.55, False),
+                                                   (None, 0.5, False), (0.5, None, False)])  # fmt: skip
+def test_a_machine_that_has_changed_since_the_fit_is_named(then: float | None, now: float | None, said: bool) -> None:
+    notes = other_pace(then, now)
+    assert bool(notes) == said
+    assert all("passdeploy verify --measure" in note for note in notes)
 
 
 def test_a_report_says_where_the_host_sets_the_pace() -> None:
