@@ -48,7 +48,8 @@ $(BIN)/pip:
 	$(PYTHON) -m venv .venv
 
 data: ## Fashion-MNIST from the system's package where that can be had; else it is downloaded when first used
-	@if [ -e /usr/share/datasets/fashion-mnist ] || [ -n "$$PASSDEPLOY_DATA" ]; then \
+	@if [ -e /usr/share/datasets/fashion-mnist ] || { [ -n "$$PASSDEPLOY_DATA" ] && \
+		find -L $$(echo "$$PASSDEPLOY_DATA" | tr : ' ') -maxdepth 3 -name 'train-images-idx3-ubyte*' 2>/dev/null | grep -q .; }; then \
 		echo "data: Fashion-MNIST is here"; \
 	elif [ -n "$(APT)" ] && command -v apt-get >/dev/null; then \
 		$(APT) install -y -qq dataset-fashion-mnist >/dev/null 2>&1 \
