@@ -284,6 +284,18 @@ def thin(model: nn.Module, groups: Groups, structure: Structure) -> nn.Module:
 
 
 @torch.no_grad()
+def positions(model: nn.Module, groups: Groups, structure: Structure) -> dict[str, Tensor]:
+    """Where the values of a thin network's state were cut from: positions in the dense one's flattened tensors.
+
+    Of a tensor that is no number, such as a mask of truth values, they are no positions; nothing is cut from those.
+    """
+    numbered = copy.deepcopy(unwrap(model)).cpu().double()  # holds every position exactly
+    for value in (*numbered.parameters(), *numbered.buffers()):
+        value.copy_(torch.arange(value.numel()).reshape(value.shape))
+    return thin(numbered, groups, structure).state_dict()
+
+
+@torch.no_grad()
 def put_back(model: nn.Module, groups: Groups, structure: Structure, thinner: nn.Module) -> dict[str, Tensor]:
     """The state of a dense network in which a thin one's values stand where they were cut from.
 
@@ -293,16 +305,13 @@ def put_back(model: nn.Module, groups: Groups, structure: Structure, thinner: nn
         structure: What the thin one was cut to.
         thinner: The thin network, trained since.
     """
-    numbered = copy.deepcopy(unwrap(model)).cpu().double()  # holds every position exactly
-    for value in (*numbered.parameters(), *numbered.buffers()):
-        value.copy_(torch.arange(value.numel()).reshape(value.shape))
-    positions = thin(numbered, groups, structure).state_dict()
+    where = positions(model, groups, structure)
     state = {name: value.clone() for name, value in unwrap(model).state_dict().items()}
     for name, value in thinner.state_dict().items():
         if value.shape == state[name].shape:  # nothing was cut from it: a mask of truth values can't hold positions
             state[name] = value.to(state[name], copy=True)
             continue
         flat = state[name].flatten()
-        flat[positions[name].flatten().long().to(flat.device)] = value.flatten().to(flat)
+        flat[where[name].flatten().long().to(flat.device)] = value.flatten().to(flat)
         state[name] = flat.reshape(state[name].shape)
     return state

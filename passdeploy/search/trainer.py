@@ -11,7 +11,7 @@ once weights train along: batch norm makes the loss indifferent to the scale of 
 a group's kept units sum to nothing, while those of removed ones always ask to come back.
 
 With `search.trials`, which blocks go is decided before, by trial (`race.py`): the training of the set that wins is
-how the search begins.
+how the search begins. Steps that train weights and prompt only cost what the thin network costs (`forward.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.config import SearchConfig
-from passdeploy.kernels.masked_forward import search_masker
 from passdeploy.placing import place
+from passdeploy.search.forward import Forward
 from passdeploy.search.hypernetwork import Cuts
 from passdeploy.search.method import SearchContext, SearchResult, register_method, search_steps
 from passdeploy.search.prompt import InputStage, Prompted
@@ -153,7 +153,7 @@ class _Training:
             slow.append({"params": [model.stage.prompt], "lr": context.config.prompt.lr})
         self.adam = torch.optim.Adam(slow)
         self.trains_more = self.settings.co_adapt or model.stage.prompt is not None
-        self.masker = search_masker(model, context.groups, "network.")
+        self.forward = Forward(model, context.groups, context.data.input_shape)
         self.cuts = [self.search.open() for _ in context.ratios]
         self.solved = [1.0 for _ in context.ratios]  # the share that each budget's allocation was asked for
         self.consequences = [Consequences() for _ in context.ratios]
@@ -203,8 +203,10 @@ class _Training:
         if learn:
             loss, objective, logits = self._learning(turn, asked, batch)
         else:
-            loss, logits = self._under(self.cuts[which].hard, batch)
-            objective = loss
+            torch.manual_seed(batch.seed)
+            with autocast(self.device):
+                logits = self.forward.kept(self.cuts[which].hard, images, which)
+            loss = objective = task_loss(self.task, logits, labels, target, self.train)
         self.weights.zero_grad()
         self.adam.zero_grad()
         if objective.requires_grad:  # a probe may have found nothing to remove, and nothing else be trained
@@ -245,7 +247,7 @@ class _Training:
         """The loss under masks, and the logits."""
         torch.manual_seed(batch.seed)  # what drops out is the same each time: what differs is the masks'
         with autocast(self.device):
-            logits = self.masker(self.search.named([value.to(self.device) for value in values]), batch.images)
+            logits = self.forward.masked(values, batch.images)
         return task_loss(self.task, logits, batch.labels, batch.target, self.train), logits
 
     def _seed(self, turn: _Turn) -> int:
