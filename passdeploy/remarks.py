@@ -81,17 +81,19 @@ def disturbance(bench: dict[str, Any] | None) -> list[str]:
     return notes
 
 
-def other_pace(then_ms: float | None, now_ms: float | None) -> list[str]:
+def other_pace(then_ms: float | None, now_ms: float | None, attempts: int = 1) -> list[str]:
     """What a reader should know where the dense engine was not as fast in the closed loop as in the last measurement.
 
     Args:
         then_ms: The dense engine's latency in the closed loop; None: not measured there.
-        now_ms: In the last measurement, the one that decides.
+        now_ms: In the measurement that decides.
+        attempts: How many were made; the one with the fastest dense engine decides.
     """
     if not then_ms or not now_ms or max(then_ms, now_ms) / min(then_ms, now_ms) - 1 < OTHER_PACE:
         return []
+    least = f", the least disturbed of {attempts}," if attempts > 1 else ""
     return [
-        f"The dense engine takes {milliseconds(now_ms)} in the measurement that decides, and took "
+        f"The dense engine takes {milliseconds(now_ms)} in the measurement that decides{least} and took "
         f"{milliseconds(then_ms)} when the budget was fitted: the machine is not as it was, and ratios move with it. "
         "On a quiet one, passdeploy verify --measure of the run's bundle measures again."
     ]

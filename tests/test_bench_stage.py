@@ -8,10 +8,10 @@ import pytest
 
 from passdeploy.budget import parse_budget
 from passdeploy.judging import judge, ratio_of
-from passdeploy.latency.measurement import Measurement
+from passdeploy.latency.measurement import Comparison, Measurement
 from passdeploy.latency.stats import median_ratio
 from passdeploy.remarks import disturbance, host_bound, other_pace
-from passdeploy.stages.bench import MOST_PROCESSES, PRECISE, PROCESSES
+from passdeploy.stages.bench import AGAIN, MOST_PROCESSES, PRECISE, PROCESSES, until_undisturbed
 
 
 def test_six_processes_are_the_fewest_with_an_interval() -> None:
@@ -54,6 +54,33 @@ def test_a_machine_that_has_changed_since_the_fit_is_named(then: float | None, n
     notes = other_pace(then, now)
     assert bool(notes) == said
     assert all("passdeploy verify --measure" in note for note in notes)
+
+
+def comparison(dense_ms: float) -> Comparison:
+    each = Measurement(dense_ms, dense_ms, dense_ms, dense_ms, n=9, spread=0.01, blocks=9, disturbed=0, samples=())
+    return Comparison({"dense": each, "thin": each}, {"dense": (1.0,), "thin": (1.0,)}, "dense")
+
+
+@pytest.mark.parametrize(
+    ("fitted", "dense", "made"),
+    [
+        (0.5, [0.55, 0.5], 1),
+        (0.5, [0.7, 0.52, 0.5], 2),
+        (0.5, [0.7, 0.8, 0.75, 0.5], 1 + AGAIN),
+        (0.7, [0.5, 0.7], 1),  # the closed loop was disturbed, not this
+        (None, [0.7, 0.5], 1),
+    ],
+)
+def test_a_slow_dense_engine_is_measured_again(fitted: float | None, dense: list[float], made: int) -> None:
+    left, said = iter(dense), []
+    found = until_undisturbed(lambda: comparison(next(left)), "p50", fitted, said.append, pause_s=0.0)
+    assert [each.measurements["dense"].p50 for each in found] == dense[:made]
+    assert len(said) == made - 1
+
+
+def test_the_least_disturbed_of_several_measurements_is_called_so() -> None:
+    (note,) = other_pace(0.5, 0.7, attempts=3)
+    assert "in the measurement that decides, the least disturbed of 3, and took" in note
 
 
 def test_a_report_says_where_the_host_sets_the_pace() -> None:

@@ -26,7 +26,7 @@ def cost(model: str, batch: int, pairs: int, kernels: bool) -> Row:
         )  # fmt: skip
         if not out.exists():
             raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it said nothing")
-        refused = [line for line in done.stderr.splitlines() if "masks weights instead" in line]
+        refused = [line for line in done.stderr.splitlines() if "does without its CUDA kernel" in line]
         if kernels and refused:  # what was timed is not what the row says
             raise RuntimeError(refused[0])
         found = json.loads(out.read_text())
@@ -38,5 +38,5 @@ def run(bench: Bench) -> None:
     models, pairs = (("resnet18",), 6) if bench.quick else (("resnet18", "resnet50"), 15)
     for model in models:
         for kernels in (True, False):
-            key = f"{model} batch 64 {'masked kernels' if kernels else 'scaled weights'}"
+            key = f"{model} batch 64 {'masked kernels' if kernels else 'thin networks'}"
             bench.case("search", key, lambda m=model, k=kernels: cost(m, 64, pairs, k))  # type: ignore[misc]

@@ -73,7 +73,7 @@ def refuse(device: torch.device, reason: str) -> None:
     """Does without the kernel on a device from now on; the first reason is told, once."""
     if device not in _refused:
         _refused[device] = reason
-        _log.warning("passdeploy: the search masks weights instead of using its CUDA kernel: %s", reason)
+        _log.warning("passdeploy: the search does without its CUDA kernel: %s", reason)
 
 
 def complaint(x: Tensor, activation: str, run: _Run | None = None) -> str | None:

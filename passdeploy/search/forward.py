@@ -16,6 +16,7 @@ from torch import Tensor
 
 from passdeploy.groups import Groups
 from passdeploy.groups.masking import call_with
+from passdeploy.kernels import selfcheck
 from passdeploy.kernels.masked_forward import KernelMasker, search_masker
 from passdeploy.placing import laid_out, layout
 from passdeploy.search.prompt import Prompted
@@ -129,7 +130,7 @@ class Forward:
             images: (N, C, H, W).
             which: Its thin network is kept until the masks are others.
         """
-        if isinstance(self.masker, KernelMasker):
+        if isinstance(self.masker, KernelMasker) and not selfcheck.refused(images.device):
             return self.masked(masks, images)
         before, thinned = self._thinned.get(which, ((), None))
         if thinned is None or any(not torch.equal(a, b) for a, b in zip(before, masks, strict=True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,10 +13,12 @@ from passdeploy.engines.files import load_engine
 from passdeploy.errors import NotWritten, PassdeployError
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.measurement import Comparison, pooled
+from passdeploy.remarks import OTHER_PACE
+from passdeploy.reporting.format import milliseconds
 from passdeploy.stages.alternatives import compiled_alternatives, time_together
 from passdeploy.stages.common import bench_settings, fitted_structure
 from passdeploy.timing import compare_files, open_runner
-from passdeploy.workspace import write_json
+from passdeploy.workspace import read_json, write_json
 
 if TYPE_CHECKING:
     from passdeploy.budget import Budget
@@ -27,6 +30,10 @@ interval without an assumption about their distribution: from the lowest to the 
 MOST_PROCESSES = 18
 PRECISE = 0.02
 """Where the interval reaches further than this to either side, the machine is disturbed: more processes are asked."""
+AGAIN = 2
+"""Further measurements, at most, while the dense engine is slower than when the budget was fitted."""
+PAUSE_S = 20.0
+"""Before each of them: what disturbs a machine takes a while to pass."""
 LAYER_ROUNDS = 3
 """The engines take turns at being watched, so that a disturbance does not pass for a difference between them."""
 
@@ -40,9 +47,15 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
     folders = {"dense": compiled / "dense-engine", "thin": compiled / "engine"}
     log = MeasurementLog(folder / "measurements.jsonl")
     digest = fitted_structure(budget.space.folder("fit")).digest()
-    together = in_processes(
-        run, budget.budget, folders, lambda take: log.measure("process", digest, run.target.name, take).value
-    )
+
+    def measure() -> Comparison:
+        return in_processes(
+            run, budget.budget, folders, lambda take: log.measure("process", digest, run.target.name, take).value
+        )
+
+    fitted_ms = read_json(budget.space.folder("fit") / "fit.json").get("dense_ms")
+    attempts = until_undisturbed(measure, budget.budget.percentile, fitted_ms, run.ui.say)
+    together = min(attempts, key=lambda each: _dense_ms(each, budget.budget.percentile) or float("inf"))
     beside = None
     if lower := compiled_alternatives(run):
         both = {name: (load_engine(path), run.target) for name, path in folders.items()}
@@ -56,6 +69,10 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
             "measured": True,
             "processes": list(together.pairs["thin"]),
             "ratio": together.ratio("thin").to_json(),
+            "attempts": [
+                {"dense_ms": _dense_ms(each, budget.budget.percentile), "ratio": each.ratio("thin").value}
+                for each in attempts
+            ],
             **{name: m.to_json(samples=True) for name, m in together.measurements.items()},
             "alternatives": beside,
             "layers": layers,
@@ -66,6 +83,47 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
     files = [f / "measurements.jsonl" for f in logs]
     everything.write_text("".join(p.read_text(encoding="utf-8") for p in files if p.exists()), encoding="utf-8")
     MeasurementLog(everything).write_csv(folder / "measurements.csv")
+
+
+def _dense_ms(found: Comparison, percentile: str) -> float | None:
+    value: float | None = found.measurements["dense"].to_json()[percentile]
+    return value
+
+
+def until_undisturbed(
+    measure: Callable[[], Comparison],
+    percentile: str,
+    fitted_ms: float | None,
+    say: Callable[[str], None],
+    pause_s: float = PAUSE_S,
+) -> list[Comparison]:
+    """Measures, and again while the dense engine is so much slower than it was that this is another machine, in effect.
+
+    What the thin engine does has no say in it. The measurement with the fastest dense engine is the least disturbed
+    one, and counts.
+
+    Args:
+        measure: Engines ``dense`` and ``thin``.
+        percentile: Of the dense engine's latency.
+        fitted_ms: What it was when the budget was fitted; None: not measured then.
+        say: Told when it is done again.
+        pause_s: Seconds between two of them.
+
+    Returns:
+        All that were made.
+    """
+    found = [measure()]
+    while fitted_ms and len(found) <= AGAIN:
+        now = _dense_ms(found[-1], percentile)
+        if now is None or now / fitted_ms - 1 < OTHER_PACE:
+            break
+        say(
+            f"the dense engine takes {milliseconds(now)}, and took {milliseconds(fitted_ms)} when the budget was "
+            "fitted: something else is running here. Measuring again"
+        )
+        time.sleep(pause_s)
+        found.append(measure())
+    return found
 
 
 def in_processes(

@@ -228,7 +228,7 @@ def test_an_engines_row_is_made_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.
 def test_a_search_that_did_without_the_kernel_is_no_row_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.gpu_sections import search
 
-    line = "passdeploy: the search masks weights instead of using its CUDA kernel: wrong"
+    line = "passdeploy: the search does without its CUDA kernel: wrong"
 
     def ran(words: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
         found = {"step_ratio": ratio(1.1), "search_step_s": 0.11, "plain_step_s": 0.1}
