@@ -28,7 +28,7 @@ from train_dense import weights_path
 from passdeploy.compare.command import compare
 from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.rows import Row, RowFile
-from passdeploy.compare.runner import Plan
+from passdeploy.compare.runner import Arm, Plan
 from passdeploy.compare.statistics import cells
 from passdeploy.compare.table import markdown, render
 from passdeploy.config import RunConfig, make_config
@@ -44,6 +44,7 @@ SCREENED_AT = "2x"
 EPOCHS, SEARCH_EPOCHS = 1.0, 0.43
 START = "sensitivity"
 """What pass's search starts from, without the search: the control of the finals."""
+PASS = Arm("pass", "pass")
 OURS = ("pass", "pass-no-prompt", "pass-no-recurrence", "pass-no-statistics", START)
 """PASS and parts of it: shown, but no rivals."""
 
@@ -118,11 +119,13 @@ def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str
     for path, final in zip(paths, finals, strict=True):
         if not final:
             raise SystemExit(f"compare_cifar: {path} has no rows of pass at {','.join(budgets)}; run `final` first")
+    today = {Plan(configuration(args, b), (), (0,), Path(), RowFile(paths[0])).own(PASS) for b in budgets}
     settings = f"--data {args.data} --epochs {args.epochs:g} --search-epochs {args.search_epochs:g}"
     parts = [
         f"# {screening[0].model} on {screening[0].data}: pass and the others at the same measured latency",
         "\n\n".join(
-            f"{final[0].device}:\n\n" + "\n".join(f"- {sentence}" for sentence in differences(final, "pass"))
+            f"{final[0].device}:\n\n"
+            + "\n".join(f"- {sentence}" for sentence in [*earlier(final, today), *differences(final, "pass")])
             for final in finals
         ),
         f"Run with `python benchmarks/compare_cifar.py screen {settings}` and then `final`; rows, seed by seed: "
@@ -136,12 +139,26 @@ def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str
         parts.append(f"![accuracy over measured speed-up](comparison-{args.data}.svg)")
     for final in finals:
         parts += [
-            f"## The best three and pass, test split, {final[0].device}",
+            f"## {heading(final, finalists)}, test split, {final[0].device}",
             markdown(final, "test", "pass").rstrip(),
         ]
     parts += [f"## Screening: every method, {SCREENED_AT}, validation split, one seed"]
     parts += [markdown(screening, "validation", "pass").rstrip()]
     return "\n\n".join(parts) + "\n"
+
+
+def earlier(rows: list[Row], today: set[str]) -> list[str]:
+    """A sentence where `pass` was run with other settings of its search than it has by now."""
+    old = [budget for budget in dict.fromkeys(row.budget for row in rows) for row in rows
+           if (row.method, row.budget) == ("pass", budget) and row.own not in today]  # fmt: skip
+    at = " and ".join(dict.fromkeys(old))
+    return [f"`pass` at {at} is an earlier one, with other settings of the search."] if old else []
+
+
+def heading(rows: list[Row], finalists: list[str]) -> str:
+    """What was run, of the finals."""
+    there = [name for name in finalists if any(row.method == name for row in rows)]
+    return "The best three and pass" if there == finalists else " and ".join(there)
 
 
 def main() -> None:
@@ -172,7 +189,7 @@ def main() -> None:
         console.print(render(found.rows, "validation"))
     elif args.what == "final":
         best = best_of(screened(rows_at(path, configuration(args, SCREENED_AT))))
-        if not args.methods and not best:
+        if not args.methods and len(best) < BEST:
             raise SystemExit("compare_cifar: run `screen` with the same settings first, or name --methods")
         names = args.methods or ",".join(["pass", START, *best])
         for budget in budgets:

@@ -224,8 +224,17 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     args = parser.parse_args()
+    wanted = parse_budgets(args.latency)
+    if any(budget.speedup is None for budget in wanted):
+        raise SystemExit(f"external: --latency {args.latency}: rivals are held against speed-ups, such as 2x,3x")
+    for budget in wanted:  # each beside the methods of `compare_cifar.py`, which have one budget a run
+        compare(args, budget)
+
+
+def compare(args: argparse.Namespace, budget: Budget) -> None:
+    """Appends the rows of a budget."""
     rows = RowFile(device_folder(args.target) / f"compare-{args.data}.json")
-    config = configuration(args, args.latency)
+    config = configuration(args, budget.asked)
     folder = args.out / f"screen-{args.data}"
     plan = Plan(config, (), (0,), folder, rows)
     made_alike = (plan.settings(), plan.inputs)
@@ -245,46 +254,45 @@ def main() -> None:
             s: evaluate(network, getattr(run.subject.data, "val" if s == "validation" else "test")) for s in SPLITS
         }
         for rival in args.rivals.split(","):
-            for budget in parse_budgets(args.latency):
-                if any(
-                    (r.method, r.seed, r.budget, r.settings, r.inputs) == (rival, seed, budget.asked, *made_alike)
-                    for r in rows.read()
-                ):
-                    continue
-                start = time.monotonic()
-                small, comparison = close(run, rival, budget, dense, dense_facts.step)
-                fitted = time.monotonic() - start
-                model, steps = tuned(run, small) if small is not None else (None, None)
-                ratio = comparison.ratio("thin") if comparison is not None else None
-                cost = macs(operators(small, run.subject.example[:1], Groups(()))) if small is not None else None
-                rows.append(
-                    Row(
-                        method=rival,
-                        data=run.subject.data.name,
-                        model=run.subject.name,
-                        budget=budget.asked,
-                        axis="latency",
-                        seed=seed,
-                        split=split,
-                        status="within_budget" if small is not None else "infeasible",
-                        accuracy=evaluate(model, getattr(run.subject.data, "val" if split == "validation" else "test"))
-                        if model is not None
-                        else None,
-                        dense_accuracy=accuracy[split],
-                        ratio=ratio.value if ratio else None,
-                        ratio_ci95=(ratio.low, ratio.high) if ratio and ratio.low > 0 else None,
-                        macs=cost,
-                        dense_macs=float(macs(run.subject.operators)),
-                        params=sum(p.numel() for p in small.parameters()) if small is not None else None,
-                        seconds={"fit": round(fitted, 1), "finetune": round(time.monotonic() - start - fitted, 1)},
-                        steps=steps,
-                        settings=plan.settings(),
-                        inputs=plan.inputs,
-                        device=run.target.device,
-                        extra={RIVALS[rival].package: metadata.version(RIVALS[rival].package)} | below_fp32,
-                    )
-                    for split in SPLITS
+            if any(
+                (r.method, r.seed, r.budget, r.settings, r.inputs) == (rival, seed, budget.asked, *made_alike)
+                for r in rows.read()
+            ):
+                continue
+            start = time.monotonic()
+            small, comparison = close(run, rival, budget, dense, dense_facts.step)
+            fitted = time.monotonic() - start
+            model, steps = tuned(run, small) if small is not None else (None, None)
+            ratio = comparison.ratio("thin") if comparison is not None else None
+            cost = macs(operators(small, run.subject.example[:1], Groups(()))) if small is not None else None
+            rows.append(
+                Row(
+                    method=rival,
+                    data=run.subject.data.name,
+                    model=run.subject.name,
+                    budget=budget.asked,
+                    axis="latency",
+                    seed=seed,
+                    split=split,
+                    status="within_budget" if small is not None else "infeasible",
+                    accuracy=evaluate(model, getattr(run.subject.data, "val" if split == "validation" else "test"))
+                    if model is not None
+                    else None,
+                    dense_accuracy=accuracy[split],
+                    ratio=ratio.value if ratio else None,
+                    ratio_ci95=(ratio.low, ratio.high) if ratio and ratio.low > 0 else None,
+                    macs=cost,
+                    dense_macs=float(macs(run.subject.operators)),
+                    params=sum(p.numel() for p in small.parameters()) if small is not None else None,
+                    seconds={"fit": round(fitted, 1), "finetune": round(time.monotonic() - start - fitted, 1)},
+                    steps=steps,
+                    settings=plan.settings(),
+                    inputs=plan.inputs,
+                    device=run.target.device,
+                    extra={RIVALS[rival].package: metadata.version(RIVALS[rival].package)} | below_fp32,
                 )
+                for split in SPLITS
+            )
 
 
 if __name__ == "__main__":

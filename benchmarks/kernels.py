@@ -25,9 +25,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from passdeploy.data.base import Preprocess
-from passdeploy.kernels import driver, masked_affine_act, stage_input
+from passdeploy.kernels import build, driver, geometry, masked_affine_act
+from passdeploy.kernels.input_op import prompted_input
 from passdeploy.latency.measure import QUICK, Settings, interleave
 from passdeploy.search.prompt import InputStage
+from passdeploy.workspace import json_digest
 
 ACTIVATIONS = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
 """Channels and height of ResNet-50's feature maps at 224 pixels."""
@@ -41,7 +43,7 @@ class Graph:
     """A captured sequence of calls, timed with events: seconds per call of the sequence."""
 
     def __init__(self, calls: list[Callable[[], Any]]) -> None:
-        self.count = len(calls)
+        self.calls, self.count = calls, len(calls)  # what they read has to outlive the capture
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, loads, allocates: nothing of that can be captured
@@ -99,7 +101,7 @@ def activation_case(
         return torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=layout).requires_grad_(backward)
 
     xs, rs = [make() for _ in range(sets)], [make() if residual else None for _ in range(sets)]
-    ones = torch.ones(shape, device="cuda", dtype=dtype).contiguous(memory_format=layout)
+    grads = [torch.ones_like(x) for x in xs] if backward else [None for _ in xs]
     if backward:
         for parameter in (mask, scale, shift):
             parameter.requires_grad_()
@@ -113,12 +115,13 @@ def activation_case(
         return masked_affine_act(x, mask, scale, shift, r, "relu")
 
     def contender(function: Callable[[Tensor, Tensor | None], Tensor]) -> Graph:
-        def call(x: Tensor, r: Tensor | None) -> Any:
+        def call(x: Tensor, r: Tensor | None, grad: Tensor | None) -> Any:
             y = function(x, r)
             inputs = [t for t in (x, r, mask, scale, shift) if t is not None]
-            return torch.autograd.grad(y, inputs, ones) if backward else y
+            # y stays, so that the next set's does not take its place, which is in the cache.
+            return (y.detach(), *torch.autograd.grad(y, inputs, grad)) if backward else y
 
-        return Graph([lambda x=x, r=r: call(x, r) for x, r in zip(xs, rs, strict=True)])
+        return Graph([lambda s=s: call(*s) for s in zip(xs, rs, grads, strict=True)])
 
     kept = 1.0 if last else 0.5  # in nhwc the masked channels lie in the same sectors as the kept ones
     moved = size * (kept + 1 + residual)
@@ -142,8 +145,12 @@ def input_case(batch: int, kind: str, dtype: torch.dtype, last: bool) -> tuple[d
     def eager(image: Tensor) -> Tensor:
         return stage(image.permute(0, 3, 1, 2).float() / 255).to(dtype).contiguous(memory_format=layout)
 
-    def kernel(image: Tensor) -> Tensor:
-        return stage_input(stage, image, dtype=dtype, channels_last=last)
+    prompt, size, border = stage.pixels(), stage.size, stage.width if kind == "expansive" else 0
+
+    def kernel(image: Tensor) -> Tensor:  # the prompt's frame is a product of its own, of the stage and not of an image
+        return prompted_input(
+            image, stage.scale, stage.shift, prompt, size, border=border, dtype=dtype, channels_last=last
+        )
 
     def contender(function: Callable[[Tensor], Tensor]) -> Graph:
         return Graph([lambda i=image: function(i) for image in images])
@@ -189,6 +196,13 @@ def row(graphs: dict[str, Graph], moved: int, bandwidth: float, settings: Settin
     }
 
 
+def digest() -> str:
+    """Changes with whatever the numbers depend on besides the device."""
+    launches = Path(geometry.__file__).read_text(encoding="utf-8")
+    versions = (torch.__version__, str(torch.version.cuda))
+    return json_digest([*(build.digest(source) for source in build.SOURCES), launches, *versions])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few cases, few rounds: does it work, roughly how fast")
@@ -205,21 +219,32 @@ def main() -> int:
     settings = QUICK if options.quick else Settings(pairs=40, max_s=20.0)
     done: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
     done.setdefault("device", device)
+    made_of = digest()
+    if done.get("made_of") != made_of:  # of other kernels, or another library: nothing of it holds
+        done = {"device": device, "made_of": made_of}
     done.setdefault("versions", {"torch": torch.__version__, "cuda": torch.version.cuda})
     done.setdefault("goals", GOALS)
     done.setdefault("cases", {})
-    bandwidth = done.setdefault("copy_gb_per_s", copy_bandwidth(settings) / 1e9) * 1e9
+    done.setdefault("failed", {})  # tried again each time
+    if "copy_gb_per_s" not in done:
+        done["copy_gb_per_s"] = copy_bandwidth(settings) / 1e9
+    bandwidth = done["copy_gb_per_s"] * 1e9
     out.parent.mkdir(parents=True, exist_ok=True)
     for name, make in cases(options.quick).items():
         if name in done["cases"]:
             continue
         torch.compiler.reset()  # else torch.compile turns to dynamic shapes, and after eight cases to eager mode
-        graphs, moved = make()
-        done["cases"][name] = got = row(graphs, moved, bandwidth, settings)
-        del graphs
+        try:
+            done["cases"][name] = got = row(*make(), bandwidth, settings)
+            done["failed"].pop(name, None)
+        except Exception as error:  # of one case: the others are still wanted
+            done["failed"][name] = f"{type(error).__name__}: {error}".splitlines()[0]
         torch.cuda.empty_cache()
         out.with_suffix(".tmp").write_text(json.dumps(done, indent=1) + "\n")
         out.with_suffix(".tmp").replace(out)
+        if name in done["failed"]:
+            print(f"{name:70s} {done['failed'][name]}")
+            continue
         print(
             f"{name:70s} {got['us']['kernel']:8.1f} us  {got['of_copy_bandwidth']:.2f} of copy bandwidth  "
             f"{got['times_eager']['value']:.2f} x eager  {got['times_compile']['value']:.2f} x compile"

@@ -155,6 +155,7 @@ def main() -> None:
     about["search_epochs"] = args.search_epochs
     mine = [row for row in rows if all({"search_epochs": SEARCH_EPOCHS, **row}[key] == about[key] for key in about)]
     if not args.table:
+        path.parent.mkdir(parents=True, exist_ok=True)
         config = configuration(args)
         run = Run(config, free_folder(config, args.runs / f"{args.model}-{args.size}-{args.data}"), Ui())
         made = (

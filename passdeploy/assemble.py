@@ -115,9 +115,7 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     rebuilds = _rebuilds(optional("compile", "engine/engine.json"))
     notes += build_spread(rebuilds) + disturbance(bench) + host_bound(bench)
     if measured and bench:
-        notes += other_pace(
-            fit.get("dense_ms"), bench["dense"][budget.budget.percentile], len(bench.get("attempts", [None]))
-        )
+        notes += other_pace(fit.get("pace_ms"), bench["dense"]["p50"], len(bench.get("attempts", [None])))
     messages = untrained(run.subject, dense["accuracy"]["validation"]) + list(fit["messages"]) + notes
     if not equivalent:
         status = "not_equivalent"

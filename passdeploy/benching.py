@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from passdeploy.console import Ui
 from passdeploy.engines._common import one_line
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
-from passdeploy.errors import BadInput, Unavailable
+from passdeploy.errors import BadInput, PassdeployError, Unavailable
 from passdeploy.latency.measure import BENCH, LEAST, Clock
 from passdeploy.latency.measurement import RESOLUTION, Comparison
 from passdeploy.layers import LayerTimes, by_block
@@ -112,11 +112,7 @@ def _fitting(name: str, engine: Engine, batch: int, threads: int) -> Target:
 
 
 def open_source(given: str, target: str, backend: str | None, threads: int) -> Source:
-    """Finds out what `given` is.
-
-    Raises:
-        BadInput: It is none of: an engine (or its folder), an ONNX file, a run directory, a bundle.
-    """
+    """Finds out what `given` is; raises `BadInput` when it is nothing that can be timed."""
     path = Path(given)
     if (path / "SHA256SUMS").is_file():
         return Source(given, bundle=path)
@@ -137,6 +133,12 @@ def open_source(given: str, target: str, backend: str | None, threads: int) -> S
 def _compiled_as(given: list[str]) -> tuple[str | None, int]:
     """Backend and threads of the first engine: what ONNX files beside it are compiled for, if nothing else is asked."""
     for path in map(Path, given):
+        if (path / "SHA256SUMS").is_file():
+            from passdeploy.shipping.contents import open_bundle
+
+            with suppress(PassdeployError):  # what is wrong with it is said when it is opened
+                chosen = open_bundle(path, check_content=False).choose()
+                return chosen.backend, chosen.threads
         for folder in (path, path / "engine", path / "compile" / "engine"):
             if (folder / "engine.json").is_file():
                 engine = load_engine(folder)
@@ -152,9 +154,7 @@ def opened(
     threads: int | None = None,
     against: Path | None = None,
 ) -> Iterator[Opened]:
-    """Everything given, loaded in this process and ready to be timed, by label; closed on exit.
-
-    Engines keep what they were compiled for. Inputs are random images of the engine's shape.
+    """Everything given, loaded and ready to be timed on random images, by label; closed on exit.
 
     Raises:
         BadInput: Something can't be timed here, takes another number of images at a time than the rest, or was compiled

@@ -25,7 +25,7 @@ def layout(model: nn.Module, device: torch.device) -> torch.memory_format:
 
 def takes(model: nn.Module, images: Tensor) -> bool:
     """Whether a model computes on images that lie channels last: what calls `view` on a feature map does not."""
-    training = [module for module in model.modules() if module.training]
+    training = {module: module.training for module in model.modules()}
     model.eval()  # one image is no batch for a batch norm, and leaves no trace in its statistics
     try:
         with torch.no_grad():
@@ -33,8 +33,9 @@ def takes(model: nn.Module, images: Tensor) -> bool:
     except RuntimeError as error:
         return "view size is not compatible" not in str(error)
     finally:
-        for module in training:
-            module.training = True
+        model.train(training[model])  # by the modules' own `train`: some forget there what they worked out from weights
+        for module, was in training.items():
+            module.training = was
     return True
 
 
@@ -68,5 +69,8 @@ def place(model: nn.Module, device: torch.device, input_shape: tuple[int, ...]) 
 
 def _lay(model: nn.Module, how: torch.memory_format) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dim() == 4:
+        if tensor.dim() == 4 and how is torch.contiguous_format:
+            # Copied: of a 1x1 kernel `contiguous` leaves the strides that make the convolution run channels last.
+            tensor.data = tensor.data.clone(memory_format=how)
+        elif tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=how)

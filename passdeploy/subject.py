@@ -271,7 +271,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
         name, weights = type(network).__name__, "the caller's network"
 
         def build() -> nn.Module:
-            return copy.deepcopy(network)
+            return copy.deepcopy(network).train()  # some modules forget there what they worked out from their weights
     else:
 
         def build() -> nn.Module:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from passdeploy.config import RunConfig
     from passdeploy.latency.measurement import Comparison
     from passdeploy.layers import LayerTimes
-    from passdeploy.shipping.verify import Verification
 
 SIZES = ((224, 224), (32, 32))
 """Of the blank images that are tried where none is configured."""
@@ -191,12 +190,3 @@ def layer_table(engines: list[str], parts: Sequence[LayerTimes]) -> RenderableTy
         table.add_row(Text(part.name), *(milliseconds(ms) if ms else "" for ms in part.ms))
     table.add_row("all", *(milliseconds(sum(part.ms[i] for part in parts)) for i in range(len(engines))), style="bold")
     return Group(table, Text("Being watched takes time: the sums exceed the latencies below.", style="dim"), Text())
-
-
-def verification(result: Verification) -> RenderableType:
-    """One line per check."""
-    lines = []
-    for check in result.checks:
-        style = {"passed": "green", "refused": "bold red"}.get(check.outcome, "dim")
-        lines.append(Text.assemble((f"{check.outcome:<8}", style), f" {check.name}: {check.message}"))
-    return Group(*lines)

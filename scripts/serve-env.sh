@@ -10,6 +10,7 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:-${PASSDEPLOY_SERVE_ENV:-$root/.venv-serve}}
 pytriton=0.7.0
+mark=.made-by-serve-env
 stamp="pytriton $pytriton, mlserver, 1"
 [ "$(cat "$folder/complete" 2>/dev/null || true)" = "$stamp" ] && { echo "$folder: complete"; exit 0; }
 [ "$(uname -sm)" = "Linux x86_64" ] || { echo "serve-env: tritonserver is packed for Linux x86_64 only" >&2; exit 2; }
@@ -23,12 +24,13 @@ for candidate in "$python" python3.11 python3.12 python3; do
 done
 [ -n "$python" ] || { echo "serve-env: needs Python 3.11 or 3.12 (set PYTHON)" >&2; exit 2; }
 
-if [ -d "$folder" ] && [ -n "$(ls -A "$folder")" ] && [ ! -f "$folder/pyvenv.cfg" ]; then
-  echo "serve-env: $folder is not empty and no environment of Python; name another folder" >&2
+if [ -d "$folder" ] && [ -n "$(ls -A "$folder")" ] && [ ! -f "$folder/$mark" ] && [ ! -f "$folder/complete" ]; then
+  echo "serve-env: $folder is not empty and was not made by this script; name another folder" >&2
   exit 2
 fi
 rm -rf "$folder"
 "$python" -m venv "$folder"
+touch "$folder/$mark"
 # Without its dependencies: of nvidia-pytriton only the server is used. Its Python backend corrupts tensors beside numpy 2.
 # shellcheck disable=SC2086  # PIP_ARGS is a list
 "$folder/bin/pip" install ${PIP_ARGS:-} -q --disable-pip-version-check --no-deps "nvidia-pytriton==$pytriton"

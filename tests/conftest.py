@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache folder of the session's own, so that neither finds what the other measured; data stay where they are."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # it has the controller's
+        return
+    from passdeploy.data import cache_dir
+
+    given = os.environ.get("PASSDEPLOY_DATA")
+    os.environ["PASSDEPLOY_DATA"] = os.pathsep.join([*([given] if given else []), str(cache_dir())])
+    os.environ["XDG_CACHE_HOME"] = folder = tempfile.mkdtemp(prefix="passdeploy-tests-cache-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)

@@ -220,7 +220,7 @@ CONFIG = {
     "data": "stripes",
     "latency": "1.3x",
     "epochs": 1,
-    "profile": {"seconds": 1e6, "structures": 12},
+    "profile": {"seconds": 1e6, "structures": 12, "cache": "off"},
     "search": {"epochs": 0.5, "min_steps": 12},
     "finetune": {"min_steps": 16},
     "dense": {"epochs": 1, "min_steps": 16},

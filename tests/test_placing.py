@@ -67,3 +67,48 @@ def test_what_views_feature_maps_trains_and_is_judged() -> None:
     assert evaluate(model, data.val) is not None
     other = Viewed().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert place(other, CPU, SHAPE) == torch.contiguous_format and evaluate(other, data.val) is not None
+
+
+def test_a_channels_last_kernel_of_one_pixel_is_laid_anew() -> None:
+    """Its strides alone make the convolution run channels last, which `contiguous` leaves as they are."""
+    model = downsampling(4).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    kernel = model[1].weight
+    assert kernel.stride() == (4, 1, 4, 4)
+    place(model, CPU, SHAPE)
+    assert kernel.stride() == (4, 1, 1, 1)
+
+
+class Cached(nn.Module):
+    """Works something out from its weights in evaluation, and forgets it when training begins, as timm's LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bias, self.cache = nn.Conv2d(3, 4, 3), nn.Parameter(torch.zeros(4)), None
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode:
+            self.cache = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.conv(x).mean((2, 3)) + self.bias
+        if self.cache is None:
+            self.cache = self.bias.detach().clone()
+        return self.conv(x).mean((2, 3)) + self.cache
+
+
+def test_what_a_network_worked_out_before_it_was_trained_is_forgotten() -> None:
+    model, image = Cached().train(), torch.rand(1, *SHAPE)
+    place(model, CPU, SHAPE)
+    with torch.no_grad():
+        model.bias += 1
+    model.eval()
+    assert torch.allclose(model(image), model.conv(image).mean((2, 3)) + 1, atol=1e-6)
+
+
+def test_modes_are_put_back_one_by_one() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval(), nn.Dropout()).train()
+    model[1].eval()
+    place(model, CPU, SHAPE)
+    assert [module.training for module in model] == [True, False, True]

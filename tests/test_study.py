@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -30,6 +31,7 @@ from passdeploy.study.prompts import arms
 from passdeploy.study.vit import transformer
 from passdeploy.subject import load_subject
 from tests import scripted
+from tests.data.test_fashion_mnist import needs_data
 from tests.test_compare import CONFIG, ROW
 
 
@@ -107,6 +109,34 @@ def test_a_users_network_stands_for_its_own_name_only(tmp_path: Path, monkeypatc
     assert [plan.model for plan in plans[2:]] == [None, None]
 
 
+def test_what_is_said_of_a_network_is_not_said_of_a_studys_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are weights of one data set another's."""
+    plans: list[Plan] = []
+
+    def planned(plan: Plan, *_: object) -> Outcome:
+        plans.append(plan)
+        return Outcome([ROW], {})
+
+    monkeypatch.setattr("passdeploy.study.base.run_plan", planned)
+    monkeypatch.setattr("passdeploy.study.transfer._register", lambda _: {})
+    given = {**CONFIG, "weights": "w.safetensors", "groups": {"exclude": ["fc"]}}
+    config = make_config(given)
+    for name in ("vit", "markov"):
+        study(name, config, "0", tmp_path / name, model=scripted.tiny_resnet, data=scripted.data())
+    own = [plan.config for plan in plans if "passdeploy.study.nets" in str(plan.config.model)]
+    assert len(own) == 3
+    assert all((c.weights, c.groups, c.profile_file) == (None, RunConfig().groups, None) for c in own)
+    plans.clear()
+    config = make_config({**CONFIG, "weights": "w.safetensors"})
+    monkeypatch.setattr("passdeploy.study.transfer.load_subject", lambda *_: SimpleNamespace(data=scripted.data()))
+    monkeypatch.setattr("passdeploy.study.transfer.halves", lambda data: (data, data))
+    for to, weights in ((None, [None, None]), ("stripes", ["w.safetensors", None])):
+        study("transfer", config, "0", tmp_path / "t", model=scripted.tiny_resnet, data=scripted.data(), to=to)
+        assert [plan.config.weights for plan in plans[-2:]] == weights
+    with pytest.raises(BadInput, match="give a function that builds it"):
+        study("transfer", config, "0", tmp_path / "t", model=scripted.tiny_resnet(), data=scripted.data())
+
+
 def test_rank_correlation() -> None:
     assert list(ranks([3.0, 1.0, 3.0])) == [1.5, 0.0, 1.5]
     assert spearman([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1.0)
@@ -145,6 +175,7 @@ def test_the_studies_networks_can_be_pruned(build: Any) -> None:
     assert len(find_groups(network, example).groups) >= 5
 
 
+@needs_data
 def test_the_transformer_takes_the_default_data() -> None:
     subject = load_subject(transformer(make_config({"data": "fashion-mnist"})))
     assert subject.data.preprocess.size == subject.example.shape[-2:] == (32, 32)

@@ -64,7 +64,9 @@ def _kernels(found: dict[str, Any]) -> str:
     count = len(found["cases"])
     said = ", ".join(f"{name.replace('_', ' ')} of at least {GOALS[name]:g}: {n} of {count}" for name, n in met.items())
     head = ("case", "us", "of copy bandwidth", "over eager", "over torch.compile")
-    return f"## Kernels\n\nCopy bandwidth {found['copy_gb_per_s']:.0f} GB/s; {said}.\n\n" + _table(head, cells)
+    failed = "".join(f"- {name}: {why}\n" for name, why in found.get("failed", {}).items())
+    text = f"## Kernels\n\nCopy bandwidth {found['copy_gb_per_s']:.0f} GB/s; {said}.\n\n" + _table(head, cells)
+    return text + (f"\n\nNot finished:\n\n{failed}" if failed else "")
 
 
 def _engines(rows: list[Row]) -> str:

@@ -134,8 +134,8 @@ def markdown(rows: Sequence[Row], split: str, reference: str | None = None) -> s
     equal = equal_lines(equal_accuracy(rows, split, reference))
     if equal:
         parts.append("### Speed-up at equal accuracy")
-        parts.append(f"How fast each method is where it has {reference}'s accuracy, linear between its budgets; "
-                     f"a dash: outside of what was run.")  # fmt: skip
+        parts.append(f"How fast each method is where it has {reference}'s accuracy, linear from the dense network "
+                     f"through its budgets; a dash: outside of what was run.")  # fmt: skip
         head = tuple(title.format(reference) for title in EQUAL_HEAD)
         parts.append(table(head, [[escape(cell) for cell in line] for line in equal]))
     return "\n\n".join(parts) + "\n"

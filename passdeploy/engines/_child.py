@@ -40,7 +40,8 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The child's environment: this one, with this very passdeploy on the path."""
     root = str(Path(passdeploy.__path__[0]).parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, **extra}
+    # Safe: else `python -m` looks into the working folder first, where a user's statistics.py or onnx/ may lie.
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **extra}
 
 
 def _give_back() -> None:

@@ -140,10 +140,10 @@ def check_fits(engine: Engine, target: Target, backend: str, *, settings: tuple[
     for key in ("precision", "batch", *settings):
         made, asked = engine.meta.get(key), getattr(target, key)
         if made != asked:
-            raise BadInput(
-                f"engine: compiled for {key} {made}, the target asks for {asked}; "
-                f"compile it again with --{key} {asked} or run it with --{key} {made}"
-            )
+            advice = f"compile it again with --{key} {asked} or run it with --{key} {made}"
+            if key == "compute_capability":
+                advice = "compile it again for this GPU"
+            raise BadInput(f"engine: compiled for {key} {made}, the target asks for {asked}; {advice}")
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], shapes: Mapping[str, list[int]]) -> None:

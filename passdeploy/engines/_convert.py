@@ -89,7 +89,9 @@ class _Converter:
     def convert(self) -> Any:
         from onnx import helper
 
-        keep = input_stage(self.graph)
+        # Of a quantised graph the first layer's pair is among them: what it hands to the layer is half, as elsewhere.
+        pairs = {node.name for node in self.graph.node if node.op_type == "DequantizeLinear"}
+        keep = input_stage(self.graph) - pairs
         halves: set[str] = set()  # values that are half in the new graph, under their old names
         squares: set[str] = set()
         outputs = {value.name for value in self.graph.output}

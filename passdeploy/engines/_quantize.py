@@ -79,6 +79,9 @@ def for_cpu() -> Recipe:
 
 _TENSOR_CORES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _RESIDUALS = ("Add", "MaxPool")
+_ACTIVATED = (*_TENSOR_CORES, "Add")
+"""What an activation may follow: TensorRT fuses the two only where no pair stands between them. Whatever reads the
+activation's output quantises it."""
 
 
 def for_tensorrt() -> Recipe:
@@ -91,7 +94,7 @@ def for_tensorrt() -> Recipe:
             "WeightSymmetric": True,
             "QuantizeBias": False,
             "AddQDQPairToWeight": True,
-            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+            "OpTypesToExcludeOutputQuantization": list(_ACTIVATED),
         },
     )
 
@@ -106,7 +109,7 @@ def for_tensorrt_fp8() -> Recipe:
         options={
             "QuantizeBias": False,
             "AddQDQPairToWeight": True,
-            "OpTypesToExcludeOutputQuantization": ["Gemm"],
+            "OpTypesToExcludeOutputQuantization": list(_ACTIVATED),
             # Histograms are made of one batch after the other: all activations of all images take many gigabytes.
             "CalibStridedMinMax": 1,
         },

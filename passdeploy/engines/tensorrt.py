@@ -24,7 +24,10 @@ def timing_cache(version: str, device: str) -> Path | None:
         root.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    return root / f"tensorrt-{kind}.timing" if os.access(root, os.W_OK) else None
+    path = root / f"tensorrt-{kind}.timing"
+    files = (path, path.with_name(f"{path.name}.lock"))  # another user's, after a run as root
+    fit = os.access(root, os.W_OK) and all(os.access(file, os.W_OK) for file in files if file.exists())
+    return path if fit else None
 
 
 def libraries() -> bool:

@@ -65,9 +65,14 @@ def prompted_input_into(
             raise BadInput(f"{name}: must be {kind} {shape}, not {array.kind} {array.shape}")
     check_sizes(source.shape[1:3], size, border)
     if loader is None:
-        from passdeploy.kernels.driver import default_loader
+        from passdeploy.kernels.driver import default_loader, device_of
 
-        loader = default_loader()
+        # The arrays' own, whatever the thread's current device is.
+        device = device_of(to.address)
+        for name, (array, _, _) in expected.items():
+            if (other := device_of(array.address)) != device:
+                raise BadInput(f"{name}: lies on GPU {other}, out on GPU {device}; move it there")
+        loader = default_loader(device)
     for other in sorted(_others([to, *(array for array, _, _ in expected.values())], stream)):
         loader.synchronise(other)
     addresses = [array.address for array, _, _ in expected.values()]  # in the order of InputArrays

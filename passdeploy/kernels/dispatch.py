@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 
+from passdeploy.errors import PassdeployError
 from passdeploy.kernels.enqueue import Loader
 
 KINDS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -16,13 +17,19 @@ KINDS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 @cache
 def loader(device: int) -> Loader | None:
     """What launches on a GPU; None, with one warning, when there is a GPU that can't be reached."""
-    from passdeploy.kernels.driver import default_loader, unavailable
+    from passdeploy.kernels.driver import CudaBindings, unavailable
 
     reason = unavailable()
-    if reason is not None:
-        warnings.warn(f"passdeploy's CUDA kernels are replaced by PyTorch's: {reason}", stacklevel=2)
-        return None
-    return default_loader(device)
+    if reason is None:
+        try:
+            found = CudaBindings(device)
+            found.prepare()
+        except PassdeployError as error:  # no compiler for it, or an image that the driver refuses
+            reason = str(error)
+        else:
+            return found
+    warnings.warn(f"passdeploy's CUDA kernels are replaced by PyTorch's: {reason}", stacklevel=2)
+    return None
 
 
 def stream_of(device: torch.device) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 
 from passdeploy.errors import BadInput, PassdeployError, Unavailable
 from passdeploy.kernels import build
-from passdeploy.kernels.enqueue import Loader
 from passdeploy.kernels.geometry import Launch
 
 
@@ -88,6 +87,13 @@ class CudaBindings:
             finally:
                 self._call(driver.cuCtxPopCurrent())
 
+    def device_of(self, address: int) -> int:
+        """The number of the device whose memory an address lies in."""
+        driver = self._driver
+        wanted = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        with self._context():
+            return int(self._call(driver.cuPointerGetAttribute(wanted, driver.CUdeviceptr(address))))
+
     def capability(self) -> int:
         """Compute capability of the current context's device, times ten."""
         driver, names = self._driver, self._driver.CUdevice_attribute
@@ -114,6 +120,12 @@ class CudaBindings:
                 module = self._module(context, build.source_of(kernel))
                 self._functions[key] = self._call(self._driver.cuModuleGetFunction(module, kernel.encode()))
             return self._functions[key]
+
+    def prepare(self) -> None:
+        """Loads all of the kernels' code; what is wrong with it is raised here, not by the first launch."""
+        with self._context() as context, self._lock:
+            for source in build.SOURCES:
+                self._module(context, source)
 
     def launch(self, launch: Launch, stream: int) -> None:
         """See `Loader`. The parameters are copied before this returns."""
@@ -198,9 +210,19 @@ class Pycuda:
         self._driver.Context.synchronize()
 
 
+def device_of(address: int) -> int:
+    """The number of the GPU whose memory an address lies in.
+
+    Raises:
+        Unavailable: No GPU, or no driver bindings.
+        PassdeployError: It lies in no GPU's.
+    """
+    return default_loader().device_of(address)
+
+
 @cache
-def default_loader(device: int | None = None) -> Loader:
-    """cuda-bindings, for a device's primary context (the torch operators) or whichever is current.
+def default_loader(device: int | None = None) -> CudaBindings:
+    """cuda-bindings, for a device's primary context or whichever is current.
 
     Raises:
         Unavailable: It can't be used; the message says why.

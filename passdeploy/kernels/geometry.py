@@ -21,6 +21,7 @@ TYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 THREADS = 256
 _UNROLL = 2  # kUnroll in masked_channels.cuh
 _TARGET_BLOCKS = 1024  # enough to fill the largest GPU; a constant, so that the order of sums does not depend on it
+_WIDEST_SUMMED = 32  # packets: 512 bytes side by side
 _MAX_ELEMENTS = 2**31 - 1
 _MAX_GRID_Y = 65535
 _PIXELS = 8  # kPixels in prompted_input.cu
@@ -137,9 +138,9 @@ class ActivationShape:
             activation=ACTIVATIONS.index(activation),
         )
 
-    def _columns(self, params: MaskedAffineActParams, rows_per_thread: int) -> tuple[int, int]:
-        """Fills in the tile of an nhwc kernel: as many whole periods as fit a block; returns the grid's x and y."""
-        column_tiles = _ceil(self.period, THREADS)
+    def _columns(self, params: MaskedAffineActParams, rows_per_thread: int, widest: int) -> tuple[int, int]:
+        """Fills in the tile of an nhwc kernel, at most `widest` packets wide; returns the grid's x and y."""
+        column_tiles = _ceil(self.period, widest)
         params.period = self.period
         params.tile_columns = _ceil(self.period, column_tiles)
         params.tile_rows = THREADS // params.tile_columns
@@ -154,7 +155,7 @@ class ActivationShape:
             # A thread loads its channels' parameters once, so it should have a few rows, unless that idles the GPU.
             packets = _ceil(self.elements, self.packet)
             rows_per_thread = max(_UNROLL, min(16, packets // (_TARGET_BLOCKS * THREADS)))
-            x, y = self._columns(params, rows_per_thread)
+            x, y = self._columns(params, rows_per_thread, THREADS)
             return Launch(self._name("forward"), (x, y, 1), THREADS, 0, params)
         blocks = _ceil(_ceil(self.elements, self.packet), THREADS * _UNROLL)
         return Launch(self._name("forward"), (blocks, 1, 1), THREADS, 0, params)
@@ -163,7 +164,8 @@ class ActivationShape:
         """Gradients: the first pass, the second, and the number of float32 values of `partial` between them."""
         params = self._params(activation)
         if self.channels_last:
-            x, wanted = self._columns(params, _UNROLL)
+            # Narrow: rows are summed in a block, and what its sums take in `partial` is its width.
+            x, wanted = self._columns(params, _UNROLL, _WIDEST_SUMMED)
             y = max(1, min(wanted, _TARGET_BLOCKS // x))
             params.positions = self.period * self.packet
             shared = 2 * self.packet * THREADS * 4

@@ -8,14 +8,15 @@ what one of the thin network costs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from passdeploy.groups import Groups
-from passdeploy.groups.masking import call_with
 from passdeploy.kernels import selfcheck
 from passdeploy.kernels.masked_forward import KernelMasker, search_masker
 from passdeploy.placing import laid_out, layout
@@ -34,72 +35,114 @@ def kept_indices(dense: torch.Size, kept: Tensor) -> list[tuple[int, Tensor]]:
     Raises:
         ValueError: What is kept is no product of indices per dimension.
     """
-    whole = kept.long()
-    total, cuts = torch.zeros_like(whole), []
+    total, cuts = torch.zeros_like(kept), []
     for dimension, size in enumerate(dense):
         stride = dense[dimension + 1 :].numel()
-        line = whole[tuple(slice(None) if d == dimension else 0 for d in range(whole.dim()))]
-        index = line // stride % size
-        total += (index * stride).view([-1 if d == dimension else 1 for d in range(whole.dim())])
+        line = kept[tuple(slice(None) if d == dimension else 0 for d in range(kept.dim()))]
+        index = line.long() // stride % size
+        total += (index * stride).view([-1 if d == dimension else 1 for d in range(kept.dim())])
         if len(index) < size:
             cuts.append((dimension, index))
-    if not torch.equal(total, whole):
+    if not torch.equal(total, kept):
         raise ValueError(f"a tensor of shape {tuple(dense)} was not cut along its dimensions")
     return cuts
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A parameter or buffer of the thin network, and what it is a slice of.
+
+    Attributes:
+        thin: The module whose it is in the thin network.
+        dense: The same in the dense one.
+        name: Of the tensor in both.
+        buffer: Whether it is a buffer.
+        cuts: Dimensions with the indices that are left of them.
+    """
+
+    thin: nn.Module
+    dense: nn.Module
+    name: str
+    buffer: bool
+    cuts: list[tuple[int, Tensor]]
+
+    def place(self) -> dict[str, Tensor | None]:
+        """Where it is registered in the thin network."""
+        return self.thin._buffers if self.buffer else self.thin._parameters  # type: ignore[return-value]
+
+    def whole(self) -> Tensor:
+        value: Tensor = getattr(self.dense, self.name)
+        return value
+
+    def taken(self, layout: torch.memory_format) -> Tensor:
+        """What is left of the dense network's, as it is by now."""
+        value = self.whole()
+        for dimension, index in self.cuts:
+            value = value.index_select(dimension, index)
+        return value.contiguous(memory_format=layout) if value.dim() == 4 and not self.buffer else value
+
+    @torch.no_grad()
+    def given_back(self) -> None:
+        """Writes a buffer that training moved into the dense network's."""
+        now, whole = self.place()[self.name], self.whole()
+        if now is None or now is whole:
+            return
+        if not self.cuts:
+            whole.copy_(now)
+            return
+        kept = [torch.arange(size, device=whole.device) for size in whole.shape]
+        for dimension, index in self.cuts:
+            kept[dimension] = index
+        whole[torch.meshgrid(*kept, indexing="ij")] = now.to(whole)
 
 
 class Thinned:
     """Runs a model in training under a structure, as the thin network with the dense one's weights.
 
-    Same values and gradients as `passdeploy.groups.Masker` under the structure's masks. Statistics of batch norms are
-    updated where they were cut from; those of removed channels stay as they were.
+    Same values and gradients as `passdeploy.groups.Masker` under the structure's masks. Buffers, such as the statistics
+    of batch norms, are updated where they were cut from; those of removed channels stay as they were.
 
     Args:
         model: Whose parameters are trained, on its device.
-        groups: Of its network.
+        blank: A copy of its network that was never run: what a forward pass leaves in a module may not be copied. Only
+            its structure counts.
+        groups: Of the network.
         structure: What is left.
         input_shape: (C, H, W) of one image.
     """
 
-    def __init__(self, model: Prompted, groups: Groups, structure: Structure, input_shape: tuple[int, ...]) -> None:
-        self.model, self.network = model, thin(model.network, groups, structure)
+    def __init__(
+        self, model: Prompted, blank: nn.Module, groups: Groups, structure: Structure, input_shape: tuple[int, ...]
+    ) -> None:
+        self.model, self.network = model, thin(blank, groups, structure)
         device = next(model.parameters()).device
-        self.network.to(device)
+        self.network.to(device).train(model.network.training)
         self.layout = layout(self.network, device)
         if self.layout is torch.channels_last:
             self.layout = laid_out(self.network, torch.zeros(1, *input_shape, device=device))
-        own, where = self._own(), positions(model.network, groups, structure)
-        self.cuts: dict[str, list[tuple[int, Tensor]]] = {}
-        for name in (*dict(self.network.named_parameters(remove_duplicate=False)), *self._buffers()):
-            if name not in where:  # not part of the state: the thin network's own will do
-                continue
-            same = where[name].shape == own[name].shape
-            cuts = [] if same else kept_indices(own[name].shape, where[name])
-            self.cuts[name] = [(dimension, index.to(device)) for dimension, index in cuts]
-
-    def _own(self) -> dict[str, Tensor]:
-        network = self.model.network
-        return {
-            **dict(network.named_parameters(remove_duplicate=False)),
-            **dict(network.named_buffers(remove_duplicate=False)),
-        }
-
-    def _buffers(self) -> dict[str, Tensor]:
-        return dict(self.network.named_buffers(remove_duplicate=False))
+        where = positions(blank, groups, structure)
+        dense = dict(model.network.named_modules(remove_duplicate=False))
+        self.slices: list[_Slice] = []
+        for path, module in self.network.named_modules():  # one that is registered twice has one place for its weight
+            for registered in (module._parameters, module._buffers):
+                for name in registered:
+                    full = f"{path}.{name}" if path else name
+                    if full not in where:  # not part of the state: the thin network's own will do
+                        continue
+                    owner, kept = dense[path], where.pop(full)
+                    shape = getattr(owner, name).shape
+                    cuts = [] if kept.shape == shape else kept_indices(shape, kept)
+                    cuts = [(dimension, index.to(device)) for dimension, index in cuts]
+                    self.slices.append(_Slice(module, owner, name, registered is module._buffers, cuts))
 
     def __call__(self, images: Tensor) -> Any:
         """Maps (N, C, H, W) to what the network gives for them."""
-        own, values = self._own(), {}
-        for name, cuts in self.cuts.items():
-            value = own[name]
-            for dimension, index in cuts:
-                value = value.index_select(dimension, index)
-            values[name] = value.contiguous(memory_format=self.layout) if value.dim() == 4 else value
-        result = call_with(self.network, values, (self.model.stage(images.contiguous(memory_format=self.layout)),))
-        with torch.no_grad():
-            for name in self._buffers().keys() & self.cuts.keys():
-                if len(self.cuts[name]) == 1:  # statistics per channel
-                    own[name].index_copy_(*self.cuts[name][0], values[name])
+        for each in self.slices:  # and there they stay: a checkpointed forward pass is run again in the backward one
+            each.place()[each.name] = each.taken(self.layout)
+        result = self.network(self.model.stage(images.contiguous(memory_format=self.layout)))
+        for each in self.slices:
+            if each.buffer:
+                each.given_back()
         return result
 
 
@@ -114,6 +157,7 @@ class Forward:
 
     def __init__(self, model: Prompted, groups: Groups, input_shape: tuple[int, ...]) -> None:
         self.model, self.groups, self.input_shape = model, groups, input_shape
+        self.blank = copy.deepcopy(model.network).cpu()
         self.masker = search_masker(model, groups, "network.")
         self._thinned: dict[int, tuple[tuple[Tensor, ...], Thinned]] = {}
 
@@ -135,6 +179,7 @@ class Forward:
         before, thinned = self._thinned.get(which, ((), None))
         if thinned is None or any(not torch.equal(a, b) for a, b in zip(before, masks, strict=True)):
             kept = {name: tuple(mask.bool().tolist()) for name, mask in zip(self.groups.names, masks, strict=True)}
-            thinned = Thinned(self.model, self.groups, Structure(kept), self.input_shape)
+            self._thinned.pop(which, None)  # before another one is made
+            thinned = Thinned(self.model, self.blank, self.groups, Structure(kept), self.input_shape)
             self._thinned[which] = masks, thinned
         return thinned(images)

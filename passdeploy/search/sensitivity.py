@@ -103,7 +103,7 @@ def measure(context: SearchContext, magnitude: dict[str, Tensor]) -> dict[str, T
 
     def outputs(masks: dict[str, Tensor]) -> Tensor:
         with autocast(device):
-            parts = [masker(masks, part) for part in images.split(256)]
+            parts = [masker(masks, part) for part in images.tensor_split(-(-len(images) // 256))]
         return torch.cat(parts).float()
 
     reference, task = outputs(ones), task_of(context.data)

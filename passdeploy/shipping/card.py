@@ -140,7 +140,7 @@ Check it:   passdeploy verify .{key}
 Run it:     from passdeploy.shipping.runner import load
             with load(".") as model:
                 logits = model.run(images)   # float32 (n, {shape}), RGB in [0, 1]
-Serve it:   passdeploy ship . --server triton
+Serve it:   passdeploy ship . --server triton --out ../models
 
 MODEL_CARD.md says what it is for, bundle.json what is bound to what, sbom.cdx.json what it was made with.
 """

@@ -92,7 +92,7 @@ class Contents:
 
 def _array(sealed: Sealed, name: str) -> np.ndarray:
     try:
-        array = np.load(io.BytesIO(sealed.read(name)), allow_pickle=False)
+        array = np.lib.format.read_array(io.BytesIO(sealed.read(name)), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise Refused(f"{name}: not a numpy array ({error}); get the bundle again") from None
     if array.dtype != np.float32:
@@ -111,6 +111,8 @@ def _engine(sealed: Sealed, entry: Mapping[str, Any], onnx: str) -> EngineInfo:
         **{key: entry[key] for key in EngineInfo.__dataclass_fields__ if key != "meta"}, meta=dict(facts["meta"])
     )
     _bound(sealed, info.file, info.sha256)
+    if not isinstance(info.requires, Mapping):
+        raise Refused(f"engine {info.id}: does not say what it requires; get the bundle again")
     if facts["sha256"] != info.sha256 or facts["backend"] != info.backend:
         raise Refused(f"engine {info.id}: {entry['facts']} describes another engine; get the bundle again")
     if info.onnx_sha256 != onnx:
@@ -154,6 +156,6 @@ def read_contents(sealed: Sealed) -> Contents:
         contents = Contents(sealed, manifest, engines)
         if len(contents.classes) != manifest["output"]["shape"][1] or len(contents.input_shape) != 3:
             raise Refused(f"{MANIFEST}: class names or input shape do not fit; get the bundle again")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Refused(f"{MANIFEST}: malformed ({type(error).__name__}: {error}); get the bundle again") from None
     return contents

@@ -19,17 +19,25 @@ def _exchange(a: Path, b: Path) -> bool:
     return rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
 
 
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
 def replace_folder(new: Path, folder: Path) -> None:
     """Moves `new` to `folder`; what was there is removed once the new one is in its place.
 
     A reader finds the old folder or the new one, never a mixture. Where the system can't swap two folders in one step,
-    there is a moment in which neither is there, and the old one is kept as ``NAME.old`` until it is over.
+    there is a moment in which neither is there, and the old one is kept as ``NAME.old`` until it is over. Of a symbolic
+    link the link is replaced; what it points to stays.
     """
-    if not folder.exists():
+    if not os.path.lexists(folder):
         new.rename(folder)
         return
     if _exchange(new, folder):
-        shutil.rmtree(new)
+        _remove(new)
         return
     aside = folder.with_name(folder.name + ".old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -39,4 +47,4 @@ def replace_folder(new: Path, folder: Path) -> None:
     except OSError:
         aside.rename(folder)
         raise
-    shutil.rmtree(aside)
+    _remove(aside)

@@ -46,7 +46,7 @@ def find_bundle(path: Path) -> Path:
     """
     path = Path(path)
     for candidate in (path, path / "bundle"):
-        if (candidate / SUMS).is_file():
+        if _is_bundle(candidate):
             return candidate
     several = sorted(found.parent.parent for found in path.glob(f"*/bundle/{SUMS}"))
     if len(several) == 1:
@@ -54,6 +54,13 @@ def find_bundle(path: Path) -> Path:
     if several:
         raise BadInput(f"{path}: holds several bundles; give one of {', '.join(map(str, several))}")
     raise BadInput(f"{path}: neither a bundle nor a run that has one; passdeploy run writes one")
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        return (folder / SUMS).is_file()
+    except OSError:  # it may not be looked at
+        return False
 
 
 def model_name(name: str) -> str:
@@ -100,8 +107,15 @@ def write_repository(
     own = triton.served_by_onnxruntime(contents, engine)
     chosen = [e for e in contents.engines if engine in (None, e.id, e.target)] if own is None else [own]
     folder = Path(folder)
+    if folder.resolve().is_relative_to(contents.sealed.folder.resolve()):
+        raise BadInput(f"{folder}: is the bundle itself or lies in it; give another folder for the repository")
     if (folder / SUMS).exists():
         raise BadInput(f"{folder}: is a bundle itself; give another folder for the repository")
+    if server == "kserve" and (other := _other_model(folder, name)):
+        raise BadInput(
+            f"{folder}: holds the model {other} already, and KServe loads all of a repository into one server; give "
+            "another --out"
+        )
     place = folder / name
     if not _replaceable(place):
         raise BadInput(f"{place}: exists and is no model; give another --name or --out")
@@ -143,7 +157,8 @@ def write_repository(
             f"{error.filename or folder}: the repository cannot be written ({error.strerror or error})"
         ) from None
     replaced = chosen[0] if own is None and chosen and chosen[0].precision != "fp32" else None
-    return _described(folder, name, used, server, contents, storage_uri, replaced, key)
+    unchecked = own if used == "onnxruntime" else None
+    return _described(folder, name, used, server, contents, storage_uri, replaced, unchecked, key)
 
 
 def _replaceable(place: Path) -> bool:
@@ -151,6 +166,11 @@ def _replaceable(place: Path) -> bool:
     if not place.is_dir():
         return not os.path.lexists(place)
     return any((place / own).is_file() for own in (triton.CONFIG, mlserver.MODEL_SETTINGS)) or not any(place.iterdir())
+
+
+def _other_model(folder: Path, name: str) -> str | None:
+    found = sorted(config.parent.name for config in folder.glob(f"*/{triton.CONFIG}"))
+    return next((other for other in found if other != name), None)
 
 
 def _plain(contents: Contents) -> bool:
@@ -166,9 +186,14 @@ def _described(
     contents: Contents,
     storage_uri: str | None,
     replaced: EngineInfo | None,
+    unchecked: EngineInfo | None,
     key: Path | None,
 ) -> Repository:
-    """`replaced`: the engine that Triton's ONNX Runtime can't load: it is given the ONNX file instead."""
+    """The note says what is left to do.
+
+    `replaced` is the engine that Triton's ONNX Runtime can't load: it is given the ONNX file instead. `unchecked` is
+    the one that it loads without our runner, which would refuse a machine that it is not for.
+    """
     note, status = None, contents.manifest["status"]
     needs = "numpy, " + ", ".join(sorted({name for e in contents.engines for name in packages(e)}))
     needs += "" if key is None else ", and model-signing to check the signature"
@@ -179,6 +204,11 @@ def _described(
     elif kind == "onnxruntime" and replaced is not None:
         what = f"{replaced.precision} engine of {replaced.backend}"
         note = f"serves the ONNX file in fp32: Triton's ONNX Runtime loads no {what}"
+    elif unchecked is not None and (features := unchecked.requires.get("cpu_features_any")):
+        note = (
+            f"its {unchecked.precision} sums are right only on a CPU with {' or '.join(features)}, which Triton does "
+            "not check"
+        )
     if status in ("over_budget", "accuracy_below_floor"):
         note = f"its run ended {status}" + (f"; {note}" if note else "")
     if server == "kserve":

@@ -28,11 +28,10 @@ def require_signing() -> None:
         raise Unavailable(f"signing: model-signing is not complete ({error.name or error} missing); {_HOW}") from None
 
 
-def _hashing(folder: Path) -> Any:
+def _hashing() -> Any:
     import model_signing
 
-    ignored = [folder / SUMS, folder / SIGNATURE]
-    return model_signing.hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
+    return model_signing.hashing.Config().set_ignored_paths(paths=[SUMS, SIGNATURE], ignore_git_paths=False)
 
 
 def sign(folder: Path, key: Path) -> Path:
@@ -55,7 +54,7 @@ def sign(folder: Path, key: Path) -> Path:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadInput(f"{key}: not a private key to sign with ({_line(error)}); make one with openssl ecparam "
                        "-name prime256v1 -genkey -noout") from None  # fmt: skip
-    config.set_hashing_config(_hashing(folder)).sign(folder, path)
+    config.set_hashing_config(_hashing()).sign(folder.resolve(), path)
     return path
 
 
@@ -77,10 +76,13 @@ def sign_bundle(bundle: Path, key: Path) -> Path:
     from passdeploy.shipping.manifest import read
 
     bundle = Path(bundle)
-    open_sealed(bundle)
-    work = Path(tempfile.mkdtemp(dir=bundle.resolve().parent, prefix=f".{bundle.name}."))
+    sealed = open_sealed(bundle)
     try:
-        staged = Path(shutil.copytree(bundle, work / bundle.name))
+        work = Path(tempfile.mkdtemp(dir=bundle.resolve().parent, prefix=f".{bundle.name}."))
+    except OSError as error:
+        raise BadInput(f"{error.filename or bundle}: cannot be written ({error.strerror or error})") from None
+    try:
+        staged = sealed.copy(work / bundle.name)
         for name in (SUMS, SIGNATURE):
             (staged / name).unlink(missing_ok=True)
         manifest = read((staged / MANIFEST).read_bytes())
@@ -89,6 +91,8 @@ def sign_bundle(bundle: Path, key: Path) -> Path:
         sign(staged, key)
         write(staged)
         replace_folder(staged, bundle)
+    except OSError as error:
+        raise BadInput(f"{error.filename or bundle}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return bundle
@@ -115,7 +119,8 @@ def check_signature(sealed: Sealed, key: Path) -> None:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadInput(f"{key}: not a public key to verify with ({_line(error)})") from None
     try:
-        config.set_hashing_config(_hashing(sealed.folder)).verify(sealed.folder, sealed.folder / SIGNATURE)
+        folder = sealed.folder.resolve()  # a link to a model is refused there
+        config.set_hashing_config(_hashing()).verify(folder, folder / SIGNATURE)
     except Exception as error:  # whatever the library raises on a forged file is a refusal
         raise Refused(f"{SIGNATURE}: the signature does not hold for this bundle and key ({_line(error)})") from None
 

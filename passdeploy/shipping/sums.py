@@ -145,6 +145,17 @@ class Sealed:
             raise Refused(f"{name}: content does not match its digest in {SUMS}; get the bundle again")
         return data
 
+    def copy(self, folder: Path) -> Path:
+        """Writes the bundle's files, checked once more, into a new folder; returns it.
+
+        Their modes are this process's: of a bundle that is protected against writing the copy can be replaced.
+        """
+        for name in (*self.sums, SUMS):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes((self.folder / SUMS).read_bytes() if name == SUMS else self.read(name))
+        return folder
+
     def under(self, prefix: str) -> Iterator[str]:
         """Listed paths that start with `prefix`."""
         return (name for name in self.sums if name.startswith(prefix))
@@ -162,10 +173,10 @@ def open_sealed(folder: Path, *, check_content: bool = True) -> Sealed:
         Refused: A file is missing, added, changed or no plain file, or SHA256SUMS is not strictly what it must be.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: no such bundle (a folder that holds {SUMS})")
     root = folder / SUMS
     try:
+        if not folder.is_dir():
+            raise BadInput(f"{folder}: no such bundle (a folder that holds {SUMS})")
         if not stat.S_ISREG(root.lstat().st_mode) or root.stat().st_size > _MAX_SUMS:
             raise Refused(f"{SUMS}: not a plain file of reasonable size; get the bundle again")
         text = root.read_bytes()
@@ -173,6 +184,8 @@ def open_sealed(folder: Path, *, check_content: bool = True) -> Sealed:
         inner = folder / "bundle"
         meant = f"; did you mean {inner}?" if (inner / SUMS).is_file() else ""
         raise Refused(f"{folder}: no {SUMS} in it, so this is no sealed bundle{meant}") from None
+    except OSError as error:
+        raise Refused(f"{error.filename or root}: cannot be read ({error.strerror or error})") from None
     sums = parse(text)
     try:
         present = {name for name in files_of(folder) if name != SUMS}

@@ -139,10 +139,15 @@ def verify(
         return f"outputs of {count} sample images reproduced (relative difference {difference:.1e})"
 
     def latency() -> str:
-        from passdeploy.shipping.measuring import measure_arrived
-
         assert found.model is not None and found.manifest is not None
-        arrival = measure_arrived(found.model.contents, found.model.engine, found.manifest)
+        try:
+            from passdeploy.shipping.measuring import measure_arrived
+
+            arrival = measure_arrived(found.model.contents, found.model.engine, found.manifest)
+        except ImportError as error:
+            raise Unavailable(
+                f"measuring needs the whole installation, and {error.name or error} is missing: pip install passdeploy"
+            ) from None
         found.latency, found.speedup, found.status = arrival.latency_ms, arrival.speedup, arrival.status
         return arrival.message
 

@@ -6,7 +6,7 @@ Computed once for all budgets. Nothing is decided on it; it stands in the report
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,7 @@ def run_alternatives(run: Run, folder: Path) -> None:
     if run.measured and engines:
         dense = backend.compile(source, run.target)
         dense_bytes = len(dense.data)
-        timed = time_together(run, {"dense": (dense, run.target), **engines})
+        timed = unless_it_fails(run, lambda: time_together(run, {"dense": (dense, run.target), **engines}))
     write_json(folder / FACTS, {"precisions": rows, "dense_bytes": dense_bytes, "timed": timed})
 
 
@@ -104,6 +104,18 @@ def compiled_alternatives(run: Run) -> dict[str, Compiled]:
     rows = read_json(folder / FACTS)["precisions"]
     built = [precision for precision, row in rows.items() if row["reason"] is None]
     return {name: (load_engine(folder / name), run.target.with_(precision=name)) for name in built}
+
+
+def unless_it_fails(run: Run, take: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """A measurement that a run can do without: with all engines on one card there may be too little memory for it."""
+    try:
+        return take()
+    except NotWritten:
+        raise
+    except Exception as error:  # whatever a runtime raises
+        why = str(error) if isinstance(error, PassdeployError) else first_line(error)
+        run.ui.say(f"the lower precisions are not timed: {why}")
+        return None
 
 
 def time_together(run: Run, engines: Mapping[str, Compiled]) -> dict[str, Any]:

@@ -101,8 +101,8 @@ def time_structure(timed: Meter, structure: Structure, budget: Budget, ran_befor
 
     Returns:
         ``speedup`` with the lower end of its interval (``low``), ``thin_ms`` and ``dense_ms`` at the budget's
-        percentile (None where there are too few samples); ``failed`` alone, with why, where it can't be compiled or
-        run.
+        percentile (None where there are too few samples), the dense engine's median (``pace_ms``); ``failed`` alone,
+        with why, where it can't be compiled or run.
 
     Raises:
         BadInput: The dense engine, or what was measured before, can't be measured, or an inference takes too long for
@@ -113,7 +113,10 @@ def time_structure(timed: Meter, structure: Structure, budget: Budget, ran_befor
         comparison = timed.compare(structure, fit_settings(budget))
         ratio = comparison.ratio("thin")
         at = {name: engine.at(budget.percent) for name, engine in comparison.measurements.items()}
-        return {"speedup": ratio.value, "low": ratio.low, "thin_ms": at["thin"], "dense_ms": at["dense"]}
+        pace = comparison.measurements["dense"].p50
+        return {
+            "speedup": ratio.value, "low": ratio.low, "thin_ms": at["thin"], "dense_ms": at["dense"], "pace_ms": pace
+        }  # fmt: skip
 
     runs = ran_before or structure.digest() == timed.groups.dense().digest()
     value = take() if runs else dict(attempt(take))

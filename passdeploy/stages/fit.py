@@ -54,6 +54,7 @@ class _Timed:
     low: float
     thin_ms: float | None
     dense_ms: float | None
+    pace_ms: float | None = None
 
 
 UNMEASURED = _Timed(0.0, 0.0, None, None)
@@ -99,7 +100,8 @@ def _fit_measured(
         found = close_loop(allocate, fastest, measure, asked, model_ms, MOST_FITS, MARGIN, scale)
         found = close_gap(found, narrow, measure, asked, model_ms, MOST_GAP_FITS, MARGIN, scale)
     chosen = found.chosen
-    facts["dense_ms"] = chosen.timing.dense_ms
+    assert isinstance(chosen.timing, _Timed)
+    facts["dense_ms"], facts["pace_ms"] = chosen.timing.dense_ms, chosen.timing.pace_ms
     facts["unsteady"] = not found.feasible and excess(asked, chosen.timing) >= 1
     failed = list(dict.fromkeys(record.value["failed"] for record in log.records if "failed" in record.value))
     if chosen.failed:
@@ -141,7 +143,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     importance = result.importance_arrays(budget.index)
     facts: dict[str, Any] = {"messages": [], "candidates": [], "reachable": None, "masked_vs_thin": None}
     facts["left_out"] = facts["unsteady"] = False
-    facts["dense_ms"] = None  # beside the chosen one, where that was measured
+    facts["dense_ms"] = facts["pace_ms"] = None  # beside the chosen one, where that was measured
     dense_ms = predictor.dense_ms
     stage = input_stage(run, result.stage)
 

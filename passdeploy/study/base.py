@@ -19,7 +19,7 @@ from passdeploy.compare.rows import Row, RowFile
 from passdeploy.compare.runner import Arm, Plan, run_plan
 from passdeploy.compare.statistics import Cell, Mean, budgets, cells
 from passdeploy.compare.table import lost, markdown, note
-from passdeploy.config import RunConfig
+from passdeploy.config import GroupsConfig, RunConfig
 from passdeploy.console import Ui
 from passdeploy.errors import BadInput, PassdeployError, nearest
 from passdeploy.workspace import write_atomic, write_json
@@ -125,6 +125,9 @@ class Findings:
     figures: dict[str, Markup] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
+
+BROUGHT: dict[str, Any] = {"weights": None, "groups": GroupsConfig(), "profile_file": None}
+"""Of the configuration, for a network that a study brings: what was said is said of another."""
 
 Study = Callable[[Lab], Findings]
 _REGISTRY: dict[str, Study] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from passdeploy.compare.rows import Row
 from passdeploy.compare.runner import Arm
 from passdeploy.compare.table import markdown
-from passdeploy.study.base import SPLIT, Findings, Lab, differences, register_study
+from passdeploy.study.base import BROUGHT, SPLIT, Findings, Lab, differences, register_study
 
 NETWORKS = ("small_densenet", "small_unet")
 PREVIOUS, ALL = "previous mask", "all masks"
@@ -18,7 +18,7 @@ def markov(lab: Lab) -> Findings:
     rows: list[Row] = []
     sections, conclusion = [], []
     for name in NETWORKS:
-        config = lab.config.model_copy(update={"model": f"passdeploy.study.nets:{name}", "weights": None})
+        config = lab.config.model_copy(update={**BROUGHT, "model": f"passdeploy.study.nets:{name}"})
         found = lab.run(lab.plan(ARMS, config=config, folder=name))
         conclusion += [f"{name}: {sentence}" for sentence in differences(found, PREVIOUS)]
         sections.append((name, markdown(found, SPLIT, PREVIOUS)))

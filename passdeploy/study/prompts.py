@@ -69,6 +69,8 @@ def prompts(lab: Lab) -> Findings:
     """All prompts at all budgets."""
     first = Run(lab.config, free_folder(lab.config, lab.out / "cost"), lab.ui, model=lab.model, data=lab.data)
     variants = arms(first.subject.data.preprocess.size)
+    if len(first.subject.task.output_shape(first.subject.data)) > 1:  # labels, one per pixel, would have to shrink too
+        variants = [arm for arm in variants if arm.settings["prompt"]["kind"] != "expansive"]
     rows = lab.run(lab.plan(variants, data=first.subject.data))
     costs: dict[str, Any] = {}
     if first.measured:

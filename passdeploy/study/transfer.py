@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from passdeploy import data as datasets
 from passdeploy.compare.runner import Arm
+from passdeploy.errors import BadInput
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
 from passdeploy.search.state import prepare
 from passdeploy.study.base import Findings, Lab, differences, register_study
@@ -56,13 +59,16 @@ def _register(folder: Path) -> dict[str, str]:
 @register_study("transfer")
 def transfer(lab: Lab) -> Findings:
     """Searches on one data set, then compares on the other; without ``--to`` they are halves of one set's classes."""
+    if isinstance(lab.model, nn.Module):
+        raise BadInput("study transfer: each data set has a network of its own; give a function that builds it")
     source = load_subject(lab.config, lab.model, lab.data).data
+    own: dict[str, Any] = {"weights": None}  # those in the configuration are of its data, whole
     if lab.to is None:
         source, target = halves(source)
     else:
         target = datasets.load(lab.to, size=lab.config.input_size)
     (seed, *_) = lab.seeds
-    found_on = lab.config.model_copy(update={"data": source.name, "seed": seed})
+    found_on = lab.config.model_copy(update={"data": source.name, "seed": seed, **(own if lab.to is None else {})})
     there = Lab(found_on, (seed,), lab.out, lab.ui, lab.model, failed=lab.failed)
     searched = there.plan([PASS], folder="source", data=source)
     first = there.run(searched)
@@ -73,7 +79,7 @@ def transfer(lab: Lab) -> Findings:
         Arm("sensitivity alone", "sensitivity"),
         Arm("l1", "l1"),
     ]
-    config = lab.config.model_copy(update={"data": target.name})
+    config = lab.config.model_copy(update={"data": target.name, **own})
     rows = lab.run(lab.plan(arms, config=config, folder="target", data=target))
     conclusion = [
         f"Searched on {source.name} (seed {seed}), used on {target.name}; each has its own dense network.",

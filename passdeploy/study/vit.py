@@ -7,7 +7,7 @@ from passdeploy.compare.runner import Arm
 from passdeploy.compare.statistics import Mean, budgets, cells, mean
 from passdeploy.compare.table import markdown
 from passdeploy.config import RunConfig
-from passdeploy.study.base import SPLIT, Findings, Lab, differences, register_study
+from passdeploy.study.base import BROUGHT, SPLIT, Findings, Lab, differences, register_study
 
 ARMS = (Arm("pass", "pass"), Arm("l1", "l1"))
 TRANSFORMER = "passdeploy.study.nets:small_vit"
@@ -28,7 +28,7 @@ def lost(rows: list[Row], method: str, budget: str) -> Mean | None:
 
 def transformer(config: RunConfig) -> RunConfig:
     """The same settings for the transformer, whose images are resized to what it takes."""
-    return config.model_copy(update={"model": TRANSFORMER, "weights": None, "input_size": SIZE})
+    return config.model_copy(update={**BROUGHT, "model": TRANSFORMER, "input_size": SIZE})
 
 
 @register_study("vit")

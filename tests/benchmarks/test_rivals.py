@@ -84,7 +84,7 @@ def test_the_published_pages_say_what_the_rows_do(
     published = (compare_cifar.PAGES / f"comparison-{data}.md").read_text()
     names = dict.fromkeys(re.findall(r"benchmarks/results/([^/]+)/compare-", published))
     paths = [ROOT / "benchmarks" / "results" / name / f"compare-{data}.json" for name in names]
-    args = SimpleNamespace(data=data, epochs=epochs, search_epochs=search)
+    args = SimpleNamespace(data=data, model="resnet20", target="cpu", epochs=epochs, search_epochs=search)
     assert compare_cifar.page(args, paths, ["2x", "3x"]) == published
 
 
@@ -136,12 +136,12 @@ def test_rows_are_kept_as_they_come(benchmarks: None, tmp_path: Path, monkeypatc
     other.mkdir(parents=True)
     (other / "config.yaml").write_text("of other epochs")
     monkeypatch.setattr(realisation, "Run", opening)
-    monkeypatch.setattr(realisation, "device_folder", lambda _: tmp_path)
+    monkeypatch.setattr(realisation, "device_folder", lambda _: tmp_path / "a-new-device")
     monkeypatch.setattr(realisation, "ours", killed)
     monkeypatch.setattr(sys, "argv", ["realisation.py", "--search-epochs", "0.25", "--runs", str(other.parent)])
     with pytest.raises(KeyboardInterrupt):
         realisation.main()
-    (row,) = map(json.loads, (tmp_path / "realisation.jsonl").read_text().splitlines())
+    (row,) = map(json.loads, (tmp_path / "a-new-device" / "realisation.jsonl").read_text().splitlines())
     assert (row["asked"], row["search_epochs"]) == ("2x", 0.25)
     assert opened[0].parent == other.parent and opened[0].name.startswith(f"{other.name}-")
 

@@ -27,6 +27,7 @@ from passdeploy.errors import BadInput
 from passdeploy.subject import load_subject
 from passdeploy.tasks import get_task, task_of
 from tests import scripted
+from tests.data.test_fashion_mnist import needs_data
 
 
 def by_class(*counts: int) -> ArraySplit:
@@ -171,6 +172,7 @@ def test_of_a_class_per_pixel_the_validation_split_is_cut_at_random() -> None:
     assert torch.equal(again.indices, val.indices)
 
 
+@needs_data
 @pytest.mark.parametrize("size", [(56, 56), (14, 20)])
 def test_a_named_set_is_resized_as_its_files_would_be(size: tuple[int, int]) -> None:
     small, large = datasets.load("fashion-mnist"), datasets.load("fashion-mnist", size=size)

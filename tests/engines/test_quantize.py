@@ -39,6 +39,17 @@ def test_normalisation_and_prompt_stay_in_float32(case: Case, name: str) -> None
             assert source not in produced or produced[source].op_type != "DequantizeLinear"
 
 
+@pytest.mark.parametrize("recipe", [for_tensorrt(), for_tensorrt_fp8()])
+def test_tensorrt_can_fuse_activations_and_take_every_layers_input_in_8_bits(case: Case, recipe: Recipe) -> None:
+    graph = onnx.load_model_from_string(to_half(quantize(case.source, recipe), "fp16")).graph
+    produced = {output: node for node in graph.node for output in node.output}
+    fed = {(node.op_type, produced[node.input[0]].op_type) for node in graph.node if node.input[0] in produced}
+    assert ("Relu", "DequantizeLinear") not in fed
+    assert {kind for layer, kind in fed if layer == "Conv"} == {"DequantizeLinear"}, "the first one's, too"
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    assert not any(produced.get(node.input[0], node).op_type == "DequantizeLinear" for node in casts)
+
+
 def test_tensorrt_pairs_are_symmetric_and_biases_float32(case: Case) -> None:
     graph = onnx.load_model_from_string(quantize(case.source, for_tensorrt())).graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

@@ -23,6 +23,7 @@ pytestmark = [
 # One process for all of it: importing torch is what takes time. A test reads what its section printed.
 SCRIPT = """
 import threading
+import warnings
 import torch
 from passdeploy.errors import PassdeployError
 from passdeploy.kernels import build, dispatch, driver, masked_op, reference
@@ -69,6 +70,18 @@ g = torch.randn_like(x)
 got = masked_op.backward_on(loader, shape, g, *args, True, True, False)
 for a, b in zip(got[:4], reference.backward(g, *args)):
     assert (a - b).abs().max() < 1e-4 * max(1, b.abs().max())
+
+section("devices")
+print(driver.device_of(4096), driver.device_of(2**63 + 4096))
+dispatch.loader(1)
+
+section("nothing to load")
+build.compiled, kept = lambda *given: (_ for _ in ()).throw(PassdeployError("no NVRTC")), build.compiled
+dispatch.loader.cache_clear()
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter("always")
+    print(dispatch.loader(0), *(str(w.message).splitlines()[0] for w in warned))
+build.compiled = kept
 
 section("error")
 launch = shape.forward("relu")
@@ -120,6 +133,15 @@ def test_a_device_has_its_own_context_on_every_thread(said: dict[str, list[str]]
 
 def test_stream_and_backward(said: dict[str, list[str]]) -> None:
     assert said["stream and backward"] == ["launch context 0 stream 77"] * 2
+
+
+def test_the_gpu_that_an_array_lies_on_is_asked_for(said: dict[str, list[str]]) -> None:
+    assert said["devices"][0] == "0 1"
+    assert said["devices"][1:] == ["load other", "load cubin"] * 2, "all code is loaded before the first launch"
+
+
+def test_code_that_cannot_be_loaded_is_done_without(said: dict[str, list[str]]) -> None:
+    assert said["nothing to load"][-1] == "None passdeploy's CUDA kernels are replaced by PyTorch's: no NVRTC"
 
 
 def test_errors_carry_the_drivers_name(said: dict[str, list[str]]) -> None:

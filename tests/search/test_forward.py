@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from passdeploy.data.base import Preprocess
 from passdeploy.groups import Masker, as_masks, find_groups
@@ -24,6 +26,7 @@ from passdeploy.surgery import relative_difference
 from passdeploy.surgery import thin as cut
 from tests.groups.nets import MadeUp, ready
 from tests.groups.test_random_graphs import QUIET, SIDE, Graph, Step, steps
+from tests.groups.test_wrapped import Aliased
 
 CLOSE = 2e-4
 """Of the largest: sums are taken in another order."""
@@ -47,20 +50,28 @@ def trained(model: Prompted, outputs: Callable[[Prompted], Tensor]) -> tuple[Ten
     return y.detach(), gradients
 
 
-def assert_same_step(network: nn.Module, groups: Groups, structure: Structure, images: Tensor) -> None:
+def assert_same_step(network: nn.Module, groups: Groups, structure: Structure, images: Tensor, runs: int = 1) -> None:
+    """Also the `runs`-th time; buffers move each time, what is trained stays."""
     size = (images.shape[2], images.shape[3])
     thin_model = prompted(copy.deepcopy(network), size)
     masked_model = copy.deepcopy(thin_model)
     masks = as_masks(groups.canonical(structure).masks)
+    thinned = Thinned(thin_model, copy.deepcopy(network), groups, structure, (3, *size))
+    for _ in range(runs - 1):
+        trained(masked_model, lambda m: Masker(m, groups, "network.")(masks, images))
+        trained(thin_model, lambda _: thinned(images))
     masked, expected = trained(masked_model, lambda m: Masker(m, groups, "network.")(masks, images))
-    thin, found = trained(thin_model, lambda m: Thinned(m, groups, structure, (3, *size))(images))
+    thin, found = trained(thin_model, lambda _: thinned(images))
     assert relative_difference(masked, thin) <= CLOSE
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
         assert float((gradient - found[name]).abs().max()) <= CLOSE * max(largest, 1e-6), name
-    moved = dict(cut(masked_model.network, groups, structure).named_buffers())
-    for name, value in cut(thin_model.network, groups, structure).named_buffers():
-        assert torch.allclose(value.double(), moved[name].double(), rtol=1e-4, atol=1e-5), name
+    moved = [copy.deepcopy(network) for _ in range(2)]
+    for blank, model in zip(moved, (masked_model, thin_model), strict=True):
+        blank.load_state_dict(model.network.state_dict())
+    expected = dict(cut(moved[0], groups, structure).named_buffers())
+    for name, value in cut(moved[1], groups, structure).named_buffers():
+        assert torch.allclose(value.double(), expected[name].double(), rtol=1e-4, atol=1e-5), name
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -108,9 +119,9 @@ def test_a_thin_network_is_made_again_when_the_masks_are_others(monkeypatch: pyt
     made: list[Structure] = []
 
     class Counted(Thinned):
-        def __init__(self, model: Prompted, groups: Groups, structure: Structure, shape: tuple[int, ...]) -> None:
-            made.append(structure)
-            super().__init__(model, groups, structure, shape)
+        def __init__(self, *given: Any) -> None:
+            made.append(given[3])
+            super().__init__(*given)
 
     monkeypatch.setattr(module, "Thinned", Counted)
     forward, images = Forward(model, groups, (3, 16, 16)), torch.rand(2, 3, 16, 16)
@@ -125,6 +136,68 @@ def test_a_thin_network_is_made_again_when_the_masks_are_others(monkeypatch: pyt
     ):
         assert relative_difference(forward.masked(masks, images), forward.kept(masks, images, which)) <= CLOSE
     assert len(made) == 4
+
+
+class Own(nn.Module):
+    """Moves a buffer by assigning it, keeps what it has seen, and may be run again in the backward pass."""
+
+    average: Tensor
+
+    def __init__(self, checkpointed: bool) -> None:
+        super().__init__()
+        self.checkpointed, self.seen = checkpointed, torch.zeros(())
+        self.stem, self.mix, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Linear(12, 3)
+        self.register_buffer("average", torch.zeros(()))
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.mix(torch.relu(self.stem(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = y = checkpoint(self.body, x, use_reentrant=False) if self.checkpointed else self.body(x)
+        if self.training:
+            self.average = 0.9 * self.average + 0.1 * x.detach().abs().mean()
+        return self.head(torch.relu(y).mean((2, 3)))
+
+
+def test_of_a_network_that_keeps_what_it_has_seen() -> None:
+    """What a training step leaves behind can't be copied."""
+    network, images = ready(Own(checkpointed=False)), torch.rand(4, 3, 12, 12)
+    groups = find_groups(network, images[:1])
+    assert_same_step(network, groups, random_structure(groups, 1), images, runs=3)
+    model = prompted(network, (12, 12))
+    forward = Forward(model, groups, (3, 12, 12))
+    for seed in range(2):
+        masks = tuple(as_masks(random_structure(groups, seed).masks).values())
+        forward.masked(masks, images).sum().backward()
+        forward.kept(masks, images).sum().backward()
+
+
+def test_of_a_network_that_is_run_again_in_the_backward_pass() -> None:
+    """With the weights of that step, and not with those of the one that it was made in."""
+    images = torch.rand(4, 3, 12, 12)
+    plain, again = ready(Own(checkpointed=False)), ready(Own(checkpointed=True))
+    again.load_state_dict(plain.state_dict())
+    groups = find_groups(plain, images[:1])
+    structure, gradients = random_structure(groups, 1), []
+    for network in (plain, again):
+        torch.manual_seed(0)
+        model = prompted(network, (12, 12))
+        thinned = Thinned(model, copy.deepcopy(network), groups, structure, (3, 12, 12))
+        for _ in range(2):
+            _, found = trained(model, lambda _, step=thinned: step(images))  # type: ignore[misc]
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.1 * (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        gradients.append(found)
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_of_modules_of_two_names() -> None:
+    network, images = ready(Aliased()), torch.rand(4, 3, 12, 10)
+    groups = find_groups(network, images[:1])
+    for seed in range(3):
+        assert_same_step(network, groups, random_structure(groups, seed), images, runs=2)
 
 
 def test_cuts_are_found_by_dimension() -> None:

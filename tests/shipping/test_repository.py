@@ -297,11 +297,40 @@ def test_bad_input_is_one_line(sealed_bundle: Path, tmp_path: Path) -> None:
         write_repository(tmp_path / "m", sealed_bundle, "triton", kind="pythn")
     with pytest.raises(BadInput, match="at least 1"):
         write_repository(tmp_path / "m", sealed_bundle, "triton", instances=0)
-    with pytest.raises(BadInput, match="is a bundle itself"):
-        write_repository(sealed_bundle, sealed_bundle, "triton")
+    for inside in (sealed_bundle, sealed_bundle / "models", sealed_bundle / "samples/../models"):
+        with pytest.raises(BadInput, match="is the bundle itself or lies in it"):
+            write_repository(inside, sealed_bundle, "triton")
     with pytest.raises(Refused, match="no such engine"):
         write_repository(tmp_path / "m", sealed_bundle, "triton", engine="nope")
     assert sums.open_sealed(sealed_bundle)
+
+
+def test_kserve_gets_a_repository_for_each_model(sealed_bundle: Path, tmp_path: Path) -> None:
+    """All in one would be loaded by each of the services, with the memory of one."""
+    for _ in range(2):
+        write_repository(tmp_path / "m", sealed_bundle, "kserve", name="one")
+    with pytest.raises(BadInput, match="holds the model one already"):
+        write_repository(tmp_path / "m", sealed_bundle, "kserve", name="other")
+
+
+def test_a_protected_bundle_makes_models_that_can_be_replaced(bundle: Path, tmp_path: Path) -> None:
+    for path in (*bundle.rglob("*"), bundle):
+        path.chmod(path.stat().st_mode & ~0o222)
+    for server, inside in (("triton", "1/bundle"), ("mlserver", "bundle")):
+        write_repository(tmp_path / server, bundle, server, name="m")
+        copy = tmp_path / server / "m" / inside
+        assert sums.open_sealed(copy).root == sums.open_sealed(bundle).root
+        assert all(path.stat().st_mode & 0o200 for path in (*copy.rglob("*"), copy))
+
+
+@pytest.mark.parametrize("server", ["triton", "mlserver"])
+def test_a_link_to_a_model_is_replaced_by_the_model(server: str, sealed_bundle: Path, tmp_path: Path) -> None:
+    write_repository(tmp_path / "m", sealed_bundle, server, name="v1")
+    (tmp_path / "m/current").symlink_to("v1")
+    write_repository(tmp_path / "m", sealed_bundle, server, name="current")
+    assert (tmp_path / "m/v1/1" if server == "triton" else tmp_path / "m/v1/bundle").is_dir()
+    assert not (tmp_path / "m/current").is_symlink() and (tmp_path / "m/current").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"], "no work folder is left"
 
 
 @pytest.mark.parametrize("server", ["triton", "mlserver"])

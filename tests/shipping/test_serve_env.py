@@ -14,8 +14,10 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "serve-env.sh"
 @pytest.mark.skipif(
     os.uname().sysname != "Linux" or os.uname().machine != "x86_64", reason="tritonserver is not packed for it"
 )
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["mine.txt", "pyvenv.cfg"])
+def test_a_folder_of_something_else_is_left_alone(name: str, tmp_path: Path) -> None:
+    """Another environment of Python, too."""
+    (tmp_path / name).write_text("mine")
     done = subprocess.run(["sh", str(SCRIPT), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 2 and "name another folder" in done.stderr
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert (tmp_path / name).read_text() == "mine"

@@ -176,3 +176,24 @@ def test_a_server_checks_the_signature_again(signed: Path, keys: Keys, tmp_path:
     assert "model-signing" in (told.note or "")
     write_repository(tmp_path / "models", signed, server, name="net", kind="python")
     assert "verify_key" not in settings.read_text()
+
+
+def test_however_the_path_is_spelled(
+    source: BundleSource, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bundle(Path("signed"), source, key=keys[0])
+    Path("current").symlink_to("signed")
+    for path in (Path("signed"), tmp_path / "signed", Path("current"), Path("../") / tmp_path.name / "signed"):
+        assert verify(path, keys[1]).ok, path
+    sign_bundle(Path("signed"), keys[0])
+    assert verify(Path("signed"), keys[1]).ok
+
+
+def test_what_cannot_be_written_is_one_line(signed: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("passdeploy.shipping.signing.tempfile.mkdtemp", full)
+    with pytest.raises(BadInput, match=r"cannot be written \(No space left on device"):
+        sign_bundle(signed, keys[0])

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -311,3 +315,53 @@ def test_a_status_about_something_else_is_not_measured_away(tmp_path: Path) -> N
     source = make_source(tmp_path / "run", report=report(status="accuracy_below_floor"))
     result = verify(write_bundle(tmp_path / "bundle", source), measure=True)
     assert result.status == "accuracy_below_floor"
+
+
+@pytest.mark.parametrize("flags", [(), ("--measure",)])
+def test_the_command_needs_no_torch(flags: tuple[str, ...], sealed_bundle: Path) -> None:
+    """On a host that only runs engines."""
+    blocked = "import sys; sys.modules['torch'] = None\nfrom passdeploy.cli import main; main()"
+    command = [sys.executable, "-c", blocked, "verify", str(sealed_bundle), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "sample images reproduced" in done.stdout, done.stdout + done.stderr
+    assert done.returncode in (0, 1) if flags else done.returncode == 0  # this machine may be slow
+    assert ("latency" in done.stdout) == bool(flags)
+
+
+def test_what_measuring_lacks_is_named(sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "passdeploy.shipping.measuring", None)
+    result = verify(sealed_bundle, measure=True)
+    assert result.reason is not None and "measuring needs the whole installation" in result.reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["output"].update(shape=[5]),
+        lambda m: m["engines"][0].update(requires=None),
+        lambda m: m["engines"].clear() or m.update(engines=[[]]),
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused(bundle: Path, change: Any) -> None:
+    path = bundle / "bundle.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    (bundle / "SHA256SUMS").unlink()
+    sums.write(bundle)
+    with pytest.raises(Refused):
+        open_bundle(bundle)
+
+
+def test_samples_that_are_no_array_are_refused(bundle: Path) -> None:
+    """A zip archive, which numpy would open as several."""
+    path = bundle / "samples" / "images.npy"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", b"")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["samples"]["images"]["sha256"] = sums.digest_file(path)
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    (bundle / "SHA256SUMS").unlink()
+    sums.write(bundle)
+    with pytest.raises(Refused, match="not a numpy array"):
+        open_bundle(bundle).samples()

@@ -45,7 +45,7 @@ def write_model(
     chosen = [e for e in contents.engines if engine in (None, e.id, e.target)]
     if not chosen:
         raise Refused("the bundle holds no such engine for MLServer")
-    shutil.copytree(contents.sealed.folder, folder / "bundle")
+    contents.sealed.copy(folder / "bundle")
     shutil.copyfile(Path(__file__).with_name("mlserver_model.py"), folder / "passdeploy_runtime.py")
     # All models of a repository run in one process, which imports the first one's runner: it has to know all backends.
     copy_runner(folder / "runner", {*SERVED, *(e.backend for e in chosen)})

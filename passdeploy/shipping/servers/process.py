@@ -19,6 +19,8 @@ from passdeploy.errors import PassdeployError, Unavailable
 
 ROOT = Path(__file__).resolve().parents[3]
 READY_S = 60
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""To this machine itself: a proxy that the environment names could not reach it."""
 HOW = "run scripts/serve-env.sh, or work inside NVIDIA's Triton container"
 
 
@@ -53,10 +55,12 @@ class Server:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"http://{self.http}/{path}", body, headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with _DIRECT.open(request, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+        except OSError as error:
+            raise PassdeployError(f"serve: the server does not answer ({error})") from None
 
 
 def free_ports(count: int) -> list[int]:
@@ -70,7 +74,7 @@ def free_ports(count: int) -> list[int]:
 
 def _ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{url}/v2/health/ready", timeout=2) as answer:
+        with _DIRECT.open(f"http://{url}/v2/health/ready", timeout=2) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -104,7 +104,7 @@ def _python(folder: Path, contents: Contents, name: str, instances: int, engine:
     chosen = [e for e in contents.engines if engine in (None, e.id, e.target)]
     if not chosen:
         raise Refused("the bundle holds no such engine for the Python backend; try --kind onnxruntime")
-    shutil.copytree(contents.sealed.folder, folder / "1" / "bundle")
+    contents.sealed.copy(folder / "1" / "bundle")
     shutil.copyfile(Path(__file__).with_name("triton_model.py"), folder / "1" / "model.py")
     copy_runner(folder / "1" / "runner", {e.backend for e in chosen})
     batch = max(e.batch for e in chosen)

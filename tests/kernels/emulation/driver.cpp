@@ -70,6 +70,12 @@ int cuDevicePrimaryCtxRetain(uintptr_t* context, int device) {
   *context = 0x100 + device;
   return kSuccess;
 }
+// The lower half of the addresses is the first device's.
+int cuPointerGetAttribute(void* data, int attribute, uintptr_t address) {
+  if (attribute != 9) return kInvalidValue;  // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+  *static_cast<int*>(data) = address >> 63 ? 1 : 0;
+  return kSuccess;
+}
 int cuCtxGetCurrent(uintptr_t* context) {
   *context = contexts.empty() ? 0 : contexts.back();
   return kSuccess;
