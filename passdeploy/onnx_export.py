@@ -106,6 +106,10 @@ def _pin_heads(model: nn.Module, example: torch.Tensor) -> None:
             SLIM[kind](module)
 
 
+LARGEST = 2**31 - 2**24
+"""Bytes of weights: a file of protobuf's has to be smaller than 2 GiB, graph and names included."""
+
+
 def export_model(model: nn.Module, input_shape: Sequence[int], batch: int = 1) -> Any:
     """Exports a model to an `onnx.ModelProto`: constants folded, batch norms fused, removed branches gone.
 
@@ -117,6 +121,12 @@ def export_model(model: nn.Module, input_shape: Sequence[int], batch: int = 1) -
     Raises:
         BadInput: The model can't be exported.
     """
+    size = 4 * sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if size > LARGEST:
+        raise BadInput(
+            f"the model can't be exported to ONNX: its weights take {size / 2**30:.1f} GiB in float32, and a file in "
+            "one piece holds less than 2"
+        )
     clone = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     clone.requires_grad_(False)
     example = torch.rand(batch, *input_shape, generator=torch.Generator().manual_seed(0))

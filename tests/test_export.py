@@ -177,3 +177,9 @@ def test_no_denormal_values(slicer: OnnxSlicer, resnet: tuple[nn.Module, Groups]
     for initializer in proto.graph.initializer:
         values = np.abs(onnx.numpy_helper.to_array(initializer))
         assert not ((values > 0) & (values < np.finfo(np.float32).tiny)).any(), initializer.name
+
+
+def test_a_network_that_no_file_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("passdeploy.onnx_export.LARGEST", 100)
+    with pytest.raises(BadInput, match=r"can't be exported to ONNX: its weights take 0\.0 GiB in float32"):
+        export_model(nn.Conv2d(3, 4, 3), (3, 8, 8))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from passdeploy.engines._trt import TrtBackend, capabilities
-from passdeploy.engines.base import CompileInput, register
+from passdeploy.engines._trt import Options, TrtBackend, capabilities
+from passdeploy.engines.base import CompileInput, Engine, register
+from passdeploy.errors import BadInput
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target
@@ -43,6 +44,12 @@ class TensorRtRtx(TrtBackend):
 
     def unproven(self, target: Target) -> bool:
         return any(capability not in KNOWN for capability in capabilities(target))
+
+    def compile(self, source: CompileInput, target: Target, options: Options | None = None) -> Engine:
+        given = options or self.options
+        if given.version_compatible or given.hardware_compatible:  # the engine would say of itself what it is not
+            raise BadInput("tensorrt_rtx: version_compatible and hardware_compatible are options of full TensorRT")
+        return super().compile(source, target, options)
 
     def convert(self, data: bytes, source: CompileInput, target: Target) -> bytes:
         data = super().convert(data, source, target)

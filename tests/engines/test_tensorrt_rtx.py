@@ -212,6 +212,12 @@ def test_how_far_a_compatible_engine_goes(
     assert (refused or "is attached to this machine") in str(error.value)
 
 
+@pytest.mark.parametrize("options", [Options(version_compatible=True), Options(hardware_compatible=True)])
+def test_options_of_full_tensorrt_are_refused(case: Case, options: Options) -> None:
+    with pytest.raises(BadInput, match="are options of full TensorRT"):
+        RTX.compile(case.source, A100, options)
+
+
 def test_a_custom_operator_is_one_line(case: Case, tmp_path: Path) -> None:
     """TensorRT-RTX has no plugins; the message must name the operator."""
     import onnx

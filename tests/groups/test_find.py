@@ -106,7 +106,7 @@ def test_made_up_network() -> None:
     assert _worst(model, groups, images, seeds=8) <= 1e-4
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(6))  # test_random_graphs.py has many more kinds
 def test_random_graphs(seed: int) -> None:
     torch.manual_seed(seed)
     model, images = ready(RandomNet(seed), seed), torch.rand(2, 3, 8, 8)
@@ -115,12 +115,12 @@ def test_random_graphs(seed: int) -> None:
 
 def test_few_groups_of_random_graphs_are_lost() -> None:
     lost = found = 0
-    for seed in range(15):
+    for seed in range(6):
         model, images = ready(RandomNet(seed), seed), torch.rand(1, 3, 8, 8)
         candidates = find_groups(model, images, check=False)
         found += len(candidates.groups)
         lost += len(candidates.groups) - len(find_groups(model, images).groups)
-    assert found >= 50
+    assert found >= 20
     assert lost <= 0.02 * found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -39,10 +40,10 @@ def build_library(source: Path, params: str) -> Path:
     folder = build.source_folder()
     for path in [source, *sorted(folder.glob("*.cuh")), *sorted(HERE.glob("*.h")), *sorted(HERE.glob("emulator.cpp"))]:
         h.update(path.read_bytes())
-    out = Path(tempfile.gettempdir()) / "passdeploy-emulation" / f"{source.stem}-{h.hexdigest()[:20]}.so"
+    out = Path(tempfile.gettempdir()) / f"passdeploy-emulation-{os.getuid()}" / f"{source.stem}-{h.hexdigest()[:20]}.so"
     if out.is_file():
         return out
-    out.parent.mkdir(exist_ok=True)
+    out.parent.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         built = Path(scratch) / out.name
         command = [

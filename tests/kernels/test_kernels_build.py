@@ -40,7 +40,7 @@ KERNELS = {
 
 def fatbin(source: str) -> bytes:
     """Compiled once per content of the sources: it is the slowest thing here."""
-    out = Path(tempfile.gettempdir()) / "passdeploy-fatbin" / f"{source}-{build.digest(source)}.fatbin"
+    out = Path(tempfile.gettempdir()) / f"passdeploy-fatbin-{os.getuid()}" / f"{source}-{build.digest(source)}.fatbin"
     if not out.is_file():
         out.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
