@@ -239,6 +239,8 @@ def compare(args: argparse.Namespace, budget: Budget) -> None:
     plan = Plan(config, (), (0,), folder, rows)
     made_alike = (plan.settings(), plan.inputs)
     precision = plan.target.precision
+    if precision in ("int8", "fp8"):  # their accuracies are the networks', ours are the engines'
+        raise SystemExit(f"external: rivals are not judged in {precision}; choose a target in fp32, fp16 or bf16")
     below_fp32 = {} if precision == "fp32" else {"precision": precision, "accuracy_of": "network"}
     for seed in parse_seeds(args.seeds):
         seeded = config.model_copy(update={"seed": seed})

@@ -29,7 +29,7 @@ def prompted_input_into(
 ) -> None:
     """Writes a network's input from uint8 images: normalised, prompted, in the engine's type and layout, in one pass.
 
-    Waits for the streams on which the arrays, `out` too, say that they are in use, unless that is `stream`; arrays that
+    Comes after what has been enqueued on the streams on which the arrays, `out` too, say that they are in use, unless that is `stream`; arrays that
     say nothing (torch's) are taken to be in use on the default stream.
 
     Args:
@@ -74,7 +74,7 @@ def prompted_input_into(
                 raise BadInput(f"{name}: lies on GPU {other}, out on GPU {device}; move it there")
         loader = default_loader(device)
     for other in sorted(_others([to, *(array for array, _, _ in expected.values())], stream)):
-        loader.synchronise(other)
+        loader.wait(stream, other)
     addresses = [array.address for array, _, _ in expected.values()]  # in the order of InputArrays
     enqueue.input_stage(
         loader,

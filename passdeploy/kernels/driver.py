@@ -145,10 +145,16 @@ class CudaBindings:
                 )
             )
 
-    def synchronise(self, stream: int) -> None:
-        """See `Loader`."""
+    def wait(self, stream: int, other: int) -> None:
+        """See `Loader`: on the GPU, the calling thread goes on."""
+        driver = self._driver
         with self._context():
-            self._call(self._driver.cuStreamSynchronize(self._driver.CUstream(stream)))
+            event = self._call(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+            try:
+                self._call(driver.cuEventRecord(event, driver.CUstream(other)))
+                self._call(driver.cuStreamWaitEvent(driver.CUstream(stream), event, 0))
+            finally:  # once it has happened: the driver keeps it that long
+                self._call(driver.cuEventDestroy(event))
 
 
 class Pycuda:
@@ -205,8 +211,8 @@ class Pycuda:
             launch.grid, (launch.threads, 1, 1), self._stream, bytes(launch.params), shared_size=launch.shared_bytes
         )
 
-    def synchronise(self, stream: int) -> None:
-        """See `Loader`; pycuda knows its own streams only, so this waits for all of them."""
+    def wait(self, stream: int, other: int) -> None:
+        """See `Loader`; pycuda knows its own streams only, so the calling thread waits for all of them."""
         self._driver.Context.synchronize()
 
 

@@ -15,8 +15,8 @@ class Loader(Protocol):
         """Enqueues the launch on a stream (a ``CUstream`` as a number; 0 is the default stream)."""
         ...
 
-    def synchronise(self, stream: int) -> None:
-        """Waits until what was enqueued on a stream is done."""
+    def wait(self, stream: int, other: int) -> None:
+        """What is enqueued on a stream from now on waits for what has been enqueued on the other one by now."""
         ...
 
 

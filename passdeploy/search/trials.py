@@ -18,7 +18,7 @@ DROPPED = 0.5
 """The same where several budgets share the weights, so that what trials train is dropped: half as much."""
 SETTLED = 0.25
 """Share of the steps that go to the hypernetwork where trials have trained the weights within the budget already: a
-step of the dense network under masks is worth no more to the weights than one of the thin network, which costs less."""
+step in which masks may still change is worth less to the weights than one of fine-tuning."""
 
 
 class Trials:

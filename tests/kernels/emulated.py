@@ -131,8 +131,8 @@ class Emulated:
         if failed:
             raise Finding(f"{launch.kernel}: {lib.last_error().decode()}")
 
-    def synchronise(self, stream: int) -> None:
-        self.awaited.append(stream)
+    def wait(self, stream: int, other: int) -> None:
+        self.awaited.append(other)
 
     def _register(self, lib: ctypes.CDLL) -> None:
         lib.clear_regions()

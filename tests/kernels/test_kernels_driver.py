@@ -71,6 +71,9 @@ got = masked_op.backward_on(loader, shape, g, *args, True, True, False)
 for a, b in zip(got[:4], reference.backward(g, *args)):
     assert (a - b).abs().max() < 1e-4 * max(1, b.abs().max())
 
+section("waiting")
+loader.wait(77, 5)
+
 section("devices")
 print(driver.device_of(4096), driver.device_of(2**63 + 4096))
 dispatch.loader(1)
@@ -133,6 +136,10 @@ def test_a_device_has_its_own_context_on_every_thread(said: dict[str, list[str]]
 
 def test_stream_and_backward(said: dict[str, list[str]]) -> None:
     assert said["stream and backward"] == ["launch context 0 stream 77"] * 2
+
+
+def test_a_stream_waits_for_another_without_the_caller(said: dict[str, list[str]]) -> None:
+    assert said["waiting"] == ["record event 2 stream 5", "stream 77 waits for event 2"]  # 2: no timing
 
 
 def test_the_gpu_that_an_array_lies_on_is_asked_for(said: dict[str, list[str]]) -> None:
