@@ -38,5 +38,5 @@ def run(bench: Bench) -> None:
     models, pairs = (("resnet18",), 6) if bench.quick else (("resnet18", "resnet50"), 15)
     for model in models:
         for kernels in (True, False):
-            key = f"{model} batch 64 {'masked kernels' if kernels else 'thin networks'}"
+            key = f"{model} batch 64 {'masked kernels' if kernels else 'scaled weights'}"
             bench.case("search", key, lambda m=model, k=kernels: cost(m, 64, pairs, k))  # type: ignore[misc]

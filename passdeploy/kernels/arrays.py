@@ -29,8 +29,8 @@ def prompted_input_into(
 ) -> None:
     """Writes a network's input from uint8 images: normalised, prompted, in the engine's type and layout, in one pass.
 
-    Comes after what has been enqueued on the streams on which the arrays, `out` too, say that they are in use, unless that is `stream`; arrays that
-    say nothing (torch's) are taken to be in use on the default stream.
+    Comes after what has been enqueued on the streams on which the arrays, `out` too, say that they are in use; arrays
+    that say nothing (torch's) are taken to be in use on the default stream.
 
     Args:
         out: (N, 3, H, W), or (N, H, W, 3) with `channels_last`.

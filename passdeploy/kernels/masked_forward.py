@@ -1,8 +1,8 @@
 """The masked forward with the kernel: of a search on CUDA, and of a masked network that is compiled as it is.
 
 On CUDA it is what a search runs, once `passdeploy.kernels.selfcheck` has found it to be right there; `SWITCH` turns it
-off. Everywhere else, and where the kernel is refused, a search computes the thin network (`passdeploy.search.forward`),
-and in the steps that ask more of the masks `passdeploy.groups.Masker` scales the consumers' weights.
+off. Where the kernel is refused, and in those of a CPU's steps that are not computed by the thin network
+(`passdeploy.search.forward`), `passdeploy.groups.Masker` scales the consumers' weights instead.
 benchmarks/gpu.py (section search) measures both.
 """
 
@@ -25,7 +25,7 @@ from passdeploy.kernels.masked_graph import MASKS, insert_masks, trace
 from passdeploy.structure import Structure
 
 SWITCH = "PASSDEPLOY_KERNELS"
-"""Environment variable: ``0`` makes a search on CUDA do without the kernel, as it does on a CPU."""
+"""Environment variable: ``0`` makes a search on CUDA scale weights instead of using the kernel."""
 
 
 @lru_cache(maxsize=256)

@@ -2,8 +2,9 @@
 
 Where the masks are all zeros and ones and no gradient of theirs is asked for, nothing of what they remove is needed:
 outputs and gradients are those of the thin network, whose weights are slices of the dense network's own. Those are what
-is trained; gradients reach them through the slices, and what is removed gets none, as under masks. Such a step costs
-what one of the thin network costs.
+is trained; gradients reach them through the slices, and what is removed gets none, as under masks. On a CPU such a step
+costs what one of the thin network costs. On a GPU, where cutting a network anew takes as long as several steps, masks
+are multiplied with, by the kernel or as scaled weights (`passdeploy.kernels.masked_forward`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.groups import Groups
-from passdeploy.kernels import selfcheck
-from passdeploy.kernels.masked_forward import KernelMasker, search_masker
+from passdeploy.kernels.masked_forward import search_masker
 from passdeploy.placing import laid_out, layout
 from passdeploy.search.prompt import Prompted
 from passdeploy.structure import Structure
@@ -157,7 +157,8 @@ class Forward:
 
     def __init__(self, model: Prompted, groups: Groups, input_shape: tuple[int, ...]) -> None:
         self.model, self.groups, self.input_shape = model, groups, input_shape
-        self.blank = copy.deepcopy(model.network).cpu()
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self.blank = copy.deepcopy(model.network) if on_cpu else None
         self.masker = search_masker(model, groups, "network.")
         self._thinned: dict[int, tuple[tuple[Tensor, ...], Thinned]] = {}
 
@@ -167,14 +168,14 @@ class Forward:
         return self.masker(dict(zip(self.groups.names, values, strict=True)), images)
 
     def kept(self, masks: tuple[Tensor, ...], images: Tensor, which: int = 0) -> Any:
-        """The same under masks of zeros and ones: by the masked kernel where the search has it, else thin.
+        """The same under masks of zeros and ones: on a CPU by the thin network.
 
         Args:
             masks: Per group (units,).
             images: (N, C, H, W).
             which: Its thin network is kept until the masks are others.
         """
-        if isinstance(self.masker, KernelMasker) and not selfcheck.refused(images.device):
+        if self.blank is None:
             return self.masked(masks, images)
         before, thinned = self._thinned.get(which, ((), None))
         if thinned is None or any(not torch.equal(a, b) for a, b in zip(before, masks, strict=True)):
