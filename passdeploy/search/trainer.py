@@ -11,7 +11,8 @@ once weights train along: batch norm makes the loss indifferent to the scale of 
 a group's kept units sum to nothing, while those of removed ones always ask to come back.
 
 With `search.trials`, which blocks go is decided before, by trial (`race.py`): the training of the set that wins is
-how the search begins. On a CPU, steps that train weights and prompt only cost what the thin network costs (`forward.py`).
+how the search begins. On a CPU, steps that train weights and prompt only cost what the thin network costs
+(`forward.py`).
 """
 
 from __future__ import annotations
