@@ -72,7 +72,7 @@ format: env ## Formats the code
 	$(BIN)/ruff format .
 
 test: env data lint ## What has to pass before a change goes in: no GPU, under 20 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not soak and not gpu" -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not soak and not gpu" -n $(WORKERS) --dist loadfile
 
 soak: env data ## The tests that run for hours
 	$(BIN)/python -m pytest tests -m soak

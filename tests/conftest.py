@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import os
 import shutil
 import sys
@@ -14,6 +17,7 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """A cache folder of the session's own, so that neither finds what the other measured; data stay where they are."""
+    _read_operators_once()
     if "PYTEST_XDIST_WORKER" in os.environ:  # it has the controller's
         return
     from passdeploy.data import cache_dir
@@ -22,6 +26,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PASSDEPLOY_DATA"] = os.pathsep.join([*([given] if given else []), str(cache_dir())])
     os.environ["XDG_CACHE_HOME"] = folder = tempfile.mkdtemp(prefix="passdeploy-tests-cache-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def _read_operators_once() -> None:
+    """PyTorch reads the sources of all its ONNX operators anew at each export: a quarter of what exporting takes."""
+    with contextlib.suppress(Exception):  # no part of its interface
+        from torch.onnx._internal.exporter._registration import onnxscript_apis
+
+        module = importlib.import_module(getattr(onnxscript_apis, "_name", onnxscript_apis.__name__))
+        module.get_torchlib_ops = functools.cache(module.get_torchlib_ops)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from passdeploy import rebuilds
 from passdeploy.engines.base import get_backend
 from passdeploy.shipping.verify import verify
 from passdeploy.targets import resolve
@@ -26,7 +27,9 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=f"inductor: {REASON}"
 def shipped(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("inductor") / "run"
     quick = {"dense": {"epochs": 1, "min_steps": 10}, "search": {"min_steps": 16}, "finetune": {"min_steps": 8}}
-    (report,) = scripted.run(out, backend="inductor", axis="macs", method="l1", epochs=0.5, **quick)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rebuilds, "TIMES", 2)  # a build takes as long as everything else in a test of the other backends
+        (report,) = scripted.run(out, backend="inductor", axis="macs", method="l1", epochs=0.5, **quick)
     assert report.target.backend == "inductor"
     return out
 
