@@ -9,6 +9,7 @@ nothing that takes long to load.
 from __future__ import annotations
 
 import importlib
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -80,6 +81,7 @@ def compare_files(
         return compare_engines(engines, target, images, scope, settings)
     job = {
         "backend_module": module,
+        "path": sys.path,
         "engines": {name: str(path.resolve()) for name, path in folders.items()},
         "target": asdict(target),
         "scope": scope,
@@ -96,6 +98,7 @@ def _compare(job: dict[str, Any]) -> dict[str, Any]:
     """What a fresh process does."""
     from passdeploy.targets import Target
 
+    sys.path += [folder for folder in job["path"] if folder not in sys.path]  # a backend may be a user's, found there
     importlib.import_module(job["backend_module"])
     engines = {name: load_engine(Path(path)) for name, path in job["engines"].items()}
     settings = Settings(**{**job["settings"], "percentiles": tuple(job["settings"]["percentiles"])})

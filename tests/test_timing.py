@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from passdeploy.engines import base
 from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.errors import BadInput
 from passdeploy.export import export_onnx
@@ -91,3 +93,28 @@ def test_what_is_too_little_alone_is_enough_together() -> None:
 def test_five_processes_do_not_say_how_far_the_next_may_be() -> None:
     ratio = pooled([process(r) for r in (2.0, 2.01, 2.02, 2.03, 2.04)]).ratio("thin")
     assert (ratio.low, ratio.high) == (0.0, float("inf"))
+
+
+def test_a_users_files_are_found_after_all_others(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statistics.py beside a user's data is no part of Python, and a backend of the user's own is found."""
+    (tmp_path / "statistics.py").write_text("raise SystemExit('not this one')\n")
+    backend = (
+        "from passdeploy.engines.base import register\n"
+        "from passdeploy.engines.onnxruntime import OnnxRuntime\n\n\n"
+        "@register\n"
+        "class Mine(OnnxRuntime):\n"
+        "    name = 'mine'\n"
+    )
+    (tmp_path / "my_own_backend.py").write_text(backend)
+    monkeypatch.chdir(tmp_path)
+    compare_files({"dense": engine, "thin": engine}, resolve("cpu"), IMAGES, "engine", SHORT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    importlib.import_module("my_own_backend")
+    target = resolve("cpu", backend="mine")
+    mine = get_backend("mine")
+    mine.save(mine.compile(CompileInput(engine.parent / "model.onnx"), target), tmp_path / "mine")
+    found = compare_files({"dense": tmp_path / "mine"}, target, IMAGES, "engine", SHORT)
+    assert found.measurements["dense"].n > 0
