@@ -170,6 +170,8 @@ def test_speed_at_equal_accuracy() -> None:
     assert at.accuracy == pytest.approx(0.90)
     assert at.speed == pytest.approx(1 + 0.03 / 0.04)
     assert curve(rows(), "pass", "test")[0] == (1.0, pytest.approx(0.93))
+    anew = [replace(row, method="scratch") for row in rows() if row.method == "l1"]
+    assert [speed for speed, _ in curve(anew, "scratch", "test")] == [2.0, 3.0]
 
 
 def test_pages_name_every_method_and_load_nothing() -> None:

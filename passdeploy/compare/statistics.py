@@ -163,13 +163,16 @@ def speed_at(curve: Sequence[tuple[float, float]], accuracy: float) -> float | N
 
 
 def curve(rows: Sequence[Row], method: str, split: str) -> list[tuple[float, float]]:
-    """(speed-up or reduction, accuracy), means over seeds per budget, from the dense network on."""
+    """(speed-up or reduction, accuracy), means over seeds per budget, from the dense network on.
+
+    Not of what is trained from scratch: at 1x it would not be the dense network.
+    """
     own = [judged(row) for row in rows if row.split == split and row.method == method]
     if not own:
         return []
     # In a lower precision the dense engine's accuracy is known where a budget was reached.
     dense = [row.dense_accuracy for row in own if row.accuracy is not None] or [row.dense_accuracy for row in own]
-    points = [(1.0, math.fsum(dense) / len(dense))]
+    points = [] if method == "scratch" else [(1.0, math.fsum(dense) / len(dense))]
     for budget in budgets(own):
         at = [
             (x, row.accuracy) for row in own if row.budget == budget and (x := place(row)) and row.accuracy is not None
