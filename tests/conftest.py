@@ -82,6 +82,15 @@ def single(one_thread: None, finished: Path, tmp_path_factory: pytest.TempPathFa
     return out
 
 
+@pytest.fixture(scope="module")
+def exported_once() -> Iterator[None]:
+    """Equal networks of a file's runs are exported once."""
+    from tests import scripted
+
+    with scripted.exported_once():
+        yield
+
+
 @pytest.fixture
 def copied(single: Path, tmp_path: Path) -> Callable[[], Path]:
     """Makes copies of the run directory with the one budget, to be spoilt."""

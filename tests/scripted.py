@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from torch import nn
 
 from passdeploy import data as datasets
-from passdeploy import export, models
+from passdeploy import export, models, onnx_export, onnx_slicer
 from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
 from passdeploy.engines.base import Engine, Runner, register
 from passdeploy.engines.onnxruntime import OnnxRuntime, OrtRunner
@@ -208,7 +209,7 @@ _EXPORTED: dict[str, bytes] = {}
 @contextmanager
 def exported_once() -> Iterator[None]:
     """Runs of one seed end in one network, whose export takes longer than all else in them: it is kept."""
-    real = export.export_model
+    real = onnx_export.export_model
 
     def kept(model: nn.Module, *given: Any) -> Any:
         digest = hashlib.sha256(f"{model} {given}".encode())
@@ -219,11 +220,10 @@ def exported_once() -> Iterator[None]:
             _EXPORTED[key] = real(model, *given).SerializeToString()
         return onnx.load_model_from_string(_EXPORTED[key])
 
-    export.export_model = kept  # type: ignore[assignment]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (export, onnx_slicer):  # they have it under a name of their own
+            patch.setattr(module, "export_model", kept)
         yield
-    finally:
-        export.export_model = real
 
 
 _SLICERS: dict[str, OnnxSlicer] = {}

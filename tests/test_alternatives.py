@@ -23,6 +23,8 @@ from passdeploy.stages.alternatives import lower_precisions
 from passdeploy.targets import Target
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 def again(folder: Path) -> Any:
     """Goes on with a finished run that had been started without alternatives."""

@@ -34,6 +34,8 @@ from passdeploy.search import method as search_method
 from passdeploy.workspace import write_json
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 ROW = Row(
     method="pass", data="d", model="m", budget="2x", axis="latency", seed=0, split="test", status="within_budget",
     accuracy=0.9, dense_accuracy=0.93, ratio=2.05, ratio_ci95=(2.0, 2.1), macs=1e6, dense_macs=2.5e6, params=100,

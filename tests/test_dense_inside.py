@@ -20,6 +20,8 @@ from passdeploy.stages.search import NEARLY_DENSE, search_context
 from passdeploy.structure import Structure
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 def bench(value: float, low: float) -> dict[str, Any]:
     return {"ratio": {"value": value, "low": low, "high": 1.05}}

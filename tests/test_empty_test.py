@@ -22,6 +22,8 @@ from passdeploy.reporting.files import json_schema
 from passdeploy.study.command import study
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 def without_tests() -> ImageData:
     data = scripted.data()

@@ -13,6 +13,8 @@ from passdeploy.reporting import load_report
 from passdeploy.workspace import read_json
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 def test_fastest_stands_for_the_ladder_and_stands_alone() -> None:
     assert tuple(budget.asked for budget in parse_budgets("fastest")) == LADDER

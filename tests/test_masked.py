@@ -20,6 +20,8 @@ from passdeploy.export import export_program
 from passdeploy.reporting import load_report
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 @pytest.fixture
 def folder(copied: Callable[[], Path]) -> Path:

@@ -14,6 +14,8 @@ from passdeploy.latency.model import LatencyModel
 from passdeploy.pipeline import Run
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 VALUES = {**scripted.SETTINGS, "model": "tiny-resnet", "data": "stripes"}
 
 

@@ -15,6 +15,8 @@ from passdeploy.stages import accuracy
 from passdeploy.stages.compile import judged_agreement
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 @pytest.mark.parametrize("batch", [1, 48])
 def test_agreement_is_judged_on_a_thousand_images(tmp_path: Path, batch: int) -> None:

@@ -19,6 +19,8 @@ from passdeploy.reporting import load_report
 from passdeploy.workspace import read_json, write_json
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 AFTER_FIT = ("model.onnx", "engine", "measurements.csv", "report.json", "report.html", "bundle")
 
 

@@ -34,6 +34,8 @@ from tests import scripted
 from tests.data.test_fashion_mnist import needs_data
 from tests.test_compare import CONFIG, ROW
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 def test_all_six_are_there_and_others_are_refused() -> None:
     assert list(studies()) == ["ablation", "markov", "prompt-content", "prompts", "transfer", "vit"]
