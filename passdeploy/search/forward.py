@@ -3,8 +3,8 @@
 Where the masks are all zeros and ones and no gradient of theirs is asked for, nothing of what they remove is needed:
 outputs and gradients are those of the thin network, whose weights are slices of the dense network's own. Those are what
 is trained; gradients reach them through the slices, and what is removed gets none, as under masks. On a CPU such a step
-costs what one of the thin network costs. On a GPU, where cutting a network anew takes as long as several steps, masks
-are multiplied with, by the kernel or as scaled weights (`passdeploy.kernels.masked_forward`).
+costs little more than one of the thin network. On a GPU, where cutting a network anew may take as long as several steps
+(not measured), masks are multiplied with: by the kernel, or as scaled weights (`passdeploy.kernels.masked_forward`).
 """
 
 from __future__ import annotations
