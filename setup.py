@@ -25,13 +25,19 @@ class BuildWithKernels(build_py):
         for source in sorted((HERE / "kernels").glob("*.cu*")):
             shutil.copy2(source, folder)
         sys.path.insert(0, str(HERE))
+        from passdeploy.errors import PassdeployError
         from passdeploy.kernels import build
 
         if build.nvcc_path() is None:
             print("no nvcc: the wheel carries the CUDA sources only, which NVRTC compiles when they are first used")
             return
         for name in build.SOURCES:
-            build.build_fatbin(name, folder / f"{name}.fatbin")
+            fatbin = folder / f"{name}.fatbin"
+            try:
+                build.build_fatbin(name, fatbin)
+            except PassdeployError as error:  # a toolkit before CUDA 13 does not know the newest GPUs
+                fatbin.unlink(missing_ok=True)
+                print(f"{error}; the wheel carries its source only, which NVRTC compiles when it is first used")
 
 
 setup(cmdclass={"build_py": BuildWithKernels})

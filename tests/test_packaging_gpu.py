@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -34,6 +35,27 @@ def test_wheel_carries_sources_and_machine_code(nvcc: str | None, tmp_path: Path
     fatbins = {path.name: path.read_bytes() for path in folder.glob("*.fatbin")}
     made = {f"{name}.fatbin": b"code of " + name.encode() for name in ("masked_affine_act", "prompted_input")}
     assert fatbins == (made if nvcc else {})
+
+
+OLD_NVCC = """#!/bin/sh
+for word; do case $last in -o) echo half > "$word" ;; esac; last=$word; done
+echo "nvcc fatal   : Unsupported gpu architecture 'compute_100'" >&2
+exit 1
+"""
+
+
+def test_an_older_nvcc_costs_the_machine_code_and_not_the_installation(tmp_path: Path) -> None:
+    nvcc, lib = tmp_path / "bin" / "nvcc", tmp_path / "lib"
+    nvcc.parent.mkdir()
+    nvcc.write_text(OLD_NVCC)
+    nvcc.chmod(0o755)
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib"]
+    environment = {**os.environ, "PATH": f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([*command, str(lib)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Unsupported gpu architecture 'compute_100'; the wheel carries its source" in done.stdout
+    found = {path.name for path in (lib / "passdeploy" / "kernels" / "cuda").iterdir()}
+    assert found == {path.name for path in (ROOT / "kernels").iterdir()}
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
