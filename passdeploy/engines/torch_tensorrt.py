@@ -6,8 +6,12 @@ far: it imports only beside a CUDA build of PyTorch and TensorRT's libraries.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,7 +19,7 @@ from passdeploy.engines._common import beneath, check_fits, facts, missing, one_
 from passdeploy.engines.base import Backend, CompileInput, Engine, Runner, register
 from passdeploy.engines.inductor import name_toolkit, said
 from passdeploy.engines.tensorrt import timing_cache
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, Unavailable
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target
@@ -28,6 +32,38 @@ def _libraries() -> dict[str, str]:
     import tensorrt  # isort: skip
 
     return {"torch_tensorrt": torch_tensorrt.__version__, "tensorrt": tensorrt.__version__}
+
+
+def _nameless() -> str | None:
+    """Why it can't be imported by this user: it asks for the name, which a container's user need not have."""
+    if os.name != "posix":
+        return None
+    import pwd
+
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return (
+            f"Torch-TensorRT asks for the name of the user, and user {os.getuid()} has none here; "
+            "start the container with -v /etc/passwd:/etc/passwd:ro"
+        )
+    return None
+
+
+@cache
+def _not_imported() -> str | None:
+    """Why it can't be imported although it is installed; None when it can. Takes seconds."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses
+            _libraries()
+    except Exception as error:  # TensorRT's libraries, or a CUDA build of PyTorch: whatever it misses
+        return f"it is installed and can't be imported: {one_line(error)}"
+    return None
+
+
+def _check_import() -> None:
+    if reason := _not_imported():
+        raise Unavailable(f"torch_tensorrt: {reason}")
 
 
 @register
@@ -48,7 +84,10 @@ class TorchTensorRt(Backend):
             return f"{target.precision} is not offered; known: {', '.join(self.precisions)}"
         if not target.attached:
             return f"Torch-TensorRT builds on the GPU that will run the engine and no {target.device} is attached"
-        return None
+        return _nameless()
+
+    def runnable(self, target: Target) -> str | None:
+        return self.available(target) or _not_imported()
 
     def builds_vary(self, target: Target) -> bool:
         return True
@@ -67,6 +106,8 @@ class TorchTensorRt(Backend):
 
     def compile(self, source: CompileInput, target: Target, *, fresh: bool = False) -> Engine:
         import torch
+
+        _check_import()
         import torch_tensorrt
 
         from passdeploy.engines._aoti import cpu_flags, drop_copies, prepare, single_means_single
@@ -112,6 +153,7 @@ class TorchTensorRt(Backend):
 
         check_fits(engine, target, self.name, settings=("compute_capability",))
         check_machine(engine, self.name)
+        _check_import()
         for package, here in _libraries().items():  # imports what runs the engines in the package
             made = engine.meta.get(package)
             if made is None:

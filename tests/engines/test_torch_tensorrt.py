@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,9 +14,9 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from passdeploy.engines import _aoti
+from passdeploy.engines import _aoti, torch_tensorrt
 from passdeploy.engines.base import Engine, get_backend
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, Unavailable
 from tests.engines.conftest import A100, Case
 
 BACKEND = get_backend("torch_tensorrt")
@@ -70,6 +71,41 @@ def test_it_is_compiled_as_inductors_packages_are(case: Case, library: Library) 
     library.error = RuntimeError(f"g++ {'-I/a/long/path ' * 99}\nOutput:\n/usr/bin/ld: cannot find -lcuda\n")
     with pytest.raises(BadInput, match=r"does not compile: /usr/bin/ld: cannot find -lcuda$"):
         BACKEND.compile(case.source, TARGET)
+
+
+INSTALLED = """
+print("import error when try to import _TensorRTProxyModule")
+import pwd
+NAME = pwd.getpwuid(4242)[0]
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package that asks for the name of user 4242 as it is imported, as `torch_tensorrt.dynamo._defaults` does."""
+    (tmp_path / "torch_tensorrt").mkdir()
+    (tmp_path / "torch_tensorrt" / "__init__.py").write_text(INSTALLED)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch_tensorrt._not_imported.cache_clear()
+    yield
+    torch_tensorrt._not_imported.cache_clear()
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_user_without_a_name_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``docker run --user`` makes them."""
+    assert BACKEND.available(TARGET) is None
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    assert "user 4242 has none here; start the container with -v /etc/passwd" in str(BACKEND.available(TARGET))
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_import_that_fails_is_one_line(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    reason = BACKEND.runnable(TARGET)
+    assert reason is not None and "can't be imported: 'getpwuid(): uid not found: 4242'" in reason
+    with pytest.raises(Unavailable, match="can't be imported"):
+        BACKEND.compile(case.source, TARGET)
+    assert capsys.readouterr().out == "", "what it prints would spoil --json"
 
 
 def test_no_second_copy_of_the_engines_is_left(
