@@ -72,7 +72,7 @@ class Bench:
         try:
             row = take()
         except Exception as error:
-            row = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+            row = failure(error)
         if "skipped" in row and row["skipped"] == before.get("skipped"):
             return
         row = {"key": key, **row, "seconds": round(time.perf_counter() - begun, 1)}
@@ -80,6 +80,11 @@ class Bench:
         with (self.folder / f"{section}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.say(f"{section}: {key}: {row.get('error') or told(row)}")
+
+
+def failure(error: Exception) -> Row:
+    """The row of a case that failed."""
+    return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
 
 
 def told(row: Row) -> str:

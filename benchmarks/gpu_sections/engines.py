@@ -1,15 +1,24 @@
-"""Every engine backend that is here: dense against all widths halved, interleaved, over batches and precisions."""
+"""Every engine backend that is here: dense against all widths halved, interleaved, over batches and precisions.
+
+Each case has a process of its own: a library that takes its process down, or an error that leaves the GPU's context
+useless for whatever comes next, costs one row.
+"""
 
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.gpu_sections.base import Bench, Row
+from benchmarks.gpu_sections.base import Bench, Row, failure
+from benchmarks.gpu_sections.budgets import ROOT, environment
 
 MODELS = ("resnet18", "resnet50", "vgg16")
 BATCHES = (1, 8, 64)
@@ -17,8 +26,7 @@ PRECISIONS = ("fp16", "fp32", "int8")
 SIZE = (224, 224)
 
 
-@lru_cache(maxsize=2)
-def network(name: str) -> tuple[Any, Any, Any, Any]:
+def network(name: str, size: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
     """(model behind its normalisation, groups, operators, half-width structure) with random weights."""
     from passdeploy.data.base import Preprocess
     from passdeploy.groups import find_groups, operators
@@ -28,17 +36,17 @@ def network(name: str) -> tuple[Any, Any, Any, Any]:
 
     torch.manual_seed(0)
     net = build(name, 1000).eval()
-    example = torch.randn(1, 3, *SIZE)
+    example = torch.randn(1, 3, *size)
     groups = find_groups(net, example)
     masks = {}
     for group in groups.groups:
         kept = group.units if group.kind == "depth" else min(group.units, max(8, group.units // 2 // 8 * 8))
         masks[group.name] = tuple(index < kept for index in range(group.units))
     ops = operators(net, example, groups)
-    return Prompted(InputStage(Preprocess(size=SIZE)), net), groups, ops, Structure(masks)
+    return Prompted(InputStage(Preprocess(size=size)), net), groups, ops, Structure(masks)
 
 
-def compare(bench: Bench, name: str, backend: str, precision: str, batch: int) -> Row:
+def compare(bench: Bench, name: str, backend: str, precision: str, batch: int, size: tuple[int, int] = SIZE) -> Row:
     """Dense and half as wide, side by side, and the host's time to enqueue the dense one."""
     from passdeploy.engines.base import get_backend
     from passdeploy.export import OnnxSlicer
@@ -51,9 +59,9 @@ def compare(bench: Bench, name: str, backend: str, precision: str, batch: int) -
     made = get_backend(backend)
     if reason := made.available(target) or made.runnable(target):
         return {"skipped": reason}
-    model, groups, ops, structure = network(name)
-    images = np.random.default_rng(0).random((max(batch, 8), 3, *SIZE), dtype=np.float32)
-    slicer = OnnxSlicer(model, groups, (3, *SIZE), batch)
+    model, groups, ops, structure = network(name, size)
+    images = np.random.default_rng(0).random((max(batch, 8), 3, *size), dtype=np.float32)
+    slicer = OnnxSlicer(model, groups, (3, *size), batch)
     with Meter(slicer, groups, target, images) as meter:
         comparison = meter.compare(structure, QUICK if bench.quick else BENCH)
     widths = groups.canonical(structure).widths()
@@ -70,6 +78,43 @@ def compare(bench: Bench, name: str, backend: str, precision: str, batch: int) -
     }
 
 
+def apart(bench: Bench, name: str, backend: str, precision: str, batch: int, size: tuple[int, int] = SIZE) -> Row:
+    """`compare` in a process of its own; what can't be compiled here at all starts none.
+
+    Raises:
+        BadInput: The process ended without a row.
+    """
+    from passdeploy.engines._child import died
+    from passdeploy.engines.base import get_backend
+    from passdeploy.targets import Target
+
+    target = Target(bench.target, bench.device, bench.capability, backend, precision, batch, 1, True)
+    if reason := get_backend(backend).available(target):
+        return {"skipped": reason}
+    about = {"device": bench.device, "capability": bench.capability, "target": bench.target, "quick": bench.quick}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "row.json")
+        job = {"bench": about, "case": [name, backend, precision, batch, size]}
+        words = [sys.executable, "-m", __name__, json.dumps(job), str(out)]
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace"
+        )
+        if not out.exists():
+            raise died(backend, done.returncode, done.stdout)
+        row: Row = json.loads(out.read_text())
+    return row
+
+
+def answer(job: dict[str, Any], out: Path) -> None:
+    """The child's side of `apart`."""
+    name, backend, precision, batch, size = job["case"]
+    try:
+        row = compare(Bench(folder=out.parent, runs=out.parent, **job["bench"]), name, backend, precision, batch, size)
+    except Exception as error:
+        row = failure(error)
+    out.write_text(json.dumps(row))
+
+
 def run(bench: Bench) -> None:
     """The whole table; the quick one is ResNet-18, fp16, batch 1 and 64."""
     from passdeploy.engines.base import backends
@@ -80,6 +125,9 @@ def run(bench: Bench) -> None:
         bench.case(
             "engines",
             f"{model} {precision} batch {batch} {backend}",
-            lambda m=model, b=backend, p=precision, n=batch: compare(bench, m, b, p, n),  # type: ignore[misc]
+            lambda m=model, b=backend, p=precision, n=batch: apart(bench, m, b, p, n),  # type: ignore[misc]
         )
-    network.cache_clear()
+
+
+if __name__ == "__main__":
+    answer(json.loads(sys.argv[1]), Path(sys.argv[2]))

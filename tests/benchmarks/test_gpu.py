@@ -208,21 +208,36 @@ def test_a_budget_that_is_missed_fails(bench: Bench, tmp_path: Path) -> None:
     assert all(v not in FAILURES for name, v in verdicts.items() if "budget" not in name and "half" not in name)
 
 
-def test_an_engines_row_is_made_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The section's own code, on the one device that is here and a small network."""
+def test_an_engines_row_is_made_as_on_a_gpu(tmp_path: Path) -> None:
+    """The section's own code, on the one device that is here and a small network, in the process that it starts."""
     from benchmarks.gpu_sections import engines
 
-    monkeypatch.setattr(engines, "SIZE", (32, 32))
     bench = Bench("this CPU", None, "cpu", tmp_path, tmp_path, quick=True)  # type: ignore[arg-type]
-    row = engines.compare(bench, "resnet20", "onnxruntime", "fp32", 2)
+    row = engines.apart(bench, "resnet20", "onnxruntime", "fp32", 2, (32, 32))
     assert row["macs"] > 2 and row["dense_ms"] > 0 < row["pruned_ms"]
     assert row["realisation"] == pytest.approx(row["speedup"]["value"] / row["macs"])
-    assert "not for a CPU" in engines.compare(bench, "resnet20", "tensorrt_rtx", "fp32", 2)["skipped"]
+    assert "not for a CPU" in engines.apart(bench, "resnet20", "tensorrt_rtx", "fp32", 2)["skipped"]
     (tmp_path / "machine.json").write_text(
         '{"device": "x", "compute_capability": "", "driver": "", "quick": true, "versions": {}}'
     )
     bench.case("engines", "a", lambda: row)
     assert "half as wide" in render(bench)
+
+
+def test_an_engine_that_takes_its_process_down_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.gpu_sections import engines
+
+    bench = Bench("this CPU", None, "cpu", tmp_path, tmp_path, quick=True, say=lambda line: None)  # type: ignore[arg-type]
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'benchmarks.gpu_sections.engines' in ' '.join(sys.orig_argv): os.abort()"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    bench.case("engines", "a", lambda: engines.apart(bench, "resnet20", "onnxruntime", "fp32", 2))
+    (row,) = bench.rows("engines")
+    assert row["error"] == "BadInput: onnxruntime: its process was killed by SIGABRT: it said nothing"
+    about = {"device": "this CPU", "capability": None, "target": "cpu", "quick": True}
+    engines.answer({"bench": about, "case": ["no such network", "onnxruntime", "fp32", 2, [32, 32]]}, tmp_path / "row")
+    assert json.loads((tmp_path / "row").read_text())["error"].startswith("BadInput: --model no such network")
 
 
 def test_a_search_that_did_without_the_kernel_is_no_row_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
