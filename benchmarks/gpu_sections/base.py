@@ -77,8 +77,10 @@ class Bench:
             return
         row = {"key": key, **row, "seconds": round(time.perf_counter() - begun, 1)}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{section}.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        path = self.folder / f"{section}.jsonl"
+        whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+        with path.open("a") as file:  # never behind a row that was cut off: both would be lost
+            file.write(("" if whole else "\n") + json.dumps(row) + "\n")
         self.say(f"{section}: {key}: {row.get('error') or told(row)}")
 
 

@@ -122,6 +122,9 @@ def test_a_row_that_was_cut_off_is_done_again(bench: Bench) -> None:
     path = bench.folder / "search.jsonl"
     path.write_text(path.read_text() + '{"key": "b", "n"')
     assert [row["key"] for row in bench.rows("search")] == ["a"]
+    bench.case("search", "b", lambda: {"n": 2})
+    bench.case("search", "c", lambda: {"n": 3})
+    assert [(row["key"], row["n"]) for row in bench.rows("search")] == [("a", 1), ("b", 2), ("c", 3)]
 
 
 def test_the_summary_names_the_device_and_holds_every_section(bench: Bench) -> None:
