@@ -117,6 +117,18 @@ class _Loaded:
         self.stream = Stream()
         self.inputs: dict[str, Buffer] = {}
         self.outputs: dict[str, Buffer] = {}
+        try:
+            self._allocate(trt, batch)
+        except BaseException:
+            self.close()  # this process goes on, with other engines on the same GPU
+            raise
+        self.graphed = False
+        self._bound: dict[str, np.ndarray] = {}
+        self._launch = self._enqueue
+
+    def _allocate(self, trt: Any, batch: int) -> None:
+        from passdeploy.engines._cuda import Buffer
+
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         for name in names:
             if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
@@ -130,9 +142,6 @@ class _Loaded:
                 self.outputs[name] = Buffer(shape, trt.nptype(self.engine.get_tensor_dtype(name)))
         for name, buffer in {**self.inputs, **self.outputs}.items():
             self.context.set_tensor_address(name, buffer.pointer)
-        self.graphed = False
-        self._bound: dict[str, np.ndarray] = {}
-        self._launch = self._enqueue
 
     def _enqueue(self) -> None:
         if not self.context.execute_async_v3(int(self.stream.handle)):

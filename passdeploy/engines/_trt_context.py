@@ -1,11 +1,13 @@
 """How an engine of TensorRT or TensorRT-RTX is made ready to run: the same where it is measured and where it is served.
 
-Imports nothing, since `passdeploy.shipping.runner` comes here too.
+Imports nothing heavy, since `passdeploy.shipping.runner` comes here too.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from passdeploy.errors import BadInput
 
 
 def context_of(trt: Any, engine: Any) -> Any:
@@ -18,10 +20,20 @@ def context_of(trt: Any, engine: Any) -> Any:
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`; the former has no such kernels.
         engine: Its `ICudaEngine`.
+
+    Raises:
+        BadInput: There is no memory for what lies between the engine's layers.
     """
     strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
     if strategies is None:
-        return engine.create_execution_context()
-    config = engine.create_runtime_config()
-    config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-    return engine.create_execution_context(config)
+        context = engine.create_execution_context()
+    else:
+        config = engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        context = engine.create_execution_context(config)
+    if context is None:  # all that the bindings say of it
+        raise BadInput(
+            f"the GPU has no room for the {engine.device_memory_size_v2 / 2**20:.0f} MiB that the engine works in; "
+            "take a smaller --batch, or end what else uses the GPU"
+        )
+    return context

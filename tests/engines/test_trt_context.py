@@ -51,6 +51,22 @@ def test_what_is_measured_runs_no_fallback_kernels(emulated: tuple[bool, HostEng
     assert engine.strategies == (["eager", "eager"] if rtx else [None, None])
 
 
+def test_an_engine_that_does_not_fit_leaves_nothing_on_the_gpu(emulated: tuple[bool, HostEngine]) -> None:
+    """Its process goes on, with the engine that it was to be compared with."""
+    _, engine = emulated
+    cuda = engine.cuda
+    first = _trt_child._Loaded(b"plan", BATCH)
+    held = dict(cuda.device), dict(cuda.streams)
+    cuda.left = BATCH * int(np.prod(SHAPE)) * 4  # the images, and not the logits
+    with pytest.raises(BadInput, match="MemoryAllocation; take a smaller --batch"):
+        _trt_child._Loaded(b"plan", BATCH)
+    engine.contexts = 2
+    with pytest.raises(BadInput, match="the GPU has no room for the 3 MiB that the engine works in"):
+        _trt_child._Loaded(b"plan", BATCH)
+    assert (cuda.device, cuda.streams) == held
+    first.close()
+
+
 def test_nor_does_what_is_served(emulated: tuple[bool, HostEngine], tmp_path: Path) -> None:
     from passdeploy.shipping.bundle import write_bundle
 
@@ -126,3 +142,4 @@ def test_the_real_module_offers_what_is_set() -> None:
     assert isinstance(trt.IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy, property)
     assert "IRuntimeConfig" in trt.ICudaEngine.create_runtime_config.__doc__
     assert "runtime_config" in trt.ICudaEngine.create_execution_context.__doc__
+    assert isinstance(trt.ICudaEngine.device_memory_size_v2, property)

@@ -200,6 +200,9 @@ class HostEngine:
     """An `ICudaEngine` with a dynamic batch of up to `batch`."""
 
     num_io_tensors = 2
+    device_memory_size_v2 = 3 << 20
+    contexts = 1000
+    """For how many the GPU has room."""
 
     def __init__(self, cuda: HostCuda, shape: tuple[int, ...], classes: int, batch: int, capturable: bool) -> None:
         self.cuda, self.shape, self.batch, self.capturable = cuda, shape, batch, capturable
@@ -211,7 +214,9 @@ class HostEngine:
     def create_runtime_config(self) -> SimpleNamespace:
         return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="lazy")
 
-    def create_execution_context(self, config: SimpleNamespace | None = None) -> Context:
+    def create_execution_context(self, config: SimpleNamespace | None = None) -> Context | None:
+        if len(self.strategies) == self.contexts:
+            return None
         self.strategies.append(None if config is None else config.dynamic_shapes_kernel_specialization_strategy)
         return Context(self)
 

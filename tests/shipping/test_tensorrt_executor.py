@@ -201,6 +201,13 @@ def test_a_stream_too_many_gives_everything_back(bench: Bench) -> None:
         bench.create(streams=50)
 
 
+def test_so_does_one_without_room_for_what_lies_between_its_layers(bench: Bench) -> None:
+    assert bench.engine is not None
+    bench.engine.contexts = 2
+    with pytest.raises(Refused, match=r"engine \S+: the GPU has no room for the 3 MiB that the engine works in; take"):
+        bench.create(streams=3)
+
+
 def test_missing_cuda_bindings_are_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine of TensorRT needs them, and pip's tensorrt does not bring them along."""
     for name in ("cuda.bindings", "cuda.bindings.runtime"):
