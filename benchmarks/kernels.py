@@ -2,10 +2,12 @@
 
     python benchmarks/kernels.py [--quick] [--out FILE]
 
-Writes benchmarks/results/<device>/kernels.json, after every case, and leaves out cases that are there already. Every
-contender is captured into a CUDA graph over as many sets of arrays as do not fit the L2 cache, so that what is timed is
-the GPU and not Python; contenders take turns block by block. "floor" is the time that a plain copy needs for the bytes
-that must move: in nchw the planes of masked channels are not among them.
+Writes benchmarks/results/<device>/kernels.json, after every case, and leaves out cases that are there already; those
+that failed are tried again, after the others. Exit 3: a case took the GPU's context down, and others were not tried.
+
+Every contender is captured into a CUDA graph over as many sets of arrays as do not fit the L2 cache, so that what is
+timed is the GPU and not Python; contenders take turns block by block. "floor" is the time that a plain copy needs for
+the bytes that must move: in nchw the planes of masked channels are not among them.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ GOALS = {"of_copy_bandwidth": 0.85, "times_eager": 3.0, "times_compile": 1.0}
 MAX_SET_BYTES = 4 * 2**30
 BUSY_CYCLES = 200_000
 """About 0.1 ms: longer than Python takes to enqueue an event, a replay and an event."""
+AGAIN = 3
+"""Exit status that asks to be started again."""
+UNFINISHED = "its process ended"
 
 
 class Graph:
@@ -70,6 +75,10 @@ class Graph:
             after.synchronize()
             times.append(before.elapsed_time(after) / 1e3 / self.count)
         return times
+
+
+Case = Callable[[], tuple[dict[str, Graph], int]]
+"""Makes the contenders of a case; and the bytes that must move per call."""
 
 
 def copy_bandwidth(settings: Settings) -> float:
@@ -160,9 +169,9 @@ def input_case(batch: int, kind: str, dtype: torch.dtype, last: bool) -> tuple[d
     return graphs, moved
 
 
-def cases(quick: bool) -> dict[str, Callable[[], tuple[dict[str, Graph], int]]]:
+def cases(quick: bool) -> dict[str, Case]:
     """By name, in the order in which they run."""
-    named: dict[str, Callable[[], tuple[dict[str, Graph], int]]] = {}
+    named: dict[str, Case] = {}
     batches = (64,) if quick else (1, 8, 64)
     for (channels, side), batch, last, residual, backward in itertools.product(
         ACTIVATIONS, batches, (False, True), (False, True), (False, True)
@@ -194,6 +203,47 @@ def row(graphs: dict[str, Graph], moved: int, bandwidth: float, settings: Settin
         "times_compile": ratios["compile"],
         "noisy": any(m.noisy for m in compared.measurements.values()),
     }
+
+
+def context_lost() -> bool:
+    """Whether an error has left the GPU's context useless: then whatever comes next in this process fails as well."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def fill(
+    done: dict[str, Any],
+    named: dict[str, Case],
+    take: Callable[[Case], dict[str, Any]],
+    save: Callable[[], None],
+    lost: Callable[[], bool] = context_lost,
+) -> int:
+    """Takes the cases that `done` lacks, and saves it round each; returns the exit status."""
+    left = [name for name in named if name not in done["cases"]]
+    # Last what failed before: where it takes its process along, the others are through by then.
+    for name in sorted(left, key=lambda name: name in done["failed"]):
+        done["failed"].setdefault(name, UNFINISHED)  # unless it comes back
+        save()
+        try:
+            got = take(named[name])
+        except Exception as error:  # of one case: the others are still wanted
+            done["failed"][name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            save()
+            print(f"{name:70s} {done['failed'][name]}")
+            if lost():
+                return AGAIN if any(other not in done["cases"] | done["failed"] for other in left) else 1
+            continue
+        done["cases"][name] = got
+        del done["failed"][name]
+        save()
+        print(
+            f"{name:70s} {got['us']['kernel']:8.1f} us  {got['of_copy_bandwidth']:.2f} of copy bandwidth  "
+            f"{got['times_eager']['value']:.2f} x eager  {got['times_compile']['value']:.2f} x compile"
+        )
+    return 0
 
 
 def digest() -> str:
@@ -230,27 +280,19 @@ def main() -> int:
         done["copy_gb_per_s"] = copy_bandwidth(settings) / 1e9
     bandwidth = done["copy_gb_per_s"] * 1e9
     out.parent.mkdir(parents=True, exist_ok=True)
-    for name, make in cases(options.quick).items():
-        if name in done["cases"]:
-            continue
-        torch.compiler.reset()  # else torch.compile turns to dynamic shapes, and after eight cases to eager mode
-        try:
-            done["cases"][name] = got = row(*make(), bandwidth, settings)
-            done["failed"].pop(name, None)
-        except Exception as error:  # of one case: the others are still wanted
-            done["failed"][name] = f"{type(error).__name__}: {error}".splitlines()[0]
-        torch.cuda.empty_cache()
+
+    def save() -> None:
         out.with_suffix(".tmp").write_text(json.dumps(done, indent=1) + "\n")
         out.with_suffix(".tmp").replace(out)
-        if name in done["failed"]:
-            print(f"{name:70s} {done['failed'][name]}")
-            continue
-        print(
-            f"{name:70s} {got['us']['kernel']:8.1f} us  {got['of_copy_bandwidth']:.2f} of copy bandwidth  "
-            f"{got['times_eager']['value']:.2f} x eager  {got['times_compile']['value']:.2f} x compile"
-        )
+
+    def take(make: Case) -> dict[str, Any]:
+        torch.compiler.reset()  # else torch.compile turns to dynamic shapes, and after eight cases to eager mode
+        torch.cuda.empty_cache()
+        return row(*make(), bandwidth, settings)
+
+    code = fill(done, cases(options.quick), take, save)
     print(out)
-    return 0
+    return code
 
 
 if __name__ == "__main__":

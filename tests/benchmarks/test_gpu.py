@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import subprocess
@@ -209,6 +210,38 @@ def test_a_budget_that_is_missed_fails(bench: Bench, tmp_path: Path) -> None:
     verdicts = compare(metrics(bench.folder), metrics(other.folder))
     assert verdicts["resnet50 fp16 batch 64 2x: budget"] == "budget missed"
     assert all(v not in FAILURES for name, v in verdicts.items() if "budget" not in name and "half" not in name)
+
+
+def test_a_kernel_that_takes_the_gpu_down_keeps_no_other_from_being_timed() -> None:
+    """Nothing runs in its process any more: the next one begins with what was not tried, and ends with the culprit."""
+    from benchmarks import kernels
+    from benchmarks.gpu_sections.kernels import AGAIN
+
+    assert kernels.AGAIN == AGAIN
+    got = {"us": {"kernel": 1.0}, "of_copy_bandwidth": 0.9, "times_eager": ratio(3.0), "times_compile": ratio(1.0)}
+    done: dict[str, Any] = {"cases": {}, "failed": {}}
+    saved: list[dict[str, Any]] = []
+    tried: list[str] = []
+
+    def process(culprit: str) -> int:
+        lost: list[str] = []
+
+        def take(make: Any) -> dict[str, Any]:
+            tried.append(make())
+            if make() == culprit or lost:
+                lost.append(make())
+                raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+            return got
+
+        named = {name: lambda name=name: name for name in ("a", "b", "c", "d")}
+        return kernels.fill(done, named, take, lambda: saved.append(copy.deepcopy(done)), lambda: bool(lost))  # type: ignore[arg-type]
+
+    assert process("b") == AGAIN and (sorted(done["cases"]), tried) == (["a"], ["a", "b"])
+    assert saved[2]["failed"] == {"b": kernels.UNFINISHED}, "what ends the process itself is known by then"
+    assert process("b") == 1, "all were tried: it would go on so for ever"
+    assert tried == ["a", "b", "c", "d", "b"] and sorted(done["cases"]) == ["a", "c", "d"]
+    assert done["failed"] == {"b": "RuntimeError: CUDA error: an illegal memory access was encountered"}
+    assert process("none") == 0 and done["failed"] == {} and sorted(done["cases"]) == ["a", "b", "c", "d"]
 
 
 def test_an_engines_row_is_made_as_on_a_gpu(tmp_path: Path) -> None:
