@@ -19,7 +19,8 @@ from passdeploy.engines._common import beneath, check_fits, facts, missing, one_
 from passdeploy.engines.base import Backend, CompileInput, Engine, Runner, register
 from passdeploy.engines.inductor import name_toolkit, said
 from passdeploy.engines.tensorrt import timing_cache
-from passdeploy.errors import BadInput, Unavailable
+from passdeploy.errors import BadInput, PassdeployError, Unavailable
+from passdeploy.workspace import copy_file
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target
@@ -118,9 +119,12 @@ class TorchTensorRt(Backend):
         shapes = [[target.batch if axis < 0 else axis for axis in shape] for shape in graph.inputs.values()]
         examples, begun = [torch.rand(shape, device="cuda") for shape in shapes], time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="passdeploy-torch-tensorrt-") as folder:
-            path = Path(folder, "model.pt2")
+            path, timings = Path(folder, "model.pt2"), Path(folder, "timings")
             version = f"torch-{torch_tensorrt.__version__}"
             shared = None if fresh else timing_cache(version, target.device)
+            # A copy: it is written in place, and what an interruption left of it would end every later build.
+            if shared is not None and shared.exists():
+                copy_file(shared, timings)
             try:
                 # What TensorRT can't do goes to inductor, which takes TF32 from this process.
                 with torch.no_grad(), single_means_single():
@@ -131,13 +135,16 @@ class TorchTensorRt(Backend):
                         use_explicit_typing=True,
                         disable_tf32=True,
                         min_block_size=1,
-                        timing_cache_path=str(shared or Path(folder, "timings")),
+                        timing_cache_path=str(timings),
                     )
                     torch_tensorrt.save(
                         compiled, str(path), output_format="aot_inductor", arg_inputs=examples, retrace=True
                     )
             except Exception as error:
                 raise BadInput(f"torch_tensorrt: the model does not compile: {one_line(said(error))}") from None
+            if shared is not None and timings.exists():
+                with contextlib.suppress(PassdeployError):  # where it can't be written, kernels are timed anew
+                    copy_file(timings, shared)
             data = path.read_bytes()
             drop_copies(path)
         meta = facts(target, self.version(), graph) | {

@@ -30,8 +30,13 @@ class Library:
         self.modes: list[tuple[bool, bool, str | None]] = []
         self.error: Exception | None = None
         self.linked: Path | None = None
+        self.timings = b""
 
     def compile(self, program: object, **options: Any) -> object:
+        if "timing_cache_path" in options:  # read, added to, and written in place
+            timings = Path(options["timing_cache_path"])
+            self.timings = (timings.read_bytes() if timings.exists() else b"") + b"kernel "
+            timings.write_bytes(self.timings[:3] if self.error else self.timings)
         tf32 = torch.backends.cudnn.allow_tf32
         self.modes.append((tf32, torch.is_grad_enabled(), os.environ.get("CUDA_HOME")))
         return program
@@ -117,6 +122,24 @@ def test_no_second_copy_of_the_engines_is_left(
     library.linked.write_text("engines")
     engine = BACKEND.compile(case.source, TARGET)
     assert engine.data.startswith(b"PK") and not library.linked.exists()
+
+
+def test_kernel_timings_are_shared_and_never_half_written(
+    case: Case, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    BACKEND.compile(case.source, TARGET)
+    (kept,) = (tmp_path / "passdeploy").glob("*.timing")
+    assert kept.read_bytes() == b"kernel "
+    library.error = RuntimeError("no space left")
+    with pytest.raises(BadInput, match="no space left"):
+        BACKEND.compile(case.source, TARGET)
+    assert kept.read_bytes() == b"kernel ", "what an interruption leaves would end every later build"
+    library.error = None
+    BACKEND.compile(case.source, TARGET)
+    assert library.timings == kept.read_bytes() == b"kernel kernel "
+    BACKEND.rebuild(case.source, TARGET)
+    assert library.timings == b"kernel " and kept.read_bytes() == b"kernel kernel "
 
 
 def test_a_package_beside_another_library_is_refused(
