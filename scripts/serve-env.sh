@@ -15,14 +15,14 @@ stamp="pytriton $pytriton, mlserver, 1"
 [ "$(cat "$folder/complete" 2>/dev/null || true)" = "$stamp" ] && { echo "$folder: complete"; exit 0; }
 [ "$(uname -sm)" = "Linux x86_64" ] || { echo "serve-env: tritonserver is packed for Linux x86_64 only" >&2; exit 2; }
 
-python=${PYTHON:-}
-for candidate in "$python" python3.11 python3.12 python3; do
-  [ -n "$candidate" ] && command -v "$candidate" >/dev/null || continue
-  version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3.11 python3.12 python3; fi
+python=
+for candidate; do
+  command -v "$candidate" >/dev/null || continue
+  version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || continue
   case $version in 3.11 | 3.12) python=$candidate; break ;; esac
-  python=
 done
-[ -n "$python" ] || { echo "serve-env: needs Python 3.11 or 3.12 (set PYTHON)" >&2; exit 2; }
+[ -n "$python" ] || { echo "serve-env: needs Python 3.11 or 3.12, tried $* (set PYTHON)" >&2; exit 2; }
 
 if [ -d "$folder" ] && [ -n "$(ls -A "$folder")" ] && [ ! -f "$folder/$mark" ] && [ ! -f "$folder/complete" ]; then
   echo "serve-env: $folder is not empty and was not made by this script; name another folder" >&2
