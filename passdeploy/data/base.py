@@ -23,6 +23,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ROUNDING = 1e-3
 """How far outside [0, 1] a resized image may lie."""
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Types that labels may have; PyTorch hardly computes with its other unsigned ones."""
 
 
 class Split(Protocol):
@@ -230,8 +232,10 @@ def check_data(data: ImageData, task: Task) -> None:
         split: Split = getattr(data, name)
         labels, where = label_tensor(data, name), f"--data {data.name}: {name}"
         _check_pixels(split, where)
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise BadInput(f"{where}: labels are {labels.dtype}, must be whole numbers; convert them with .long()")
+        if labels.dtype not in WHOLE:
+            raise BadInput(
+                f"{where}: labels are {labels.dtype}, must be whole numbers in int64; convert them with .long()"
+            )
         if labels.dtype == torch.uint8 and labels.ndim == 1:  # in which the label that counts nowhere does not exist
             raise BadInput(f"{where}: labels are torch.uint8, must be int64; convert them with .long()")
         images = len(split.pixels) if isinstance(split, ArraySplit) else len(split)
@@ -246,14 +250,23 @@ def check_data(data: ImageData, task: Task) -> None:
                 f"{where}: labels go from {low} to {high}, {data.num_classes} classes have 0 to "
                 f"{data.num_classes - 1}; number them from 0, in the order of the class names"
             )
-        places = task.output_shape(data)[1:]
-        if labels.ndim == 3 and labels.shape[1:] != places:
-            raise BadInput(
-                f"{where}: labels are {tuple(labels.shape)}, must be {(len(labels), *places)}; give maps the size of "
-                "the images, resized to the nearest label"
-            )
         if images:
+            _check_places(labels, data, task, where)
             _check_images(split, data, where)
+
+
+def _check_places(labels: Tensor, data: ImageData, task: Task, where: str) -> None:
+    """Refuses labels that are not one per place of an output; a loss of one's own may take others, alike in all splits.
+
+    They would be compared with outputs all the same, each with each.
+    """
+    from passdeploy.tasks.base import Task as Base
+
+    by_place = labels.ndim == 3 or type(task).loss is Base.loss
+    wanted = task.output_shape(data)[1:] if by_place else tuple(data.train.labels.shape[1:])
+    if labels.shape[1:] != wanted:
+        advice = "maps the size of the images, resized to the nearest label" if wanted else "one label an image"
+        raise BadInput(f"{where}: labels are {tuple(labels.shape)}, must be {(len(labels), *wanted)}; give {advice}")
 
 
 def _check_pixels(split: Split, where: str) -> None:
@@ -267,9 +280,17 @@ def _check_pixels(split: Split, where: str) -> None:
 
 
 def _check_images(split: Split, data: ImageData, where: str) -> None:
-    """Refuses images of another size or range than the network is going to be given."""
+    """Refuses images of another type, number, size or range than the network is going to be given."""
+    asked = min(8, len(split))
     with users_code(f"{where}: asking for images"):
-        images = split.images(evenly(split, min(8, len(split))))
+        images: object = split.images(evenly(split, asked))
+    if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.device.type != "cpu":
+        kind = (
+            f"{images.dtype} on {images.device}" if isinstance(images, Tensor) else f"of type {type(images).__name__}"
+        )
+        raise BadInput(f"{where}: images are {kind}, must be a tensor of torch.float32 on the CPU; convert them")
+    if len(images) != asked:
+        raise BadInput(f"{where}: {len(images)} images for {asked} indices; return one for each, in their order")
     if tuple(images.shape[1:]) != data.input_shape:
         raise BadInput(
             f"{where}: images are {tuple(images.shape[1:])}, declared are {data.input_shape}; set Preprocess.size, or "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,12 @@ def test_proofs_calibration_and_samples_see_every_class(tmp_path: Path) -> None:
         (torch.zeros(3, dtype=torch.uint8), "labels are torch.uint8, must be int64"),
         (torch.tensor([0, 1]), "3 images but 2 labels"),
         (np.arange(3), "labels are ndarray, must be a tensor"),
-        (torch.zeros(3, *scripted.SIZE, dtype=torch.int64), r"labels are \(3, 16, 12\), must be \(3,\)"),
+        (torch.zeros(3, dtype=torch.uint16), "labels are torch.uint16, must be whole numbers in int64"),
+        (
+            torch.zeros(3, *scripted.SIZE, dtype=torch.int64),
+            r"labels are \(3, 16, 12\), must be \(3,\); give one label",
+        ),
+        (torch.zeros(3, 1, dtype=torch.int64), r"labels are \(3, 1\), must be \(3,\); give one label an image"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels: Any, message: str) -> None:
@@ -89,7 +95,18 @@ class Scaled(ArraySplit):
         return self.pixels[indices].float()
 
 
+@dataclasses.dataclass
+class Given(ArraySplit):
+    """A split of one's own that returns whatever this makes of its images."""
+
+    make: Callable[[torch.Tensor], Any]
+
+    def images(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.make(super().images(indices))  # type: ignore[no-any-return]
+
+
 LABELS = torch.arange(3)
+PIXELS = torch.zeros(3, 3, *scripted.SIZE, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +124,13 @@ LABELS = torch.arange(3)
             Scaled(torch.full((3, 3, *scripted.SIZE), 200, dtype=torch.uint8), LABELS),
             r"images go from 200 to 200, must lie in \[0, 1\]; divide",
         ),
+        (
+            Given(PIXELS, LABELS, torch.Tensor.double),
+            "images are torch.float64 on cpu, must be a tensor of torch.float32",
+        ),
+        (Given(PIXELS, LABELS, torch.Tensor.numpy), "images are of type ndarray, must be a tensor of torch.float32"),
+        (Given(PIXELS, LABELS, lambda images: images.to("meta")), "images are torch.float32 on meta, .* on the CPU"),
+        (Given(PIXELS, LABELS, lambda images: images[:1]), "1 images for 3 indices; return one for each"),
     ],
 )
 def test_images_that_are_not_what_is_declared_are_refused(split: Split, message: str) -> None:
@@ -148,6 +172,27 @@ def test_label_maps_have_the_size_of_the_images() -> None:
     data = dataclasses.replace(scripted.data(), train=split, val=split, test=split)
     with pytest.raises(BadInput, match=r"train: labels are \(3, 8, 6\), must be \(3, 16, 12\); give"):
         check_data(data, task_of(data))
+
+
+def test_a_label_per_image_is_none_per_pixel() -> None:
+    data = dataclasses.replace(scripted.data(), task="segmentation")
+    with pytest.raises(BadInput, match=r"train: labels are \((\d+),\), must be \(\1, 16, 12\); give maps"):
+        check_data(data, task_of(data))
+
+
+def test_a_loss_of_ones_own_takes_labels_of_its_own_but_the_same_in_all_splits() -> None:
+    class Tags(type(get_task("classification"))):  # type: ignore[misc]
+        name = "tags"
+
+        def loss(self, outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+            return torch.nn.functional.binary_cross_entropy_with_logits(outputs, labels.float())
+
+    tags = ArraySplit(PIXELS, torch.eye(3).long())
+    data = dataclasses.replace(scripted.data(), train=tags, val=tags, test=tags)
+    check_data(data, Tags())
+    data.test = ArraySplit(PIXELS, LABELS)
+    with pytest.raises(BadInput, match=r"test: labels are \(3,\), must be \(3, 3\)"):
+        check_data(data, Tags())
 
 
 def test_pixels_of_no_class_are_no_mistake() -> None:
