@@ -33,7 +33,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Loads weights into `model`, which is left as it was when they are refused.
 
     Reads safetensors and tensor-only ``.pth``/``.pt`` files, also inside ``{"state_dict": ...}`` and the like, and
-    with the name prefixes that `DataParallel`, `DistributedDataParallel`, `AveragedModel` and `torch.compile` add.
+    with the name prefixes that `DataParallel`, `DistributedDataParallel`, `AveragedModel`, `torch.compile` and the
+    usual Lightning modules (``model.``, ``net.``) add.
     Halves are converted to the model's own type.
 
     Args:
@@ -167,7 +168,9 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise BadInput(_pickle_refusal(path, error)) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way whatever
         if "TorchScript" in str(error):
             raise BadInput(_script_refusal(path)) from None
         raise BadInput(
@@ -220,12 +223,12 @@ def _match_names(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[st
         state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     if "n_averaged" not in own:
         state.pop("n_averaged", None)
+    for prefix in ("module.", "model.", "net.", "network.", "module."):
+        if state and all(n.startswith(prefix) for n in state) and not any(n.startswith(prefix) for n in own):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
     for helper in _HELPERS:
         if not any(name.startswith(helper) for name in own):
             state = {name: value for name, value in state.items() if not name.startswith(helper)}
-    for prefix in ("module.", "model.", "network.", "module."):
-        if state and all(n.startswith(prefix) for n in state) and not any(n.startswith(prefix) for n in own):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
