@@ -15,10 +15,11 @@ import yaml
 from passdeploy.compare.rows import RowFile
 from passdeploy.compare.runner import Plan, arms_of
 from passdeploy.config import make_config
+from passdeploy.data.base import ArraySplit
 from passdeploy.engines.base import CompileInput, Engine
 from passdeploy.errors import BadInput
 from passdeploy.reporting import load_report
-from passdeploy.stages.accuracy import accuracy_of
+from passdeploy.stages.accuracy import accuracy_of, at_a_time
 from passdeploy.stages.alternatives import lower_precisions
 from passdeploy.targets import Target
 from tests import scripted
@@ -66,6 +67,23 @@ def test_what_is_short_of_a_batch_is_filled_up_and_not_counted() -> None:
 
     assert accuracy_of(call, test, 64) == 1.0
     assert seen == [128]
+
+
+def test_large_images_are_judged_few_at_a_time() -> None:
+    """256 of 512 x 512 with their outputs for 21 classes would take 12 GB."""
+    pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
+    split = ArraySplit(pixels.expand(20, 3, 512, 512), torch.zeros(20).long())
+    seen = []
+
+    def call(images: np.ndarray) -> np.ndarray:
+        seen.append(len(images))
+        return np.eye(3)[np.zeros(len(images), int)]
+
+    assert accuracy_of(call, split, 1) == 1.0
+    assert seen == [9, 9, 2]
+    assert at_a_time(split, 4) == 8
+    assert at_a_time(split, 16) == 16
+    assert at_a_time(scripted.data().test, 1) == 256
 
 
 def test_its_accuracy_is_that_of_its_engine(compared: Path) -> None:

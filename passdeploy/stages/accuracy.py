@@ -17,13 +17,14 @@ from passdeploy.stages.proof import in_batches
 from passdeploy.targets import Target
 from passdeploy.tasks import Task
 from passdeploy.timing import open_runner
-from passdeploy.training import judge
+from passdeploy.training import fitting_batch, judge
 
 if TYPE_CHECKING:
     from passdeploy.pipeline import Run
 
 IMAGES = 256
-"""Images that are fetched together, whatever the engine's batch is."""
+"""Small images that are fetched together, whatever the engine's batch is; fewer large ones, which are held with their
+outputs."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,12 @@ def accuracy_of(
     call: Callable[[np.ndarray], np.ndarray], split: Split, batch: int, task: Task | None = None
 ) -> float | None:
     """The task's metric of a function as in `filled`; None on an empty split."""
-    return judge(filled(call, batch), split, batch * max(1, IMAGES // batch), task)
+    return judge(filled(call, batch), split, at_a_time(split, batch), task)
+
+
+def at_a_time(split: Split, batch: int) -> int:
+    """How many images of a split are fetched together: whole batches of an engine."""
+    return batch * max(1, fitting_batch(split, IMAGES) // batch)
 
 
 def filled(call: Callable[[np.ndarray], np.ndarray], batch: int) -> Callable[[Tensor], Tensor]:

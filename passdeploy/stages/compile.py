@@ -15,7 +15,7 @@ from passdeploy.engines.base import TOLERANCE, CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.export import INPUT, OUTPUT, export_onnx, export_program, onnx_function
 from passdeploy.rebuilds import with_rebuilds
-from passdeploy.stages.accuracy import accuracy_in_precision, filled
+from passdeploy.stages.accuracy import accuracy_in_precision, at_a_time, filled
 from passdeploy.stages.common import plain
 from passdeploy.stages.finetune import thin_model
 from passdeploy.stages.proof import AGREEMENT_IMAGES, array_difference, in_batches, proof_holds
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
 
 Call = Callable[[np.ndarray], np.ndarray]
-FETCHED = 64
-"""Images whose outputs are held together: a segmentation's take megabytes each."""
 
 
 def run_compile(run: Run, budget: BudgetRun, folder: Path) -> None:
@@ -104,7 +102,7 @@ def judged_agreement(run: Run, engine: Call, graph: Call) -> dict[str, Any]:
     split, batch, task = run.subject.data.val, run.target.batch, run.subject.task
     indices = evenly(split, min(AGREEMENT_IMAGES, len(split)))
     agreeing = 0.0
-    for images in (split.images(part) for part in indices.split(batch * max(1, FETCHED // batch))):
+    for images in (split.images(part) for part in indices.split(at_a_time(split, batch))):
         pair = (filled(call, batch)(images) for call in (engine, graph))
         agreeing += task.agreement(*pair) * len(images)
     return {"top1_agreement": agreeing / len(indices), "agreement_images": len(indices)}
