@@ -28,10 +28,11 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The last saved state; None when there is none. Tensors and plain containers only."""
+        """The last saved state; None when there is none. Tensors, on the CPU, and plain containers only."""
         if self.path is None or not self.path.exists():
             return None
-        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        # A run that was begun on a GPU may go on where there is none; who takes a state copies it to its own device.
+        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         return state
 
     def due(self) -> bool:

@@ -1,7 +1,7 @@
 """Training a network's weights (dense, fine-tuning, distillation) and evaluating it.
 
 Everything random is a function of (seed, epoch, step), so that a run continued from a checkpoint is the run that was
-never interrupted, bit for bit on one machine.
+never interrupted: on a CPU bit for bit, on a GPU as far as its kernels repeat themselves, which not all do.
 """
 
 from __future__ import annotations

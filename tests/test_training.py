@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -124,6 +125,21 @@ def test_a_damaged_checkpoint_never_replaces_a_good_one(tmp_path: Path, monkeypa
     assert loaded["step"] == 1
     assert Checkpoint(None).load() is None
     assert not Checkpoint(None).due()
+
+
+def test_what_was_begun_on_a_gpu_goes_on_without_one(tmp_path: Path) -> None:
+    """Its tensors say in the file where they were."""
+    Checkpoint(tmp_path / "c.ckpt").save({"step": 3, "t": torch.ones(2)})
+    with zipfile.ZipFile(tmp_path / "c.ckpt") as begun, zipfile.ZipFile(tmp_path / "gpu.ckpt", "w") as file:
+        for entry in begun.infolist():
+            content = begun.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert content.count(b"\x03\x00\x00\x00cpu") == 1
+                content = content.replace(b"\x03\x00\x00\x00cpu", b"\x06\x00\x00\x00cuda:0")
+            file.writestr(entry.filename, content)
+    loaded = Checkpoint(tmp_path / "gpu.ckpt").load()
+    assert loaded is not None and loaded["step"] == 3
+    assert loaded["t"].device.type == "cpu" and loaded["t"].tolist() == [1, 1]
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
