@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from passdeploy.errors import BadInput
 from passdeploy.groups import find_groups, operators
 from passdeploy.latency.roofline import Roofline
 from passdeploy.models.cifar_resnet import CifarResNet
+from passdeploy.search.baselines.gradients import taylor
 from passdeploy.search.baselines.scratch import reinitialised
 from passdeploy.search.knapsack import BUCKETS, KnapsackAllocator, _multiple_choice
 from passdeploy.search.method import SearchContext, get_method, methods, search_steps
@@ -105,6 +108,25 @@ def test_same_seed_same_result(context: SearchContext, name: str) -> None:
     assert any(not torch.equal(a.importance[0][group], c.importance[0][group]) for group in context.groups.names) or (
         any(not torch.equal(a.network[key], c.network[key]) for key in a.network)
     )
+
+
+def test_gradients_take_no_more_images_at_once_than_training(context: SearchContext) -> None:
+    """Where memory is short `train_batch` is lowered; what is found is the same."""
+    sizes: list[int] = []
+    network = copy.deepcopy(context.network)
+    network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+
+    def scored(train_batch: int) -> dict[str, torch.Tensor]:
+        config = context.config.model_copy(update={"train_batch": train_batch})
+        return taylor(SearchContext(**{**vars(context), "network": network, "config": config}))
+
+    whole = scored(128)
+    assert sizes == [64, 32]
+    sizes.clear()
+    few = scored(24)
+    assert sizes == [24, 24, 16, 24, 8]
+    for name, values in whole.items():
+        assert torch.allclose(few[name], values, rtol=1e-3, atol=1e-12), name
 
 
 def test_paper_leaves_the_weights_alone_and_pass_does_not(context: SearchContext) -> None:

@@ -33,12 +33,17 @@ def taylor(context: SearchContext) -> dict[str, Tensor]:
     images, labels = training_images(context.data, count, context.config.seed)
     importance = {name: torch.zeros(units, dtype=torch.float64) for name, units in context.groups.units.items()}
     parts = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
+    size = min(BATCH, context.config.train_batch)  # what a training step has memory for
     for done, (some, answers) in enumerate(parts):
-        gates = {name: torch.ones(len(v), device=device, requires_grad=True) for name, v in importance.items()}
-        loss = task.loss(masker(gates, some.to(device)), answers.to(device))
-        gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
-        for name, gradient in zip(gates, gradients, strict=True):
-            if gradient is not None:
-                importance[name] += gradient.detach().double().cpu().square() / len(parts)
+        gradients = {name: torch.zeros_like(values) for name, values in importance.items()}
+        for few, labelled in zip(some.split(size), answers.split(size), strict=True):
+            gates = {name: torch.ones(len(v), device=device, requires_grad=True) for name, v in importance.items()}
+            loss = task.loss(masker(gates, few.to(device)), labelled.to(device)) * (len(few) / len(some))
+            found = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
+            for name, gradient in zip(gates, found, strict=True):
+                if gradient is not None:
+                    gradients[name] += gradient.detach().double().cpu()
+        for name, gradient in gradients.items():
+            importance[name] += gradient.square() / len(parts)
         context.progress(done + 1, len(parts), "gradients")
     return importance
