@@ -14,7 +14,7 @@ from torch import nn
 from passdeploy.engines import _quantize
 from passdeploy.engines._convert import to_half
 from passdeploy.engines._graph import input_stage
-from passdeploy.engines._quantize import Recipe, for_cpu, for_tensorrt, for_tensorrt_fp8, quantize
+from passdeploy.engines._quantize import Recipe, calibration_images, for_cpu, for_tensorrt, for_tensorrt_fp8, quantize
 from passdeploy.engines.base import CompileInput
 from passdeploy.errors import BadInput
 from passdeploy.export import export_onnx
@@ -83,6 +83,16 @@ def test_weights_take_seven_bits_where_sums_would_saturate(
     ]
     assert weights
     assert largest - 1 <= max(int(np.abs(w.astype(int)).max()) for w in weights) <= largest
+
+
+@pytest.mark.parametrize(("batch", "used"), [(1, 256), (-1, 256), (100, 200), (150, 150), (300, 300)])
+def test_whole_batches_of_calibration_images_come_from_all_of_them(batch: int, used: int) -> None:
+    """Those of a folder are sorted by class."""
+    samples = np.arange(max(256, batch), dtype=np.float64).reshape(-1, 1, 1, 1)
+    found = calibration_images(samples, batch)
+    assert found.shape == (used, 1, 1, 1) and found.dtype == np.float32
+    assert len(np.unique(found)) == used
+    assert found.max() >= len(samples) - 3 and np.diff(found.ravel()).max() <= 2
 
 
 @pytest.mark.parametrize("samples", [None, np.zeros((0, *SIZE), np.float32)])
