@@ -105,10 +105,11 @@ class _Search:
         self.asked.append((target, self.known[key]))
         return self.known[key], new
 
-    def settle(self, candidate: Candidate) -> None:
-        """A second measurement, a third where the two disagree, and more where three do not tell."""
+    def settle(self, candidate: Candidate, owed: int = 0) -> None:
+        """A second measurement, a third where two disagree, more where three do not tell; `owed` are never too many."""
         if candidate.failed:
             return
+        self.most = max(self.most, self.count + owed)
         while self.left > 0 and len(candidate.timings) < 3:
             if len(candidate.timings) == 2:
                 a, b = (excess(self.budget, t) for t in candidate.timings)
@@ -229,8 +230,9 @@ def close_loop(
                     search.settle(floor)
                 if not floor.inside and not floor.failed:
                     break
-                continue
-            candidate, new = search.turn(target, found)
+                candidate, new = floor, True
+            else:
+                candidate, new = search.turn(target, found)
             if not (new and candidate.inside and search.over(candidate) <= OVERSHOOT):
                 continue
         chosen = search.best()
@@ -251,8 +253,9 @@ def close_loop(
                 continue
         if target is None or search.over(chosen) <= OVERSHOOT:
             break
+    while (chosen := search.best()) is not None and len(chosen.timings) == 1:
+        search.settle(chosen, owed=2)  # measurements have run out, but what is chosen is never measured only once
     candidates = list(search.known.values())
-    chosen = search.best()
     if chosen is None and floor is None:
         chosen = _stride(search, allocate, fastest)
         candidates = list(search.known.values())
@@ -284,7 +287,7 @@ def _stride(
         found = allocate(target) if turn < STRIDES else None
         candidate, _ = search.turn(target, fastest() if found is None else found)
         if candidate.inside:
-            search.settle(candidate)
+            search.settle(candidate, owed=2)
         if candidate.inside or found is None:
             return candidate if candidate.inside else None
     raise AssertionError("the last turn is the fastest structure")

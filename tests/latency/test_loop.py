@@ -95,6 +95,28 @@ def test_a_wrong_model_is_corrected(asked, truth):
     assert 1.0 <= ratio <= OVERSHOOT + 0.01 and found.measurements <= 8
 
 
+def test_a_fastest_structure_just_inside_is_taken_at_once_by_a_second_measurement():
+    """All that is faster than it was asked for in vain: there is nothing else to be asked for."""
+    world, asked = World(lambda k: 3.5 + 16 * (k / UNITS) ** 2, grid=32, least=64), []
+    plain = world.allocate
+    world.allocate = lambda ms: asked.append(ms) or plain(ms)
+    found = world.run(f"{world.truth(64) * 1.04:.4f}ms", margin=1.02, scale=10 / world.truth(UNITS))
+    assert found.feasible and sum(found.chosen.structure.masks["g"]) == 64
+    assert len(found.chosen.timings) == 2 and len(asked) <= 6
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 6, 12])
+def test_nothing_is_chosen_by_a_single_measurement(most):
+    """Not where all that there may be were spent on others either."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        tread = (32, 64)[seed % 2]
+        noise = lambda n, rng=rng: rng.lognormal(0, 0.03)  # noqa: E731
+        world = World(lambda k, tread=tread: 2 + 8 * math.ceil(k / tread) * tread / UNITS, noise)
+        found = world.run("2x", most=most, margin=1.02)
+        assert not found.feasible or len(found.chosen.timings) >= 2, (seed, world.measured)
+
+
 def test_a_staircase_without_a_tread_in_the_window_takes_the_one_just_inside():
     # treads of 32 units: 2x needs 0.5; treads at 0.45 and 0.57 of the dense latency
     def truth(k):
