@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,18 +219,23 @@ class LatencyModel:
                 )
             widths = np.array([s["kept"] for s in data["samples"]], dtype=float)
             ratios = np.array([s["ratio"] for s in data["samples"]], dtype=float)
-            if not (np.isfinite(ratios).all() and (ratios > 0).all() and float(data["dense_ms"]) > 0):
+            dense_ms = float(data["dense_ms"])
+            if not all(0 < latency < math.inf for latency in (dense_ms, *ratios)):
                 raise BadInput("profile: holds a latency that is not above zero")
             trust = np.array([s.get("trust", 1.0) for s in data["samples"]], dtype=float)
-            step, ridge, error = int(data["step"]), float(data["ridge"]), data["error"]
+            step, ridge = int(data["step"]), float(data["ridge"])
+            usable = np.isfinite(trust).all() and (trust >= 0).all() and trust.any() and 0 < ridge < math.inf
+            if not (usable and step > 0 and features.bytes_per_weight > 0):
+                raise BadInput("profile: holds a trust, ridge, step or bytes_per_weight that can't be")
+            error = {key: _error(data["error"][key]) for key in ("mape", "max_ape", "repeatability")}
             if data.get("form") != FORM:  # of the samples only the measuring is still true
                 chosen = cross_validate(operators, units, widths, ratios, trust, [step], features.bytes_per_weight)
                 ridge, errors = chosen.ridge, chosen.errors
                 error = {**error, "mape": float(errors.mean()), "max_ape": float(errors.max())}
             base = fit_base(features, widths, ratios, trust, step, ridge)
-            return cls(features, float(data["dense_ms"]), widths, ratios, base, dict(data["provenance"]), error["mape"],
+            return cls(features, dense_ms, widths, ratios, base, dict(data["provenance"]), error["mape"],
                        error["max_ape"], error["repeatability"], kind, trust)  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
             raise BadInput(f"profile: malformed ({type(problem).__name__}: {problem})") from None
 
     @classmethod
@@ -243,6 +249,13 @@ class LatencyModel:
             return cls.from_json(data, operators, units)
         except BadInput as problem:
             raise BadInput(f"{path}: {problem}") from None
+
+
+def _error(value: float | None) -> float | None:
+    """A recorded error; raises ValueError or TypeError when it is none, which else the report finds out hours later."""
+    if value is not None and not 0 <= value < math.inf:
+        raise ValueError(f"an error of {value}")
+    return value
 
 
 def operators_digest(features: Features) -> str:

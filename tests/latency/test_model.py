@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import islice
 from pathlib import Path
 
@@ -125,6 +126,17 @@ def test_file_round_trip_and_refusals(tmp_path, made_up, model):
         ({"samples": [*data["samples"][:-1], {"kept": [1], "ratio": 1.0}]}, "malformed"),
         ({"samples": [{"kept": s["kept"], "ratio": -1.0} for s in data["samples"]]}, "above zero"),
         ({"dense_ms": None}, "malformed"),
+        ({"dense_ms": math.inf}, "above zero"),
+        ({"step": 0}, "malformed|can't be"),
+        ({"step": -8}, "can't be"),
+        ({"step": math.inf}, "malformed"),
+        ({"ridge": 0.0}, "can't be"),
+        ({"bytes_per_weight": 0}, "can't be"),
+        ({"samples": [s | {"trust": 0} for s in data["samples"]]}, "can't be"),
+        ({"samples": [s | {"trust": math.nan} for s in data["samples"]]}, "can't be"),
+        ({"error": data["error"] | {"mape": math.nan}}, "malformed"),
+        ({"error": data["error"] | {"max_ape": "2 %"}}, "malformed"),
+        ({"error": data["error"] | {"repeatability": -1.0}}, "malformed"),
     ):
         path.write_text(json.dumps(data | change))
         with pytest.raises(BadInput, match=why) as caught:
