@@ -78,7 +78,7 @@ def parse_budget(text: str, percentile: str = "p50", scope: str = "engine") -> B
         value = float(match[1])
     except ValueError:
         raise BadInput(f"--latency {asked!r}: {match[1]!r} is not a number; {hint}") from None
-    unit = match[2].lower()
+    unit = match[2].lower().replace("\u03bc", "\u00b5")  # the Greek letter, which many keyboards have for micro
     if not unit:
         raise BadInput(f"--latency {asked!r}: has no unit; {hint}")
     if unit != "x" and unit not in UNITS_MS:
