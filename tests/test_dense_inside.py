@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from passdeploy.budget import parse_budget
+from passdeploy.errors import BadInput
 from passdeploy.judging import asked_ms, judge
 from passdeploy.latency.loop import AIM
 from passdeploy.latency.measurement import Comparison, Measurement
@@ -97,6 +99,25 @@ def test_what_no_measurement_can_contradict_is_not_searched(single: Path, tmp_pa
     run.slicer = scripted.slicer(run)  # type: ignore[misc]
     run.shared()
     assert json.loads((tmp_path / "run" / "search" / "search.json").read_text())["allocator"] == "uniform"
+
+
+def test_a_time_that_the_dense_engine_is_far_inside_of_is_not_searched(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = str(single / "dense" / "dense.safetensors")
+    dense_ms = json.loads((single / "report.json").read_text())["dense"]["latency_ms"]["p50"]
+    run = scripted.start(tmp_path / "run", weights=weights, latency=f"{3 * dense_ms:.6f}ms")
+    run.slicer = scripted.slicer(run)  # type: ignore[misc]
+    run.shared("search")
+    assert json.loads((tmp_path / "run" / "search" / "search.json").read_text())["allocator"] == "uniform"
+    with monkeypatch.context() as patch:  # what was decided without scores can't be made good without them
+        patch.setattr(scripted, "MACS_PER_SECOND", scripted.MACS_PER_SECOND / 9)
+        patch.setattr(scripted, "SECONDS_PER_OPERATOR", scripted.SECONDS_PER_OPERATOR * 9)
+        with pytest.raises(BadInput, match=r"took less than half of .*ms when the search began.*search and run again"):
+            run.run_until("fit")
+    shutil.rmtree(tmp_path / "run" / ".partial" / "fit")
+    run.run_until("fit")
+    assert json.loads((tmp_path / "run" / "fit" / "fit.json").read_text())["status"] == "dense_inside"
 
 
 def test_on_arrival_too_the_interval_alone_decides_on_1x() -> None:

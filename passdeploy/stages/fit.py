@@ -15,6 +15,7 @@ from passdeploy.groups import Masker, as_masks
 from passdeploy.latency.candidates import excess, meets
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.loop import close_gap, close_loop
+from passdeploy.reporting.format import milliseconds
 from passdeploy.search.allocator import ALLOCATORS, width_grids
 from passdeploy.search.latency_allocator import LatencyAllocator
 from passdeploy.search.method import SearchResult
@@ -22,6 +23,7 @@ from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.stages.common import input_stage, kept_widths, meter, time_structure
 from passdeploy.stages.profile import stage_model
 from passdeploy.stages.proof import recorded_difference
+from passdeploy.stages.search import asked_ratios
 from passdeploy.structure import Structure
 from passdeploy.surgery import thin
 from passdeploy.training import fitting_batch
@@ -96,6 +98,12 @@ def _fit_measured(
             dense_ms = dense.dense_ms or dense_ms
             if meets(asked, dense, MARGIN):
                 return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
+            searched = run.space.folder("search")
+            if asked_ratios(run, stage_model(run), searched)[budget.index] >= 1:
+                raise BadInput(
+                    f"fit: the dense engine takes {milliseconds(dense_ms)} at {asked.percentile}, and took less than "
+                    f"half of {asked.asked} when the search began, which left it whole; remove {searched} and run again"
+                )
         scale = model_ms / dense_ms
         found = close_loop(allocate, fastest, measure, asked, model_ms, MOST_FITS, MARGIN, scale)
         found = close_gap(found, narrow, measure, asked, model_ms, MOST_GAP_FITS, MARGIN, scale)

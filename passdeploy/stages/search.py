@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 NEARLY_DENSE = 0.95
 """Share of the dense latency that is searched for where a model of measurements says that the dense engine is inside
 already: the measurement that decides may say otherwise, and then the scores are needed."""
+FAR_INSIDE = 2.0
+"""A budget in time that is so many times what the dense engine was measured at here is not searched for: hours would go
+into scores that nobody asks for. The closed loop says so when it finds an engine that much slower after all."""
 
 
 def asked_ratios(run: Run, predictor: Predictor, folder: Path) -> tuple[float, ...]:
-    """The share of the dense latency to search for, per budget; 1 only where no measurement can contradict.
+    """The share of the dense latency to search for, per budget; 1 only where no measurement will contradict.
 
     Where engines are measured it is where the closed loop will aim: what is trained then is what ships. A budget in
     time is held against what the dense engine takes here: a profile may come from a faster machine, or hour, and knows
@@ -33,9 +36,9 @@ def asked_ratios(run: Run, predictor: Predictor, folder: Path) -> tuple[float, .
     """
     ratios, closed = [], run.closed
     for budget in run.budgets:
-        decided = budget.speedup == 1 or not closed
         dense_ms = _dense_ms(run, budget, folder) if closed and budget.latency_ms is not None else predictor.dense_ms
         asked = budget.target_ratio(dense_ms)
+        decided = budget.speedup == 1 or not closed or asked >= FAR_INSIDE
         ratios.append(min(1.0, asked) if decided else min(NEARLY_DENSE, asked / AIM))
     return tuple(ratios)
 
