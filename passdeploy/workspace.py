@@ -124,12 +124,9 @@ def _is_scratch(path: Path, root: Path) -> bool:
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
     """The record of a stage's folder, whatever its files are like; None when there is none."""
-    path = folder / RECORD
-    if not path.exists():
-        return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record if isinstance(record["outputs"], dict) and "inputs" in record else None
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return record if isinstance(record["outputs"], dict) and {"inputs", "seconds"} <= record.keys() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -148,16 +145,18 @@ def _begun(folder: Path) -> Any:
     """The inputs of a stage's folder, whole or partial; None of one that can't be gone on from."""
     if (record := _finished(folder)) is not None:
         return record["inputs"]
-    started = folder / INPUTS
-    return json.loads(started.read_text(encoding="utf-8")) if started.exists() else None
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / INPUTS).read_text(encoding="utf-8"))
+    return None
 
 
 def _spent(folder: Path) -> float:
     """Seconds spent on a stage's folder, finished or not."""
     if (record := _recorded(folder)) is not None:
         return float(record["seconds"])
-    clock = folder / CLOCK
-    return float(clock.read_text(encoding="utf-8")) if clock.exists() else 0.0
+    with contextlib.suppress(OSError, ValueError):
+        return float((folder / CLOCK).read_text(encoding="utf-8"))
+    return 0.0
 
 
 def _outlasted(folder: Path, aside: Path) -> bool:
@@ -339,9 +338,10 @@ class Workspace:
         """Lists the finished stages; a run that was killed just before this has an old list."""
         stages = {}
         for path in sorted(self.root.glob(f"*/{RECORD}")):
-            record = read_json(path)
-            stages[path.parent.name] = {key: record[key] for key in ("inputs", "outputs", "seconds")}
+            if (record := _recorded(path.parent)) is not None:  # a spoilt one is made again when its turn comes
+                stages[path.parent.name] = {key: record[key] for key in ("inputs", "outputs", "seconds")}
         manifest = {"schema": MANIFEST_SCHEMA, "stages": stages}
-        path = self.root / MANIFEST
-        if not path.exists() or read_json(path) != manifest:
-            write_json(path, manifest)
+        with contextlib.suppress(BadInput):  # one that can't be read is written anew
+            if read_json(self.root / MANIFEST) == manifest:
+                return
+        write_json(self.root / MANIFEST, manifest)

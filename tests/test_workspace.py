@@ -89,6 +89,26 @@ def test_what_is_damaged_is_made_again(space: Workspace, damage: str) -> None:
     assert space.digest("s") == before
 
 
+@pytest.mark.parametrize("text", ["", '{"schema', "[]"])
+def test_records_that_were_copied_in_part_stop_nothing(space: Workspace, text: str) -> None:
+    space.run("s", {}, write)
+    space.run("t", {}, write)
+    (space.root / "manifest.json").write_text(text)
+    (space.folder("t") / "stage.json").write_text(text)
+    space.update_manifest()
+    assert set(read_json(space.root / "manifest.json")["stages"]) == {"s"}
+
+    def fail(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        space.run("u", {}, fail)
+    for name in (".inputs.json", ".seconds"):
+        (space.root / ".partial" / "u" / name).write_text(text)
+    assert space.run("u", {}, write) and space.run("t", {}, write)
+    assert set(read_json(space.root / "manifest.json")["stages"]) == {"s", "t", "u"}
+
+
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if nothing had been written in the last seconds."""
     now = time.time_ns()
