@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.config import DEFAULT_FILE, DEMO, RunConfig, load_file, make_config, merge
+from passdeploy.config import DEFAULT_FILE, DEMO, RunConfig, make_config, merge
+from passdeploy.config_file import load_file
 from passdeploy.errors import BadInput
 from passdeploy.workspace import read_json
 

@@ -6,7 +6,6 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from passdeploy.budget import FASTEST, parse_budgets
@@ -262,6 +261,11 @@ def make_config(values: dict[str, Any], origin: str = "configuration", flags: Co
         if first["type"] == "tuple_type" and isinstance(first["input"], str | int | float):
             example = ", ".join([str(first["input"])] * {"input_size": 2, "mean": 3, "std": 3}.get(key, 1))
             raise BadInput(f"{where}: must be a list: [{example}] (given: {first['input']!r})") from None
+        if first["type"] in ("model_type", "dict_type"):
+            keys = ", ".join(_known_keys((*first["loc"], ""))[:3])
+            hint = "; the file that --profile reads is profile_file" if key == "profile" else ""
+            said = f"must be a mapping of keys{keys and f' ({keys}, ...)'} to values"
+            raise BadInput(f"{where}: {said} (given: {first['input']!r}){hint}") from None
         raise BadInput(f"{where}: {first['msg'].lower()} (given: {first['input']!r})") from None
     try:
         budgets = parse_budgets(list(config.latency), config.percentile, config.scope)
@@ -274,28 +278,6 @@ def make_config(values: dict[str, Any], origin: str = "configuration", flags: Co
             )
         return config
     return config.model_copy(update={"latency": tuple(budget.asked for budget in budgets)})
-
-
-def load_file(path: Path) -> dict[str, Any]:
-    """Reads a YAML configuration file as nested dictionaries.
-
-    Raises:
-        BadInput: Missing, unreadable, not YAML or not a mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise BadInput(f"--config {path}: is not text in UTF-8; save it as that") from None
-    except OSError as error:
-        raise BadInput(f"--config {path}: cannot be read ({error.strerror}); check the path") from None
-    except yaml.YAMLError as error:
-        line = str(error).replace("\n", " ")
-        raise BadInput(f"--config {path}: is not valid YAML ({line})") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise BadInput(f"--config {path}: must be a mapping of keys to values, is a {type(values).__name__}")
-    return values
 
 
 def groups_flags(

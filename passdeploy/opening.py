@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from passdeploy.budget import parse_budget
-from passdeploy.config import RunConfig, differing_keys, load_file, make_config
+from passdeploy.config import RunConfig, differing_keys, make_config
+from passdeploy.config_file import load_file
 from passdeploy.dependencies import BUDGET_STAGES, NOT_INPUTS, SHARED_STAGES
 from passdeploy.errors import BadInput
 from passdeploy.final_copies import FILES, FOLDERS

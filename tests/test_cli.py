@@ -135,6 +135,11 @@ def test_bad_flags(passdeploy: Call, tmp_path: Path, arguments: list[str], wante
         ("mean: 0.5", r"mean: must be a list: \[0.5, 0.5, 0.5\]"),
         ("groups: {exclude: stem}", r"groups.exclude: must be a list: \[stem\]"),
         ("std: [0, 1, 1]", r"std"),
+        ("prompt: none", r"prompt: must be a mapping of keys \(kind, width, lr, ...\) to values \(given: 'none'\)"),
+        ("profile: a100.json", r"the file that --profile reads is profile_file"),
+        ("groups: {min_width: 8}", r"groups.min_width: must be a mapping of keys to values"),
+        ("groups: {exclude: [a]}\nbatch: 2\ngroups: {}", r"line 3 gives 'groups' again, after line 1"),
+        ("search: {lr: 1, lr: 2}", r"line 1 gives 'lr' again"),
     ],
 )
 def test_bad_configuration(passdeploy: Call, tmp_path: Path, text: str, wanted: str) -> None:

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from passdeploy.api import configure
-from passdeploy.config import DEMO, differing_keys, load_file, make_config, merge
+from passdeploy.config import DEMO, differing_keys, make_config, merge
+from passdeploy.config_file import load_file
 from passdeploy.errors import BadInput
 
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from passdeploy.api import run_stage
-from passdeploy.config import load_file, make_config
+from passdeploy.config import make_config
+from passdeploy.config_file import load_file
 from passdeploy.errors import BadInput
 from passdeploy.workspace import Workspace, is_run_directory
 from tests import scripted

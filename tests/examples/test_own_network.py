@@ -12,7 +12,8 @@ import torch
 
 from passdeploy import data as datasets
 from passdeploy import models
-from passdeploy.config import load_file, make_config
+from passdeploy.config import make_config
+from passdeploy.config_file import load_file
 from passdeploy.data.base import ImageData
 from passdeploy.groups import find_groups
 from passdeploy.search.prompt import InputStage, Prompted
