@@ -123,5 +123,11 @@ def _markdown(reports: Sequence[Report], labels: Sequence[str]) -> str:
             )
         )
     head = ("", "run", "status", "speed-up", "95 %", "latency", "accuracy", "change", "MACs")
-    places = "\n".join(f"- {escape(place)}: {len(members)}" for place, members in by_setting(reports).items())
-    return f"# {escape(title(reports))}\n\n{table(head, rows, 3)}\n\nMeasured on:\n\n{places}\n"
+    places = "\n".join(f"- {escape(place)}: {_counted(members)}" for place, members in by_setting(reports).items())
+    return f"# {escape(title(reports))}\n\n{table(head, rows, 3)}\n\nDevices and settings:\n\n{places}\n"
+
+
+def _counted(reports: Sequence[Report]) -> str:
+    """How many, and of how many of them no latency is claimed."""
+    unmeasured = sum(report.status == "unverified" or not report.target.attached for report in reports)
+    return str(len(reports)) + (f", {unmeasured} of them not measured" if unmeasured else "")

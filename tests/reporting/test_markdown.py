@@ -31,6 +31,14 @@ def test_the_headline_comes_first() -> None:
     assert render_markdown(variant("unverified")).splitlines()[2].startswith("**unverified**. Nothing was measured")
 
 
+def test_a_comparison_claims_no_measurement_that_nobody_made() -> None:
+    page = render_comparison([*runs(), variant("unverified")], "md")
+    assert "Measured on" not in page
+    places = [line for line in page.splitlines() if line.startswith("- ")]
+    assert [line.endswith(": 1, 1 of them not measured") for line in places] == ["A100" in line for line in places]
+    assert len(places) == 2
+
+
 def test_being_watched_takes_time_in_markdown_too() -> None:
     d = data() | {"layers": [{"name": "conv1", "dense_ms": 0.2, "pruned_ms": 0.1}]}
     assert "Being watched takes time" in render_markdown(parse_report(d))
