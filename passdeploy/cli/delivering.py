@@ -59,8 +59,9 @@ def report(
     from passdeploy.reporting.trtexec import attach
 
     loaded = attach([load_report(path) for given in runs for path in find_reports(given)], trtexec or [])
+    text = export(loaded, "json" if json_ else form)  # what can't be exported leaves the summary alone, too
     write_step_summary(loaded)
-    write_result(export(loaded, "json" if json_ else form).rstrip("\n") + "\n")
+    write_result(text.rstrip("\n") + "\n")
 
 
 @app.command()
