@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from passdeploy.dependencies import version
 from tests import scripted
 
 ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "tests" / "reporting" / "example.json"
 VERBS = (
     "run", "profile", "search", "fit", "finetune", "compile", "bench", "report", "ship", "compare", "groups", "targets",
     "doctor", "verify",
@@ -573,6 +575,46 @@ def test_a_mistake_of_ours_is_a_line_and_no_missed_goal(passdeploy: Call, monkey
     assert json.loads(passdeploy("targets", "--json").out)["kind"] == "InternalError"
     with pytest.raises(RuntimeError, match="shapes do not"):
         passdeploy("targets", "--debug")
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "run/SHA256SUMS"),
+            "run/SHA256SUMS: Permission denied; check",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "writing: No space left on device; free some space"),
+    ],
+)
+def test_what_the_system_refuses_is_no_mistake_of_ours(
+    passdeploy: Call, monkeypatch: pytest.MonkeyPatch, error: OSError, wanted: str
+) -> None:
+    def app(**_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    said = passdeploy("bench", "run", "run")
+    assert said.code == 2
+    assert wanted in said.line()
+
+
+@pytest.mark.parametrize("arguments", [["report", str(EXAMPLE)], ["report", str(EXAMPLE), "--json"]])
+def test_a_result_for_which_there_is_no_room(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        said = subprocess.run(
+            [sys.executable, "-m", "passdeploy", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    assert said.returncode == 2
+    assert said.stderr.splitlines() == ["error: writing: No space left on device; free some space"]
+
+
+def test_a_summary_is_of_what_was_exported(passdeploy: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    assert passdeploy("report", EXAMPLE, "--format", "htlm").code == 2
+    assert not (tmp_path / "summary.md").exists()
+    assert passdeploy("report", EXAMPLE, "--format", "html").code == 0
+    assert (tmp_path / "summary.md").exists()
 
 
 def test_a_configuration_that_is_not_text(passdeploy: Call) -> None:

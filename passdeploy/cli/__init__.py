@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -23,9 +24,11 @@ from passdeploy.cli import running, measuring, delivering, studying, inspecting 
 
 # isort: on
 from passdeploy.cli.options import app, only_results, print_json
-from passdeploy.errors import BadInput, PassdeployError, Terminated
+from passdeploy.errors import BadInput, NotWritten, PassdeployError, Terminated
 
 INTERRUPTED, TERMINATED = 130, 143
+SYSTEM = NotWritten.ERRNOS | {errno.EACCES, errno.EPERM}
+"""Errors of the operating system that are the machine's: no mistake of ours, wherever they come up."""
 CONTINUED = ("run", "profile", "search", "fit", "finetune", "compile", "compare", "study")
 """Verbs that keep in a folder what they have done so far; the others start over."""
 
@@ -45,7 +48,8 @@ def fail(error: PassdeployError, as_json: bool) -> NoReturn:
     """Prints one line and exits."""
     line = " ".join(str(error).split())
     if as_json:
-        print_json({"error": line, "kind": type(error).__name__})
+        with contextlib.suppress(OSError):  # the error may be that nothing can be written there
+            print_json({"error": line, "kind": type(error).__name__})
     Console(stderr=True, highlight=False, emoji=False).print("[bold red]error:[/] ", end="")
     Console(stderr=True, highlight=False, emoji=False).print(line, markup=False, soft_wrap=True)
     raise SystemExit(error.exit_code)
@@ -90,6 +94,10 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in SYSTEM:
+            name = error.filename or "writing"
+            fix = "free some space" if error.errno in NotWritten.ERRNOS else "check who may read and write it"
+            fail(BadInput(f"{name}: {error.strerror}; {fix}"), as_json)
         if out_of_memory(error):
             fail(BadInput("out of memory: lower train_batch or --batch, or use a smaller network"), as_json)
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -83,6 +83,7 @@ def write_result(text: str) -> None:
     if isinstance(stream, io.TextIOWrapper):  # files for other programs, whatever this machine's locale
         stream.reconfigure(encoding="utf-8")
     stream.write(text)
+    stream.flush()  # a disk that is full says so now, not when nobody listens any more
 
 
 def print_json(value: object) -> None:
