@@ -42,6 +42,7 @@ from passdeploy.search.method import get_method
 from passdeploy.siblings import link_siblings
 from passdeploy.stages import PER_BUDGET, SHARED
 from passdeploy.stages.common import slicer
+from passdeploy.stages.profile import given_model
 from passdeploy.subject import Model, Subject, load_subject
 from passdeploy.targets import Target, resolve
 from passdeploy.workspace import (
@@ -134,6 +135,8 @@ class Run:
                 refuse_other(config, out)
             # What can't be used is said before anything is deleted, and before a folder is bound to this configuration.
             _ = self.subject
+            if config.profile_file is not None and config.axis == "latency":
+                given_model(self)
             if fresh:
                 refuse_loss(config, out)
                 self.space.clear()

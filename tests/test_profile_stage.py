@@ -75,7 +75,9 @@ def test_a_profile_of_other_settings_is_refused(copied: Callable[[], Path], caps
     def given(out: str, **provenance: object) -> None:
         file = folder.parent / f"{out}.profile.json"
         write_json(file, saved | {"provenance": saved["provenance"] | provenance})
-        running = scripted.start(folder.parent / out, weights=weights, profile_file=str(file))
+        running = scripted.start(
+            folder.parent / out, weights=weights, profile_file=str(file)
+        )  # refuses what does not fit
         running.ui = Ui()
         running.slicer = scripted.slicer(running)  # type: ignore[misc]
         running.stage("profile")
@@ -88,6 +90,8 @@ def test_a_profile_of_other_settings_is_refused(copied: Callable[[], Path], caps
         given("threads", threads=4)
     with pytest.raises(BadInput, match=r"measured for scope end_to_end, this run is for engine"):
         given("scope", scope="end_to_end")
+    for out in ("name", "batch", "threads", "scope"):
+        assert not list((folder.parent / out).iterdir()), "nothing was trained, and the corrected command may go there"
     given("device", device="Another CPU", backend_version="0")
     said = " ".join(capsys.readouterr().err.split())
     assert "measured on Another CPU, not" in said and "measured with version 0, not" in said
@@ -98,10 +102,10 @@ def test_what_is_not_attached_goes_by_another_name_and_is_not_corrected(
 ) -> None:
     running = scripted.start(single, weights=yaml.safe_load((single / "config.yaml").read_text())["weights"])
     running.ui, running.target = Ui(), running.target.with_(attached=False)
-    profile._check_provenance(running, {"device": "as it calls itself", "backend_version": "0"})
+    profile._say_differences(running, {"device": "as it calls itself", "backend_version": "0"})
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith("Latency model: measured with version 0, not ") and said.count("Latency model") == 1
     assert said.endswith("; nothing is measured here that would correct it.")
     running.target = running.target.with_(name="gpu", attached=True)
     with pytest.raises(BadInput, match="measured for GPU NVIDIA A30, this run is for"):
-        profile._check_provenance(running, {"name": "gpu", "device": "NVIDIA A30"})
+        profile._refuse_other(running, {"name": "gpu", "device": "NVIDIA A30"})

@@ -50,8 +50,8 @@ def run_profile(run: Run, folder: Path) -> None:
     if config.axis == "macs":
         write_json(folder / "profile.json", {"schema": MACS})
     elif config.profile_file is not None:
-        model = LatencyModel.load(Path(config.profile_file), subject.operators, units)
-        _check_provenance(run, model.provenance)
+        model = given_model(run)
+        _say_differences(run, model.provenance)
         write_json(folder / "profile.json", model.to_json())
     elif run.measured:
         # The seed is left out: any sample of structures will do.
@@ -85,8 +85,21 @@ def run_profile(run: Run, folder: Path) -> None:
         write_json(folder / "profile.json", {"schema": ROOFLINE, "target": run.target.name})
 
 
-def _check_provenance(run: Run, measured: dict[str, Any]) -> None:
-    """Refuses a latency model of other hardware or settings than the run's; says where it is of another version."""
+def given_model(run: Run) -> LatencyModel:
+    """The latency model that was measured elsewhere.
+
+    Raises:
+        BadInput: The file is none, or of another network, other hardware or other settings than the run's.
+    """
+    assert run.config.profile_file is not None
+    units = list(run.subject.groups.units.values())
+    model = LatencyModel.load(Path(run.config.profile_file), run.subject.operators, units)
+    _refuse_other(run, model.provenance)
+    return model
+
+
+def _refuse_other(run: Run, measured: dict[str, Any]) -> None:
+    """Refuses a latency model of other hardware or settings than the run's."""
     mine = run.target_facts() | {"scope": run.config.scope}
     settings = ["name", "precision", "batch", "scope"]
     settings += ["threads"] if run.target.compute_capability is None else []
@@ -97,6 +110,11 @@ def _check_provenance(run: Run, measured: dict[str, Any]) -> None:
                 f"--profile {run.config.profile_file}: measured for {_as_flag(key)} {measured[key]}, this run is for "
                 f"{mine[key]}; measure one with passdeploy profile --save"
             )
+
+
+def _say_differences(run: Run, measured: dict[str, Any]) -> None:
+    """Says where a latency model is of another machine of the kind, another version or other code."""
+    mine = run.target_facts()
     # A target that is not attached is called by the catalogue's name, not by its device's own.
     words = {"device": "on"} if run.target.attached else {}
     words |= {"backend": "with", "backend_version": "with version"}
