@@ -19,7 +19,7 @@ from torch import nn
 
 from passdeploy.engines.base import INPUT
 from passdeploy.groups.attention import attentions, gate_name
-from passdeploy.groups.check import first_line, random_structure
+from passdeploy.groups.check import first_line, random_structure, without_one
 from passdeploy.groups.types import ChannelGroup, Groups
 from passdeploy.onnx_cut import cut_array
 from passdeploy.onnx_export import export_model
@@ -224,7 +224,8 @@ class OnnxSlicer:
         """Frees what differs in the constant shapes of the dense and of a thin model's graph."""
         from onnx import numpy_helper
 
-        arch = architecture(self.groups, _without_one(random_structure(self.groups, seed=5, skip=0)))
+        # every channel group loses something, so that every constant that can change does
+        arch = architecture(self.groups, without_one(random_structure(self.groups, seed=5, skip=0)))
         thin = export_model(self._thin(arch), self.input_shape, self.batch)
         arrays = {i.name: numpy_helper.to_array(i) for i in thin.graph.initializer}
         ours, theirs = self._skeleton.graph.node, thin.graph.node
@@ -320,9 +321,3 @@ def _tell_apart(model: nn.Module) -> None:
         if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
             noise = torch.rand(tensor.shape, generator=generator)
             tensor.copy_(torch.where(tensor == 0, noise * 1e-12, tensor * (1 + noise * 1e-6)))
-
-
-def _without_one(structure: Structure) -> Structure:
-    """Every channel group loses something, so that every constant that can change does."""
-    masks = {n: (False, *m[1:]) if all(m) and len(m) > 1 else m for n, m in structure.masks.items()}
-    return Structure(masks)

@@ -148,6 +148,22 @@ def test_what_fails_only_as_a_whole_is_not_pruned(monkeypatch: pytest.MonkeyPatc
     assert left.frozen["channels"] == "masked and thin networks differ"
 
 
+def test_groups_of_few_units_are_tried_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), *(nn.Conv2d(2, 2, 1) for _ in range(8)), nn.Conv2d(2, 5, 1))
+    tried: list[Structure] = []
+    fails = check._fails
+
+    def record(model: nn.Module, groups: Groups, structure: Structure, example: torch.Tensor) -> str:
+        tried.append(structure)
+        return fails(model, groups, structure, example)
+
+    monkeypatch.setattr(check, "_fails", record)
+    groups = find_groups(model, torch.rand(1, 3, 4, 4))
+    assert len(groups.groups) == 9
+    assert len(tried) >= 3
+    assert all(structure.widths()[name] == 1 for structure in tried for name in groups.names)
+
+
 def test_what_mixes_channels_is_frozen_with_a_reason() -> None:
     model, images = ready(ChannelMixer()), torch.rand(2, 3, 12, 12)
     groups = find_groups(model, images[:1])
