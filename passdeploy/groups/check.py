@@ -123,13 +123,27 @@ def masked_against_thin(model: nn.Module, groups: Groups, structure: Structure, 
     return difference(masked, tensors(thin(model, groups, structure)(example)))
 
 
-def _fails(model: nn.Module, groups: Groups, structure: Structure, example: Tensor) -> str:
-    """Why a structure can't be had; empty when masked and thin agree."""
+def _fails(model: nn.Module, groups: Groups, structure: Structure, example: Tensor, training: bool = False) -> str:
+    """Why a structure can't be had; empty when masked and thin agree, and, if asked, the thin one runs in training."""
     try:
         got = masked_against_thin(model, groups, structure, example)
     except Exception as error:
         return f"the network does not run without it: {first_line(error)}"
-    return "" if got <= _TOLERANCE[example.dtype] else "the network computes something else without it"
+    if not got <= _TOLERANCE[example.dtype]:
+        return "the network computes something else without it"
+    return _fails_in_training(model, groups, structure, example) if training else ""
+
+
+@torch.no_grad()
+def _fails_in_training(model: nn.Module, groups: Groups, structure: Structure, example: Tensor) -> str:
+    from passdeploy.surgery import thin
+
+    try:
+        with torch.random.fork_rng(devices=()):  # dropout draws
+            thin(model, groups, structure).train()(example)
+    except Exception as error:
+        return f"the network does not run without it in training: {first_line(error)}"
+    return ""
 
 
 def first_line(error: BaseException) -> str:
@@ -145,13 +159,14 @@ def _alone(groups: Groups, chosen: Sequence[ChannelGroup], structure: Structure)
     return Structure({name: structure.masks[name] if name in names else dense[name] for name in groups.names})
 
 
-def drop_what_fails(model: nn.Module, groups: Groups, example: Tensor) -> Groups:
+def drop_what_fails(model: nn.Module, groups: Groups, example: Tensor, training: bool = False) -> Groups:
     """Freezes groups until the rest can be removed: those that can't go alone, then those that can't go together.
 
     Args:
         model: A float32 CPU copy with random parameters that may be changed: a small one is converted to float64.
         groups: Candidates.
         example: An input.
+        training: Whether what is left has to run in training mode, too.
     """
     size = sum(p.numel() for p in model.parameters())
     if size < _LARGE:
@@ -166,17 +181,17 @@ def drop_what_fails(model: nn.Module, groups: Groups, example: Tensor) -> Groups
         skips = (1.0, 0.0, 0.3) if size > _LARGE // 4 else (1.0, 0.0, 0.3, 0.0, 0.3, 0.5)
         # a group of few units may keep them all by chance, in all trials: then nothing would have been tried of it
         trials = [without_one(random_structure(groups, seed, 0.5, skip)) for seed, skip in enumerate(skips)]
-        failing = [trial for trial in trials if _fails(model, groups, trial, images)]
+        failing = [trial for trial in trials if _fails(model, groups, trial, images, training)]
         if not failing:
             return groups
-        fewer = _without_failing(model, groups, failing[0], images)
+        fewer = _without_failing(model, groups, failing[0], images, training)
         if fewer == groups:  # none is to blame: the network does not compute the same twice
             return Groups((), {**groups.frozen, "channels": "masked and thin networks differ"})
         groups = fewer
     return groups
 
 
-def _without_failing(model: nn.Module, groups: Groups, trial: Structure, example: Tensor) -> Groups:
+def _without_failing(model: nn.Module, groups: Groups, trial: Structure, example: Tensor, training: bool) -> Groups:
     """Tries every group on its own and freezes those that fail (a branch first gets its other kind of zero)."""
     kept: list[ChannelGroup] = []
     frozen = dict(groups.frozen)
@@ -184,11 +199,11 @@ def _without_failing(model: nn.Module, groups: Groups, trial: Structure, example
         alone = _alone(groups, [group], trial)
         if group.kind == "depth":
             alone = Structure({**alone.masks, group.name: (False,)})
-        reason = _fails(model, groups, alone, example)
+        reason = _fails(model, groups, alone, example, training)
         if reason and group.kind == "depth":
             other = dataclasses.replace(group, zero="scalar")
             swapped = Groups(tuple(other if g is group else g for g in groups.groups), frozen)
-            if not _fails(model, swapped, alone, example):
+            if not _fails(model, swapped, alone, example, training):
                 group, reason = other, ""
         if reason:
             frozen[group.name] = reason
@@ -196,16 +211,16 @@ def _without_failing(model: nn.Module, groups: Groups, trial: Structure, example
             kept.append(group)
     smaller = Groups(tuple(kept), frozen)
     if len(kept) == len(groups.groups) and all(a is b for a, b in zip(kept, groups.groups, strict=True)):
-        return _add_one_by_one(model, smaller, trial, example)
+        return _add_one_by_one(model, smaller, trial, example, training)
     return smaller
 
 
-def _add_one_by_one(model: nn.Module, groups: Groups, trial: Structure, example: Tensor) -> Groups:
+def _add_one_by_one(model: nn.Module, groups: Groups, trial: Structure, example: Tensor, training: bool) -> Groups:
     """Each group works alone, but not all together: keeps, in order, those that work with the ones before."""
     chosen: list[ChannelGroup] = []
     frozen = dict(groups.frozen)
     for group in groups.groups:
-        reason = _fails(model, groups, _alone(groups, [*chosen, group], trial), example)
+        reason = _fails(model, groups, _alone(groups, [*chosen, group], trial), example, training)
         if reason:
             frozen[group.name] = f"{reason} (together with other groups)"
         else:

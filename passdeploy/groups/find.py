@@ -42,7 +42,28 @@ def execution_order(model: nn.Module, example: Tensor) -> dict[str, int]:
 def _traceable_copy(model: nn.Module) -> nn.Module:
     """A float32 copy on the CPU in eval mode whose parameters require gradients."""
     clone = copy.deepcopy(model).cpu().float().eval()
-    return clone.requires_grad_(True)
+    for parameter in clone.parameters():  # a table of indices has no gradient
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    return clone
+
+
+def _runs_more_in_training(model: nn.Module, example: Tensor, order: Mapping[str, int]) -> bool:
+    """Whether layers run in training mode that evaluation does not come to, such as an auxiliary classifier's.
+
+    Args:
+        model: In eval mode; it is not changed.
+        example: An input.
+        order: Of the modules that run in eval mode.
+    """
+    left = {name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))}
+    left -= order.keys()
+    if not left:
+        return False
+    try:
+        with torch.random.fork_rng(devices=()):  # dropout draws
+            return bool(left & execution_order(copy.deepcopy(model).train(), example).keys())
+    except Exception:  # such as a batch norm over a single value: not even the whole network shows it
+        return False
 
 
 def _exclude(units: list[Unit], model: nn.Module, patterns: Sequence[str]) -> None:
@@ -181,6 +202,7 @@ def find_groups(
         raise BadInput(
             f"the network can't process an input of shape {tuple(example.shape)}: {first_line(error)}"
         ) from error
+    training = check and _runs_more_in_training(clone, example, order)
     frozen: dict[str, str] = {}
     try:
         units = _units(clone, example)
@@ -216,4 +238,4 @@ def find_groups(
         return groups
     randomise(clone)
     calibrate(clone, example.shape[1:])
-    return drop_what_fails(clone, groups, example)
+    return drop_what_fails(clone, groups, example, training)

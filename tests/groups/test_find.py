@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, check, find_groups
 from passdeploy.groups.check import calibrate, drop_what_fails, masked_against_thin, random_structure, randomise
 from passdeploy.models import build
 from passdeploy.structure import Structure
+from passdeploy.surgery import thin
 from tests.groups.nets import ChannelMixer, DataDependent, Drowned, MadeUp, RandomNet, Untraceable, ready
 
 
@@ -129,7 +130,7 @@ def test_groups_are_frozen_until_the_rest_works(bad: set[str], monkeypatch: pyte
     """One after the other: each shows only once the ones before are gone."""
     groups = find_groups(ready(MadeUp()), torch.rand(1, 3, 48, 40), check=False)
 
-    def fails(model: nn.Module, groups: Groups, structure: Structure, example: torch.Tensor) -> str:
+    def fails(model: nn.Module, groups: Groups, structure: Structure, example: torch.Tensor, training: bool) -> str:
         first = min(bad & set(groups.names), default=None)
         return "wrong" if first is not None and not all(structure.masks[first]) else ""
 
@@ -153,9 +154,9 @@ def test_groups_of_few_units_are_tried_every_time(monkeypatch: pytest.MonkeyPatc
     tried: list[Structure] = []
     fails = check._fails
 
-    def record(model: nn.Module, groups: Groups, structure: Structure, example: torch.Tensor) -> str:
+    def record(model: nn.Module, groups: Groups, structure: Structure, example: torch.Tensor, training: bool) -> str:
         tried.append(structure)
-        return fails(model, groups, structure, example)
+        return fails(model, groups, structure, example, training)
 
     monkeypatch.setattr(check, "_fails", record)
     groups = find_groups(model, torch.rand(1, 3, 4, 4))
@@ -232,6 +233,32 @@ def test_layers_that_the_graph_does_not_come_to_are_named() -> None:
     for name in ("a", "unused"):
         assert groups.frozen[name].startswith("the traced graph does not come to it: ")
     assert _worst(model, groups, images, seeds=2) <= 1e-4
+
+
+class _Helped(nn.Module):
+    """Keeps the outputs of an auxiliary classifier for a loss of its own; a table of rows to look at is a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3)
+        self.head, self.helper = nn.Linear(12, 5), nn.Linear(8, 5)
+        self.rows = nn.Parameter(torch.arange(4), requires_grad=False)
+        self.helped: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if self.training:
+            self.helped = self.helper(x.mean((2, 3)))
+        return self.head(self.second(x).relu()[:, :, self.rows].mean((2, 3)))
+
+
+def test_what_runs_in_training_alone_keeps_its_inputs() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 12, 12)
+    groups = find_groups(_Helped(), images)
+    assert groups.names == ("second",)
+    assert groups.frozen["first"].startswith("the network does not run without it in training: ")
+    assert thin(_Helped(), groups, Structure({"second": (True, False) * 6}))(images).shape == (2, 5)
 
 
 def test_exclude() -> None:
