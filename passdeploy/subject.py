@@ -22,6 +22,7 @@ from passdeploy.config import PromptConfig, RunConfig
 from passdeploy.data.base import ImageData, check_data
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
+from passdeploy.groups.check import first_line
 from passdeploy.groups.wrapped import plain_network
 from passdeploy.surgery import relative_difference
 from passdeploy.tasks import Task, get_task, task_of
@@ -196,7 +197,21 @@ def _check_repeats(network: nn.Module, data: ImageData, name: str) -> None:
         )
 
 
-def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
+def _check_single(network: nn.Module, data: ImageData, name: str) -> None:
+    """Refuses a network that takes several images but not one, which is what the engine will be given."""
+    advice = "a squeeze() that names no dimension takes the batch's away (use flatten(1)); or set --batch"
+    try:
+        with torch.no_grad():
+            outputs = network(torch.zeros(1, *data.input_shape))
+    except Exception as error:
+        raise BadInput(f"--model {name}: fails on a single image ({first_line(error)}); {advice}") from error
+    try:
+        task_of(data).check(outputs, data, f"{name} on a single image")
+    except BadInput as error:
+        raise BadInput(f"{error}; {advice}") from None
+
+
+def _check_outputs(network: nn.Module, data: ImageData, name: str, batch: int) -> None:
     """Refuses a network whose outputs are not those of the data's task, in evaluation or in training."""
     network.eval()
     images = torch.zeros(2, *data.input_shape)
@@ -219,6 +234,8 @@ def _check_outputs(network: nn.Module, data: ImageData, name: str) -> None:
     _check_repeats(network, data, name)
     task = task_of(data)
     task.check(outputs, data, name)
+    if batch == 1:
+        _check_single(network, data, name)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=()):  # dropout draws, and the seed's numbers are the run's
             outputs = copy.deepcopy(network).train()(images)
@@ -279,7 +296,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
 
         name = chosen if isinstance(chosen, str) else getattr(chosen, "__qualname__", "model")
         network, weights = build(), None
-    _check_outputs(network, images, name)
+    _check_outputs(network, images, name, config.batch)
     if config.weights is not None:
         load_weights(network, config.weights)
         weights = str(config.weights)

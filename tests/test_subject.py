@@ -280,3 +280,15 @@ def test_a_network_that_draws_lots_in_evaluation_is_refused() -> None:
 def test_a_network_is_no_function_that_builds_one() -> None:
     with pytest.raises(BadInput, match="is a network, not a function that builds one"):
         models.build(nn.Linear(2, 2), 2)  # type: ignore[arg-type]
+
+
+def test_a_network_that_squeezes_a_single_image_away_is_refused() -> None:
+    class Squeezed(Always):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            pooled = nn.functional.adaptive_avg_pool2d(self.conv(x), 1)
+            return self.head(pooled.squeeze())
+
+    config = make_config({"model": "<Squeezed>", "data": "stripes"})
+    with pytest.raises(BadInput, match=r"Squeezed on a single image: must return logits .*; a squeeze\(\)"):
+        load_subject(config, Squeezed(), scripted.data())
+    assert load_subject(make_config({**config.to_json(), "batch": 2}), Squeezed(), scripted.data()).groups.groups
