@@ -211,9 +211,10 @@ def find_groups(
     _exclude(units, clone, exclude)
     apart = uncuttable(clone)
     for unit in units:
-        unit.reason = unit.reason or next((apart[name] for name, _ in unit.channels if name in apart), "")
+        met = next((name for name, _ in unit.channels if name in apart), None)
+        unit.reason = unit.reason or ("" if met is None else f"its channels meet {met}: {apart[met]}")
     found, stuck = _groups_of_units(units, clone, order)
-    frozen |= stuck
+    frozen |= {name: apart.get(name, why) for name, why in stuck.items()}
     frozen |= _unreached(clone, found, frozen)
     if depth:
         try:
