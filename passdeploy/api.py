@@ -281,13 +281,12 @@ def load(out: str | Path, *, model: str | nn.Module | Callable[..., nn.Module] |
         The thin network in eval mode: normalised images (N, 3, H, W) -> logits.
 
     Raises:
-        BadInput: The folder holds no finished run, or `model` is of another architecture.
+        BadInput: The folder holds no finished run, or `model` is of another architecture or can't be copied.
     """
-    import copy
-
     from torch import nn
 
     from passdeploy import models
+    from passdeploy.groups.wrapped import copied
     from passdeploy.surgery import apply_architecture
     from passdeploy.weights import load_weights
 
@@ -296,7 +295,7 @@ def load(out: str | Path, *, model: str | nn.Module | Callable[..., nn.Module] |
         if not (out / name).is_file():
             raise BadInput(f"{out}: has no {name}; give the folder of a finished run (or of one of its budgets)")
     if isinstance(model, nn.Module):
-        network = copy.deepcopy(model)
+        network = copied(model)
     else:
         chosen = model
         if chosen is None:

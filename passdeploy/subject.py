@@ -23,7 +23,7 @@ from passdeploy.data.base import ImageData, check_data
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
 from passdeploy.groups.check import first_line
-from passdeploy.groups.wrapped import plain_network
+from passdeploy.groups.wrapped import copied, plain_network
 from passdeploy.surgery import relative_difference
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.weights import load_weights, packaged_weights, unwrap
@@ -284,7 +284,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
     chosen: Model = model if model is not None else str(config.model)
     torch.manual_seed(config.seed)
     if isinstance(chosen, nn.Module):
-        network = _trainable(copy.deepcopy(plain_network(chosen)))
+        network = _trainable(copied(plain_network(chosen)))
         name, weights = type(network).__name__, "the caller's network"
 
         def build() -> nn.Module:

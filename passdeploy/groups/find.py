@@ -16,7 +16,7 @@ from passdeploy.groups.control import matches
 from passdeploy.groups.depth import branches
 from passdeploy.groups.heads import with_heads
 from passdeploy.groups.types import ChannelGroup, Groups, Member, Side
-from passdeploy.groups.wrapped import plain_network, uncuttable
+from passdeploy.groups.wrapped import copied, plain_network, uncuttable
 
 _Signature = tuple[tuple[tuple[str, Side], int], ...]
 
@@ -41,7 +41,7 @@ def execution_order(model: nn.Module, example: Tensor) -> dict[str, int]:
 
 def _traceable_copy(model: nn.Module) -> nn.Module:
     """A float32 copy on the CPU in eval mode whose parameters require gradients."""
-    clone = copy.deepcopy(model).cpu().float().eval()
+    clone = copied(model).cpu().float().eval()
     for parameter in clone.parameters():  # a table of indices has no gradient
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     return clone

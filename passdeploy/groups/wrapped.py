@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 
 import torch
@@ -38,6 +39,28 @@ def plain_network(model: nn.Module) -> nn.Module:
     if any(isinstance(p, nn.UninitializedParameter | nn.UninitializedBuffer) for p in _tensors(model)):
         raise BadInput("the network has lazy layers without a shape; run one forward pass first")
     return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a user's network, which is left as it is.
+
+    Raises:
+        BadInput: It can't be copied; mostly because of what a forward pass with gradients has left in it.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        kept = [
+            f"{name}.{key}" if name else key
+            for name, module in model.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, torch.Tensor) and not value.is_leaf
+        ]
+        advice = "give a function that builds it"
+        if kept:
+            advice = f"{kept[0]} holds what a forward pass left there: run one under torch.no_grad() first, or {advice}"
+        reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+        raise BadInput(f"the network can't be copied ({reason}); {advice}") from error
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -292,3 +292,26 @@ def test_weights_that_a_hook_computes_are_named(hooked: Callable[[nn.Module], nn
     config = make_config({"model": "<own>", "data": "stripes"})
     with pytest.raises(BadInput, match=rf"layer1\.0\.conv1 has a weight that a hook computes \({said}\), .*remove"):
         load_subject(config, model=model, data=scripted.data())
+
+
+class Keeps(nn.Module):
+    """Keeps its features for a loss of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3))
+        self.features: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.inner(x)
+        return self.features * 1
+
+
+def test_a_network_that_holds_what_it_computed_is_named() -> None:
+    network, images = Keeps(), torch.rand(2, 3, 12, 12)
+    network(images)
+    with pytest.raises(BadInput, match=r"can't be copied \(.*\); features holds what .* torch.no_grad\(\) first"):
+        find_groups(network, images)
+    with torch.no_grad():
+        network(images)
+    assert find_groups(network, images).groups
