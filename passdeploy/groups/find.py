@@ -47,23 +47,41 @@ def _traceable_copy(model: nn.Module) -> nn.Module:
     return clone
 
 
-def _runs_more_in_training(model: nn.Module, example: Tensor, order: Mapping[str, int]) -> bool:
-    """Whether layers run in training mode that evaluation does not come to, such as an auxiliary classifier's.
+def _kept_values(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of numbers that are no norm's, such as running averages of features."""
+    return {
+        f"{name}.{key}": buffer
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.modules.batchnorm._NormBase)
+        for key, buffer in module.named_buffers(recurse=False)
+        if buffer.ndim > 0 and buffer.is_floating_point()
+    }
+
+
+def _does_more_in_training(model: nn.Module, example: Tensor, order: Mapping[str, int]) -> bool:
+    """Whether training mode runs layers (an auxiliary classifier) or writes buffers that evaluation does not come to.
 
     Args:
         model: In eval mode; it is not changed.
-        example: An input.
+        example: An input, for its shape.
         order: Of the modules that run in eval mode.
     """
     left = {name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))}
     left -= order.keys()
-    if not left:
+    before = _kept_values(model)
+    if not left and not before:
         return False
+    trained = copy.deepcopy(model).train()
+    images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0))  # an average of zeros stays zero
     try:
         with torch.random.fork_rng(devices=()):  # dropout draws
-            return bool(left & execution_order(copy.deepcopy(model).train(), example).keys())
+            ran = execution_order(trained, images)
     except Exception:  # such as a batch norm over a single value: not even the whole network shows it
         return False
+    after = _kept_values(trained)
+    return bool(left & ran.keys()) or any(
+        name in after and not torch.equal(value, after[name]) for name, value in before.items()
+    )
 
 
 def _exclude(units: list[Unit], model: nn.Module, patterns: Sequence[str]) -> None:
@@ -202,7 +220,7 @@ def find_groups(
         raise BadInput(
             f"the network can't process an input of shape {tuple(example.shape)}: {first_line(error)}"
         ) from error
-    training = check and _runs_more_in_training(clone, example, order)
+    training = check and _does_more_in_training(clone, example, order)
     frozen: dict[str, str] = {}
     try:
         units = _units(clone, example)

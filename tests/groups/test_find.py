@@ -236,29 +236,42 @@ def test_layers_that_the_graph_does_not_come_to_are_named() -> None:
 
 
 class _Helped(nn.Module):
-    """Keeps the outputs of an auxiliary classifier for a loss of its own; a table of rows to look at is a parameter."""
+    """Keeps, in training, outputs of an auxiliary classifier for a loss of its own, or an average of its features.
 
-    def __init__(self) -> None:
+    A table of rows to look at is a parameter.
+    """
+
+    average: Tensor
+
+    def __init__(self, averages: bool) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3)
-        self.head, self.helper = nn.Linear(12, 5), nn.Linear(8, 5)
+        self.averages = averages
+        self.first, self.second = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 12, 3)
+        self.head = nn.Linear(12, 5)
         self.rows = nn.Parameter(torch.arange(4), requires_grad=False)
+        if averages:
+            self.register_buffer("average", torch.zeros(8))
+        else:
+            self.helper = nn.Linear(8, 5)
         self.helped: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x).relu()
-        if self.training:
+        if self.training and self.averages:
+            self.average = 0.9 * self.average + 0.1 * x.detach().mean((0, 2, 3))
+        elif self.training:
             self.helped = self.helper(x.mean((2, 3)))
         return self.head(self.second(x).relu()[:, :, self.rows].mean((2, 3)))
 
 
-def test_what_runs_in_training_alone_keeps_its_inputs() -> None:
+@pytest.mark.parametrize("averages", [False, True])
+def test_what_training_alone_reads_stays(averages: bool) -> None:
     torch.manual_seed(0)
-    images = torch.rand(2, 3, 12, 12)
-    groups = find_groups(_Helped(), images)
+    network, images = _Helped(averages), torch.rand(2, 3, 12, 12)
+    groups = find_groups(network, torch.zeros(images.shape))
     assert groups.names == ("second",)
     assert groups.frozen["first"].startswith("the network does not run without it in training: ")
-    assert thin(_Helped(), groups, Structure({"second": (True, False) * 6}))(images).shape == (2, 5)
+    assert thin(network, groups, Structure({"second": (True, False) * 6})).train()(images).shape == (2, 5)
 
 
 def test_exclude() -> None:
