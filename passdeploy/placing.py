@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 BLOCK = 16
 """Channels that the widest of oneDNN's kernels computes at a time."""
@@ -21,6 +24,50 @@ def layout(model: nn.Module, device: torch.device) -> torch.memory_format:
         for m in model.modules()
     )
     return torch.contiguous_format if unsafe else torch.channels_last
+
+
+def ease_norms(model: nn.Module) -> list[RemovableHandle]:
+    """Has training's batch norms of odd widths compute on images that lie channel by channel, until hooks are removed.
+
+    On images that lie channels last, PyTorch's batch norm takes channels that fill no vector one by one: on an Intel
+    Xeon with AVX-512, its backward pass takes 8.5 ms for 128 images of 8 x 28 x 28 in bfloat16, and 0.4 ms where they
+    lie channel by channel (2.13.0; 24 channels: 8.8 and 0.9; 16: 1.3 and 0.7, which turning them would cost again).
+    Thin networks are full of such widths. Values are the same up to rounding.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # others were not measured
+        return []
+    handles = []
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.num_features % BLOCK:
+            turn = _Turn()
+            handles += [module.register_forward_pre_hook(turn.before), module.register_forward_hook(turn.after)]
+    return handles
+
+
+class _Turn:
+    """Turns a module's images on the way in, and back on the way out."""
+
+    def __init__(self) -> None:
+        self.turned = False
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """A forward pre-hook."""
+        self.turned = bool(args) and module.training and _gains(args[0])
+        return (args[0].contiguous(), *args[1:]) if self.turned else None
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """A forward hook."""
+        return output.contiguous(memory_format=torch.channels_last) if self.turned else None
+
+
+def _gains(images: Tensor) -> bool:
+    """Whether turning costs less than it saves: in float32, where there are few channels."""
+    last = images.device.type == "cpu" and not images.is_contiguous()
+    return (
+        last
+        and images.is_contiguous(memory_format=torch.channels_last)
+        and (images.dtype is torch.bfloat16 or images.shape[1] < BLOCK)
+    )
 
 
 def takes(model: nn.Module, images: Tensor) -> bool:

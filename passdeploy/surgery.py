@@ -284,15 +284,28 @@ def thin(model: nn.Module, groups: Groups, structure: Structure) -> nn.Module:
 
 
 @torch.no_grad()
-def positions(model: nn.Module, groups: Groups, structure: Structure) -> dict[str, Tensor]:
-    """Where the values of a thin network's state were cut from: positions in the dense one's flattened tensors.
+def numbered(model: nn.Module) -> nn.Module:
+    """A copy of a network, on the CPU, whose state holds the positions of its values in the flattened tensors.
 
-    Of a tensor that is no number, such as a mask of truth values, they are no positions; nothing is cut from those.
+    What is cut from it tells where it was cut from. A tensor that is no number, such as a mask of truth values, can't
+    hold positions; nothing is cut from those.
     """
-    numbered = copy.deepcopy(unwrap(model)).cpu().double()  # holds every position exactly
-    for value in (*numbered.parameters(), *numbered.buffers()):
-        value.copy_(torch.arange(value.numel()).reshape(value.shape))
-    return thin(numbered, groups, structure).state_dict()
+    twin = copy.deepcopy(unwrap(model)).cpu()
+    for module in twin.modules():
+        for values in (module._parameters, module._buffers):
+            for name, value in values.items():
+                if value is None or name in module._non_persistent_buffers_set:
+                    continue
+                positions = torch.arange(value.numel()).reshape(value.shape)
+                # float64 holds every position exactly
+                value.data = positions.to(torch.float64 if value.is_floating_point() else value.dtype)
+    return twin
+
+
+@torch.no_grad()
+def positions(model: nn.Module, groups: Groups, structure: Structure) -> dict[str, Tensor]:
+    """Where the values of a thin network's state were cut from: positions in the dense one's flattened tensors."""
+    return thin(numbered(model), groups, structure).state_dict()
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from passdeploy.checkpoint import Checkpoint
 from passdeploy.data.base import Augmentation, ImageData, Split, batches
 from passdeploy.errors import BadInput
-from passdeploy.placing import laid_out, place
+from passdeploy.placing import ease_norms, laid_out, place
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.teacher import Teacher
 
@@ -196,6 +196,7 @@ def train(
     """
     device, checkpoint = training_device(), checkpoint or Checkpoint(None)
     how = place(model.train(), device, data.input_shape)
+    eased = ease_norms(model)
     tutor = Teacher(teacher, device, data.input_shape) if teacher is not None and settings.distill else None
     total = max(settings.min_steps, round(settings.epochs * steps_per_epoch(data.train, settings.batch)))
     total += settings.extra_steps
@@ -245,6 +246,8 @@ def train(
             )
         if progress is not None:
             progress(step + 1, total, f"loss {curve.loss[-1]:.3f}" if curve.loss else "")
+    for hook in eased:  # what is copied and exported later has none
+        hook.remove()
     model.eval()
     return curve
 

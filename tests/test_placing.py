@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passdeploy.placing import layout, place
+from passdeploy.placing import ease_norms, layout, place
+from passdeploy.surgery import relative_difference
 from passdeploy.training import TrainSettings, evaluate, reestimate_batch_norm, train
 from tests import scripted
 
@@ -112,3 +113,53 @@ def test_modes_are_put_back_one_by_one() -> None:
     model[1].eval()
     place(model, CPU, SHAPE)
     assert [module.training for module in model] == [True, False, True]
+
+
+def odd(how: torch.memory_format) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.Conv2d(24, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+    return model.to(memory_format=how)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize("how", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("lower", [False, True])
+def test_norms_of_odd_widths_compute_the_same(
+    how: torch.memory_format, lower: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    plain, eased = odd(how), odd(how)
+    handles = ease_norms(eased)
+    seen: list[bool] = []
+    assert len(handles) == 2 * 2, "not of 16 channels"
+    eased[4].register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
+    eased[5].register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous(memory_format=how)))
+    images = torch.rand(4, *SHAPE).contiguous(memory_format=how)
+    for model in (plain, eased):
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            model(images).float().square().sum().backward()
+    assert seen == [True, True]
+    gradients = [{n: p.grad for n, p in model.named_parameters() if p.grad is not None} for model in (plain, eased)]
+    largest = max(float(gradient.abs().max()) for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        assert float((gradient - gradients[1][name]).abs().max()) <= (0.05 if lower else 1e-4) * largest, name
+    for mean, other in zip(plain.buffers(), eased.buffers(), strict=True):
+        assert torch.allclose(mean, other, rtol=1e-2 if lower else 1e-5, atol=1e-3 if lower else 1e-6)
+    eased.eval()
+    assert relative_difference(plain.eval()(images), eased(images)) <= (1e-2 if lower else 1e-4)
+    for handle in handles:
+        handle.remove()
+    assert not eased[1]._forward_hooks and not eased[1]._forward_pre_hooks
+
+
+def test_training_leaves_no_hooks() -> None:
+    model = downsampling(16)
+    model.insert(1, nn.BatchNorm2d(16))  # type: ignore[operator]
+    model[2] = nn.Conv2d(16, 24, 1)
+    model.insert(3, nn.BatchNorm2d(24))  # type: ignore[operator]
+    model.insert(4, nn.Conv2d(24, 8, 1))  # type: ignore[operator]
+    train(model, scripted.data(), TrainSettings(batch=32, min_steps=2, epochs=0.01))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

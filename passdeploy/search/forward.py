@@ -9,7 +9,6 @@ costs little more than one of the thin network. On a GPU, where cutting a networ
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 
 from passdeploy.groups import Groups
 from passdeploy.kernels.masked_forward import search_masker
-from passdeploy.placing import laid_out, layout
+from passdeploy.placing import ease_norms, layout
 from passdeploy.search.prompt import Prompted
 from passdeploy.structure import Structure
-from passdeploy.surgery import positions, thin
+from passdeploy.surgery import numbered, thin
 
 
 def kept_indices(dense: torch.Size, kept: Tensor) -> list[tuple[int, Tensor]]:
@@ -103,24 +102,20 @@ class Thinned:
     of batch norms, are updated where they were cut from; those of removed channels stay as they were.
 
     Args:
-        model: Whose parameters are trained, on its device.
-        blank: A copy of its network that was never run: what a forward pass leaves in a module may not be copied. Only
-            its structure counts.
+        model: Whose parameters are trained, on the CPU.
+        twin: Its network, `numbered` before it was run: what a forward pass leaves in a module may not be copied.
         groups: Of the network.
         structure: What is left.
-        input_shape: (C, H, W) of one image.
+        how: How the dense network's images lie.
     """
 
     def __init__(
-        self, model: Prompted, blank: nn.Module, groups: Groups, structure: Structure, input_shape: tuple[int, ...]
+        self, model: Prompted, twin: nn.Module, groups: Groups, structure: Structure, how: torch.memory_format
     ) -> None:
-        self.model, self.network = model, thin(blank, groups, structure)
-        device = next(model.parameters()).device
-        self.network.to(device).train(model.network.training)
-        self.layout = layout(self.network, device)
-        if self.layout is torch.channels_last:
-            self.layout = laid_out(self.network, torch.zeros(1, *input_shape, device=device))
-        where = positions(blank, groups, structure)
+        self.model, self.network = model, thin(twin, groups, structure).train(model.network.training)
+        self.layout = layout(self.network, torch.device("cpu")) if how is torch.channels_last else how
+        ease_norms(self.network)
+        where = self.network.state_dict()
         dense = dict(model.network.named_modules(remove_duplicate=False))
         self.slices: list[_Slice] = []
         for path, module in self.network.named_modules():  # one that is registered twice has one place for its weight
@@ -132,7 +127,6 @@ class Thinned:
                     owner, kept = dense[path], where.pop(full)
                     shape = getattr(owner, name).shape
                     cuts = [] if kept.shape == shape else kept_indices(shape, kept)
-                    cuts = [(dimension, index.to(device)) for dimension, index in cuts]
                     self.slices.append(_Slice(module, owner, name, registered is module._buffers, cuts))
 
     def __call__(self, images: Tensor) -> Any:
@@ -152,13 +146,13 @@ class Forward:
     Args:
         model: On its device, in training.
         groups: Of its network.
-        input_shape: (C, H, W) of one image.
+        how: How its images lie (`passdeploy.placing.place`).
     """
 
-    def __init__(self, model: Prompted, groups: Groups, input_shape: tuple[int, ...]) -> None:
-        self.model, self.groups, self.input_shape = model, groups, input_shape
+    def __init__(self, model: Prompted, groups: Groups, how: torch.memory_format) -> None:
+        self.model, self.groups, self.how = model, groups, how
         on_cpu = next(model.parameters()).device.type == "cpu"
-        self.blank = copy.deepcopy(model.network) if on_cpu else None
+        self.twin = numbered(model.network) if on_cpu else None
         self.masker = search_masker(model, groups, "network.")
         self._thinned: dict[int, tuple[tuple[Tensor, ...], Thinned]] = {}
 
@@ -175,12 +169,12 @@ class Forward:
             images: (N, C, H, W).
             which: Its thin network is kept until the masks are others.
         """
-        if self.blank is None:
+        if self.twin is None:
             return self.masked(masks, images)
         before, thinned = self._thinned.get(which, ((), None))
         if thinned is None or any(not torch.equal(a, b) for a, b in zip(before, masks, strict=True)):
             kept = {name: tuple(mask.bool().tolist()) for name, mask in zip(self.groups.names, masks, strict=True)}
             self._thinned.pop(which, None)  # before another one is made
-            thinned = Thinned(self.model, self.blank, self.groups, Structure(kept), self.input_shape)
+            thinned = Thinned(self.model, self.twin, self.groups, Structure(kept), self.how)
             self._thinned[which] = masks, thinned
         return thinned(images)

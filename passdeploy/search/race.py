@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.groups import macs
-from passdeploy.placing import place
+from passdeploy.placing import ease_norms, place
 from passdeploy.search.allocator import Allocation, Allocator, Importance
 from passdeploy.search.method import SearchContext
 from passdeploy.search.prompt import Prompted
@@ -220,6 +220,7 @@ class Race:
         network = thin(self.search.model.network, self.context.groups, allocation.structure)
         model = Prompted(copy.deepcopy(self.search.model.stage), network).train()
         how = place(model, self.device, self.context.data.input_shape)
+        ease_norms(model)
         groups = parameter_groups(model, self.settings.weight_decay)
         optimiser = torch.optim.SGD(groups, lr=0.0, momentum=self.settings.momentum, nesterov=True)
         return Training(model, optimiser, how)

@@ -154,7 +154,7 @@ class _Training:
             slow.append({"params": [model.stage.prompt], "lr": context.config.prompt.lr})
         self.adam = torch.optim.Adam(slow)
         self.trains_more = self.settings.co_adapt or model.stage.prompt is not None
-        self.forward = Forward(model, context.groups, context.data.input_shape)
+        self.forward = Forward(model, context.groups, self.layout)
         self.cuts = [self.search.open() for _ in context.ratios]
         self.solved = [1.0 for _ in context.ratios]  # the share that each budget's allocation was asked for
         self.consequences = [Consequences() for _ in context.ratios]

@@ -22,7 +22,7 @@ from passdeploy.placing import place
 from passdeploy.search.forward import Forward, Thinned, kept_indices
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.structure import Structure
-from passdeploy.surgery import relative_difference
+from passdeploy.surgery import numbered, relative_difference
 from passdeploy.surgery import thin as cut
 from tests.groups.nets import MadeUp, ready
 from tests.groups.test_random_graphs import QUIET, SIDE, Graph, Step, steps
@@ -37,8 +37,12 @@ def prompted(network: nn.Module, size: tuple[int, int]) -> Prompted:
     model = Prompted(InputStage(Preprocess(size), "additive", 2), network).train()
     assert model.stage.prompt is not None
     nn.init.normal_(model.stage.prompt, std=0.1)
-    place(model, torch.device("cpu"), (3, *size))
+    laid_out(model, size)
     return model
+
+
+def laid_out(model: Prompted, size: tuple[int, int]) -> torch.memory_format:
+    return place(model, torch.device("cpu"), (3, *size))
 
 
 def trained(model: Prompted, outputs: Callable[[Prompted], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -56,7 +60,7 @@ def assert_same_step(network: nn.Module, groups: Groups, structure: Structure, i
     thin_model = prompted(copy.deepcopy(network), size)
     masked_model = copy.deepcopy(thin_model)
     masks = as_masks(groups.canonical(structure).masks)
-    thinned = Thinned(thin_model, copy.deepcopy(network), groups, structure, (3, *size))
+    thinned = Thinned(thin_model, numbered(network), groups, structure, laid_out(thin_model, size))
     for _ in range(runs - 1):
         trained(masked_model, lambda m: Masker(m, groups, "network.")(masks, images))
         trained(thin_model, lambda _: thinned(images))
@@ -103,7 +107,7 @@ def test_what_is_trained_is_the_dense_networks() -> None:
     kept = Structure({**groups.dense().masks, block.name: (False,)})
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    forward = Forward(model, groups, (3, 16, 16))
+    forward = Forward(model, groups, laid_out(model, (16, 16)))
     forward.kept(tuple(as_masks(kept.masks).values()), torch.rand(4, 3, 16, 16)).square().sum().backward()
     optimiser.step()
     changed = {name for name, value in model.network.state_dict().items() if not torch.equal(value, before[name])}
@@ -124,7 +128,7 @@ def test_a_thin_network_is_made_again_when_the_masks_are_others(monkeypatch: pyt
             super().__init__(*given)
 
     monkeypatch.setattr(module, "Thinned", Counted)
-    forward, images = Forward(model, groups, (3, 16, 16)), torch.rand(2, 3, 16, 16)
+    forward, images = Forward(model, groups, laid_out(model, (16, 16))), torch.rand(2, 3, 16, 16)
     one, other = (tuple(as_masks(random_structure(groups, seed).masks).values()) for seed in (0, 1))
     for which, masks in (
         (0, one),
@@ -165,7 +169,7 @@ def test_of_a_network_that_keeps_what_it_has_seen() -> None:
     groups = find_groups(network, images[:1])
     assert_same_step(network, groups, random_structure(groups, 1), images, runs=3)
     model = prompted(network, (12, 12))
-    forward = Forward(model, groups, (3, 12, 12))
+    forward = Forward(model, groups, laid_out(model, (12, 12)))
     for seed in range(2):
         masks = tuple(as_masks(random_structure(groups, seed).masks).values())
         forward.masked(masks, images).sum().backward()
@@ -182,7 +186,7 @@ def test_of_a_network_that_is_run_again_in_the_backward_pass() -> None:
     for network in (plain, again):
         torch.manual_seed(0)
         model = prompted(network, (12, 12))
-        thinned = Thinned(model, copy.deepcopy(network), groups, structure, (3, 12, 12))
+        thinned = Thinned(model, numbered(network), groups, structure, laid_out(model, (12, 12)))
         for _ in range(2):
             _, found = trained(model, lambda _, step=thinned: step(images))  # type: ignore[misc]
             with torch.no_grad():
