@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from passdeploy.groups.attention import Attention, describe
-from passdeploy.groups.channels import PRODUCERS
+from passdeploy.groups.channels import PRODUCERS, side_size
 from passdeploy.surgery import weight_cuts
 
 
@@ -31,4 +31,10 @@ def cut_array(array: np.ndarray, kind: str, module: nn.Module, entry: Mapping[st
         for dimension, kept in weight_cuts(module, outside, inside).items():
             array = array.take(kept, 1 - dimension if kind == "transposed" else dimension)
         return array
-    return array if outside is None else array.take(outside, 1 if kind == "slopes" else 0)
+    if outside is None:
+        return array
+    if kind == "groups":
+        channels = side_size(module, "out")
+        assert channels is not None
+        return array[: len(outside) * len(array) // channels]
+    return array.take(outside, int(kind.split()[1]) if kind.startswith("axis") else 0)

@@ -19,6 +19,7 @@ from torch import nn
 
 from passdeploy.engines.base import INPUT
 from passdeploy.groups.attention import attentions, gate_name
+from passdeploy.groups.channels import NORMS
 from passdeploy.groups.check import first_line, random_structure, without_one
 from passdeploy.groups.types import ChannelGroup, Groups
 from passdeploy.onnx_cut import cut_array
@@ -131,14 +132,32 @@ class OnnxSlicer:
         layer = self._modules[module]
         if weight not in self._arrays and isinstance(layer, nn.Linear):
             names += self._claim_equal(module, layer.weight.detach().numpy().T, "transposed")
-        if not names and isinstance(layer, nn.PReLU):
-            slopes = layer.weight.detach().numpy()
-            for name, array in self._arrays.items():
-                if array.shape == (1, len(slopes), 1, 1) and np.array_equal(array.reshape(-1), slopes):
-                    self._owner[name] = (module, "slopes")
-                    names.append(name)
-        if not names and not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if not names and isinstance(layer, nn.PReLU | nn.GroupNorm):
+            names = [name for kind in ("weight", "bias") for name in self._claim_per_channel(module, kind)]
+        batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)  # may have become part of its convolution
+        if not names and not batch_norm and getattr(layer, "affine", True):
             raise _Uncut(f"the exported graph has no weights of {module}")
+
+    def _claim_per_channel(self, module: str, parameter: str) -> list[str]:
+        """Notes the initialisers that hold a value per channel of a module, shaped to meet its images."""
+        values = getattr(self._modules[module], parameter, None)
+        flat, names = np.empty(0) if values is None else values.detach().numpy(), []
+        for name, array in self._arrays.items():
+            if name not in self._owner and array.size == len(flat) and np.array_equal(array.reshape(-1), flat):
+                self._owner[name] = (module, f"axis {array.shape.index(len(flat))}")
+                names.append(name)
+        return names
+
+    def _claim_norm(self, node: Any, position: int) -> bool:
+        """Notes a one or a zero per channel, or group of them, which a norm's operators have."""
+        array, module = self._arrays[node.input[position]], node.output[0].rpartition("/")[0].removeprefix(self.prefix)
+        norm = node.op_type in ("InstanceNormalization", "Mul") and isinstance(self._modules.get(module), NORMS)
+        if not norm or (array != array.flat[0]).any():
+            return False
+        name = f"{node.name}_{position}"  # equal constants of other norms lose others
+        self._arrays[name], node.input[position] = array, name
+        self._owner[name] = (module, "groups")
+        return True
 
     def _claim_equal(self, module: str, values: np.ndarray, kind: str) -> list[str]:
         """Notes the initialisers that hold these values as a module's."""
@@ -213,6 +232,10 @@ class OnnxSlicer:
             if isinstance(self._modules[module], nn.Linear) and not nodes:
                 nodes = readers.get(f"{self.prefix}{module}.bias", [])
                 nodes = [node for node in nodes if node.op_type == "Add"]
+            if isinstance(self._modules[module], nn.GroupNorm):
+                owned = [name for name, (owner, _) in self._owner.items() if owner == module]
+                nodes = [node for name in owned for node in readers.get(name, [])]
+                nodes = [node for node in nodes if node.op_type == "Add"] or nodes
             if len(nodes) == 1 and nodes[0].op_type != "Transpose":
                 value: str = nodes[0].output[0]
                 return value
@@ -237,7 +260,8 @@ class OnnxSlicer:
                     continue
                 dense, cut = self._arrays[name], arrays[twin]
                 if dense.shape != cut.shape:
-                    self._claim_table(node, name, cut, arch["modules"])
+                    if not self._claim_norm(node, position):
+                        self._claim_table(node, name, cut, arch["modules"])
                 elif dense.dtype == np.int64 and not np.array_equal(dense, cut):
                     self._free(node, position, dense, dense != cut)
 

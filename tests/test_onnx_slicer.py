@@ -7,6 +7,7 @@ from collections import Counter
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from passdeploy.export import OnnxSlicer, export_model, onnx_function
 from passdeploy.groups import find_groups
@@ -50,3 +51,48 @@ def test_an_attention_exports_to_the_same_operators_with_and_without_all_heads()
         )
     ]
     assert operators[0] == operators[1] == operators[2]
+
+
+class Normalised(nn.Module):
+    """Two residual branches, one ending in a norm that is its gate, with norms of groups and of single channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.GroupNorm(4, 12), nn.ReLU())
+        self.first = nn.Sequential(
+            nn.Conv2d(12, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 12, 1), nn.GroupNorm(4, 12)
+        )
+        self.second = nn.Sequential(
+            nn.Conv2d(12, 8, 3, padding=1), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1),
+            nn.GroupNorm(2, 8, affine=False), nn.ReLU(), nn.Conv2d(8, 8, 1),
+            nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 12, 1),
+        )  # fmt: skip
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.first(x)
+        x = x + self.second(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_norms_of_groups_are_cut(fresh: bool) -> None:
+    torch.manual_seed(0)
+    model, shape = Normalised().eval() if fresh else ready(Normalised()), (3, 16, 16)
+    images = torch.rand(1, *shape)
+    groups = find_groups(model, images)
+    cutter = OnnxSlicer(model, groups, shape, prefix="")
+    assert cutter.exact, cutter.reason
+    assert {g.gate for g in groups.groups if g.kind == "depth"} == {"first.4", "second.8"}
+    blockless = {n: m if not n.startswith("depth:") else (False,) for n, m in groups.dense().masks.items()}
+    smallest = {g.name: (True,) + (False,) * (g.units - 1) for g in groups.groups}
+    for structure in (
+        Structure(smallest),
+        Structure(blockless),
+        *(random_structure(groups, seed) for seed in range(3)),
+    ):
+        with torch.no_grad():
+            expected = thin(model, groups, structure)(images)
+        got = torch.from_numpy(onnx_function(cutter.slice(structure))(images.numpy()))
+        assert relative_difference(expected, got) <= 1e-4

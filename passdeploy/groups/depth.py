@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from passdeploy.groups.attention import describe
+from passdeploy.groups.channels import NORMS
 from passdeploy.groups.check import first_line
 
 _ADDS = {operator.add, operator.iadd, torch.add}
@@ -44,7 +45,7 @@ class Branch:
 
     Attributes:
         name: The innermost module that contains it; where it contains several, the part of it that ends the branch.
-        modules: Its modules with parameters or buffers, in execution order.
+        modules: Its modules with parameters or buffers, and norms without, in execution order.
         gate: The module whose zero output makes the branch zero.
         starts: Modules fed by the source.
     """
@@ -105,8 +106,10 @@ def _is_add(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in ("add", "add_") and "alpha" not in node.kwargs
 
 
-def _stateful(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+def _counts(module: nn.Module) -> bool:
+    """Whether a module can't stand for itself where its branch is gone: its state, or a norm's number of channels."""
+    stateful = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+    return stateful or isinstance(module, NORMS)
 
 
 def _between(result: fx.Node, source: fx.Node) -> set[fx.Node] | None:
@@ -191,13 +194,13 @@ class _Finder:
             if node.op != "call_module":
                 continue
             name = str(node.target)
-            if not _stateful(self.modules[name]):
+            if not _counts(self.modules[name]):
                 continue
             if any(call not in inside for call in self.calls[name]):
                 return None
             if name not in own:
                 # surgery takes the children first: a removed parent has none
-                below = [n for n, m in self.modules[name].named_modules(prefix=name) if _stateful(m)]
+                below = [n for n, m in self.modules[name].named_modules(prefix=name) if _counts(m)]
                 own += sorted(below, key=lambda n: -n.count("."))
         starts = tuple(n for n in own if any(source in call.all_input_nodes for call in self.calls.get(n, ())))
         return Branch(_common_prefix(own), tuple(own), gate, starts)
