@@ -165,3 +165,8 @@ def test_little_of_a_random_graph_is_lost(described: list[Step], seed: int) -> N
     model, images = ready(Graph(described), seed), torch.rand(1, 3, SIDE, SIDE)
     wrong = [why for why in find_groups(model, images).frozen.values() if why.startswith("the network ")]
     assert len(wrong) <= 2, wrong
+
+
+def test_channels_that_images_in_range_leave_at_zero_are_seen_too() -> None:
+    """Found by the soak test: what shuffles channels went unseen, since all that were shuffled elsewhere were zero."""
+    masked_equals_thin([("depthwise", 0, 0, 1), ("group norm", 0, 0, 0), ("shuffle", 1, 0, 0)], 1)
