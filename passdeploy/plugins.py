@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from passdeploy.errors import BadInput, PassdeployError, Terminated, nearest
@@ -43,6 +44,19 @@ def _as_module(file: Path, attribute: str) -> str:
     return f"start in {path.parent} and give {path.name}:{attribute}"
 
 
+def _imported(name: str) -> ModuleType:
+    """Imports a user's module, and what it imports of torchvision also beside a PyTorch that it was not built for."""
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+    from passdeploy._torchvision import torchvision
+
+    torchvision()
+    return importlib.import_module(name)
+
+
 def load_attribute(spec: str, flag: str) -> Callable[..., Any]:
     """Imports ``module:function`` from the path or the working directory.
 
@@ -59,7 +73,7 @@ def load_attribute(spec: str, flag: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         with users_code(f"{flag} {spec}: importing {module_name}", ModuleNotFoundError):
-            module = importlib.import_module(module_name)
+            module = _imported(module_name)
     except ModuleNotFoundError as error:
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise BadInput(

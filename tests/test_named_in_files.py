@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -78,3 +79,11 @@ def test_a_path_is_told_how_it_is_given_as_a_module(
     monkeypatch.chdir(here / (start_in or "."))
     file = load_attribute(hint.split()[-1], "--model")()
     assert Path(file).resolve() == (here / written.format(here=here)).with_suffix(".py").resolve()
+
+
+def test_a_module_may_import_torchvision_that_was_built_for_another_pytorch() -> None:
+    """As PyPI's is beside a CPU build; in a process of its own, since an import that worked once works again."""
+    call = "load_attribute('torchvision.models:resnet18', '--model')"
+    code = f"from passdeploy.plugins import load_attribute; print({call})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "resnet18" in done.stdout, done.stderr

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from passdeploy.config import make_config, merge
 from passdeploy.console import Ui
@@ -40,6 +40,26 @@ def test_what_stays_whole_is_in_the_report(one_thread: None, tmp_path: Path) -> 
     assert {"stem", "even.a", "behind"} <= set(kept)
     modules = json.loads((tmp_path / "run" / "architecture.json").read_text())["modules"]
     assert "out" not in modules.get("ahead", {})
+
+
+class Choosy(nn.Module):
+    """What it computes depends on its images, which no exported graph can say."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return self.head((y if float(x.mean()) > -9 else -y).mean((2, 3)))
+
+
+def test_what_cant_be_exported_is_refused_before_it_is_trained(one_thread: None, tmp_path: Path) -> None:
+    config = make_config(merge(scripted.SETTINGS, {"model": "tests.test_untraceable:Choosy", "data": "stripes"}))
+    with pytest.raises(BadInput, match="can't be exported to ONNX"):
+        Run(config, tmp_path / "run", Ui(quiet=True), data=scripted.data()).run()
+    assert not list((tmp_path / "run").rglob("*.ckpt")) and not list((tmp_path / "run").rglob("*.safetensors"))
 
 
 def test_when_nothing_is_left_it_stops_and_says_which() -> None:

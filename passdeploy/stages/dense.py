@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.checkpoint import Checkpoint
+from passdeploy.export import export_model
 from passdeploy.groups import macs
 from passdeploy.remarks import untrained
 from passdeploy.stages.common import accuracies, plain
@@ -30,9 +31,10 @@ def run_dense(run: Run, folder: Path) -> None:
             seed=config.seed,
             min_steps=config.dense.min_steps,
         )
-        curve = vars(
-            train(model, subject.data, settings, checkpoint=Checkpoint(folder / "train.ckpt"), progress=run.ui.step)
-        )
+        checkpoint = Checkpoint(folder / "train.ckpt")
+        if checkpoint.load() is None:  # what can't be compiled is told now, and not hours later by the next stage
+            export_model(model, subject.data.input_shape, config.batch)
+        curve = vars(train(model, subject.data, settings, checkpoint=checkpoint, progress=run.ui.step))
     accuracy = None if run.latency_only else accuracies(model, subject)
     for remark in untrained(subject, None if accuracy is None else accuracy["validation"]):
         run.ui.say(remark)

@@ -16,6 +16,8 @@ from passdeploy.reporting.verdict import budget_ms
 WIDTH, HEIGHT = 520.0, 350.0
 LEFT, RIGHT = 10.0, 12.0
 BINS = 44
+HIDDEN = 0.02
+"""Share of an engine's calls outside of its histogram from which on it is said."""
 
 
 def distribution(report: Report) -> Markup | None:
@@ -110,7 +112,9 @@ def _histogram(
             left = x.start + index * step
             shape = tag("rect", x=left, y=bottom - height, width=step - 1, height=height, class_=f"fill-{side}")
             parts.append(tip(f"from {start:.4g} {unit}: {n / len(ranked):.1%} of calls", shape))
-    taken = LEFT + 80.0
+    beyond = 1 - sum(counts) / len(ranked)
+    label = f"{side}, {unit}" + (f"; {beyond:.0%} of calls lie outside" if beyond >= HIDDEN else "")
+    taken = LEFT + (80.0 if beyond < HIDDEN else 220.0)
     for percentile in ("p50", "p90", "p99"):
         value = getattr(latency, percentile)
         if value is not None and low < value < high:
@@ -119,5 +123,5 @@ def _histogram(
             if at - 14 > taken:
                 parts.append(text(percentile, at, top - 6, "t", "middle"))
                 taken = at + 14
-    parts.append(text(f"{side}, {unit}", LEFT, top - 6, "t strong"))
+    parts.append(text(label, LEFT, top - 6, "t strong"))
     return parts + x_axis(x, bottom, bottom, "", 6)
