@@ -142,7 +142,7 @@ def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str
             f"## {heading(final, finalists)}, test split, {final[0].device}",
             markdown(final, "test", "pass").rstrip(),
         ]
-    parts += [f"## Screening: every method, {SCREENED_AT}, validation split, one seed"]
+    parts += [f"## Screening: {methods_of(screening)}, {SCREENED_AT}, validation split, one seed"]
     parts += [markdown(screening, "validation", "pass").rstrip()]
     return "\n\n".join(parts) + "\n"
 
@@ -153,6 +153,12 @@ def earlier(rows: list[Row], today: set[str]) -> list[str]:
            if (row.method, row.budget) == ("pass", budget) and row.own not in today]  # fmt: skip
     at = " and ".join(dict.fromkeys(old))
     return [f"`pass` at {at} is an earlier one, with other settings of the search."] if old else []
+
+
+def methods_of(screening: list[Row]) -> str:
+    """Which methods were screened."""
+    left = [name for name in methods() if name not in {row.method for row in screening}]
+    return "every method" + (f" but {', '.join(left)}" if left else "")
 
 
 def heading(rows: list[Row], finalists: list[str]) -> str:
