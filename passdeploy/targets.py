@@ -149,8 +149,20 @@ def attached_device(device: Device) -> str | None:
 
 
 def _names(device: Device, gpu: str) -> bool:
-    words = re.split(r"[^a-z0-9]+", gpu.lower())
-    return device.name == ANY_GPU or any(fragment in words for fragment in device.matches)
+    return device.name == ANY_GPU or (_is_kind(device, gpu) and not _is_slice(gpu))
+
+
+def _is_kind(device: Device, gpu: str) -> bool:
+    return not _words(gpu).isdisjoint(device.matches)
+
+
+def _is_slice(gpu: str) -> bool:
+    """Whether it is a part of a GPU (MIG), whose latencies are not those of the whole."""
+    return "mig" in _words(gpu)
+
+
+def _words(gpu: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", gpu.lower()))
 
 
 def not_first(device: Device) -> str | None:
@@ -159,7 +171,10 @@ def not_first(device: Device) -> str | None:
         return None
     number = next((n for n, gpu in enumerate(attached_gpus()) if _names(device, gpu)), None)
     if number is None:
-        return None
+        first = next(iter(attached_gpus()), "")
+        if not (_is_kind(device, first) and _is_slice(first)):
+            return None
+        return f"what is here is a part of one, {first}, which has other latencies; it is --target {ANY_GPU}"
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return (
         f"the {attached_gpus()[number]} here is GPU {number}, and everything runs on the first one, "

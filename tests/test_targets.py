@@ -49,3 +49,15 @@ def test_without_a_gpu_there_is_no_first_one(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(Unavailable, match="target gpu: no NVIDIA GPU is attached"):
         resolve("gpu")
     assert "gpu" not in [row.name for row in doctor.list_targets()]
+
+
+def test_a_part_of_a_gpu_is_not_that_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    attach(monkeypatch, part, capability=(9, 0))
+    with pytest.raises(Unavailable, match=rf"target h100: what is here is a part of one, {part}.*--target gpu"):
+        resolve("h100", backend="inductor")
+    assert resolve("gpu", backend="inductor").device == part
+    (row,) = [row for row in doctor.list_targets() if row.name == "h100"]
+    assert not row.attached and "--target gpu" in (row.reason or "")
+    (other,) = [row for row in doctor.list_targets() if row.name == "l4"]
+    assert "part of one" not in (other.reason or "")
