@@ -65,8 +65,8 @@ class HyperNetwork(nn.Module):
         recurrence: False: each group starts from the prompt's state (ablation).
         statistics: False: units are told apart by their index only (ablation).
         temperature: Of the sigmoid behind the straight-through masks.
-        reach: The learnt correction of a log importance stays within plus and minus this, and is none in the mean over
-            the groups, since what all scores share decides nothing; 0: no bound, and no prior to start from.
+        reach: The learnt correction of a log importance stays within plus and minus this; 0: no bound, and no prior to
+            start from. It is none in the mean over the groups, since what all scores share decides nothing.
         memory: What is seen of earlier masks: the ``previous`` group's (the paper), or the mean over ``all`` of them.
     """
 
@@ -134,10 +134,11 @@ class HyperNetwork(nn.Module):
         states = self._walk(seen, (state.tanh()[None], memory[None]))
         owner = known.owner
         delta = self.head(torch.cat([states[owner], known.units], 1))[:, 0]
+        # Left in, what all scores share would drift, which decides nothing, until every tanh is at its bound and has no
+        # slope left, and without a bound until importances overflow.
+        delta = delta - torch.stack([part.mean() for part in delta.split(widths)]).mean()
         if self.reach:
-            # Left in, what all scores share would drift until every tanh is at its bound and has no slope left.
-            shared = torch.stack([part.mean() for part in delta.split(widths)]).mean()
-            delta = self.reach * torch.tanh((delta - shared) / self.reach)
+            delta = self.reach * torch.tanh(delta / self.reach)
         scores = torch.cat(list(prior)) + delta
         soft = torch.sigmoid((scores - cuts.thresholds[owner]) / self.temperature)
         masks = torch.cat(cuts.hard) + (soft - soft.detach())  # in this order: exactly 0 or 1

@@ -68,6 +68,8 @@ def unit_savings(allocator: Allocator) -> np.ndarray:
 
 Value = TypeVar("Value")
 
+WIDEST = 700.0
+"""Log importances lie within plus and minus this: what exponentiates to a number that is neither 0 nor infinite."""
 LEAST_SPREAD = 0.01
 """Standard deviation of the log scores' corrections below which a hypernetwork has learnt nothing."""
 MOST_AT_BOUND = 0.5
@@ -149,7 +151,8 @@ class State:
     @torch.no_grad()
     def scores(self, cuts: Cuts, ratio: float) -> Importance:
         values, _ = self.hyper(self.prompt(), self.statistics, self.prior, cuts, ratio)
-        return {name: value.double().exp().numpy() for name, value in self.named(values).items()}
+        # Scores without a bound (`reach` 0) may get as far.
+        return {name: value.double().clamp(-WIDEST, WIDEST).exp().numpy() for name, value in self.named(values).items()}
 
     def start(self) -> Importance:
         """The importances that the scores start from."""

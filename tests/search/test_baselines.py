@@ -16,6 +16,7 @@ from passdeploy.latency.roofline import Roofline
 from passdeploy.models.cifar_resnet import CifarResNet
 from passdeploy.search.baselines.gradients import taylor
 from passdeploy.search.baselines.scratch import reinitialised
+from passdeploy.search.baselines.variants import changed
 from passdeploy.search.knapsack import BUCKETS, KnapsackAllocator, _multiple_choice
 from passdeploy.search.method import SearchContext, get_method, methods, search_steps
 from passdeploy.structure import Structure
@@ -139,6 +140,13 @@ def test_paper_leaves_the_weights_alone_and_pass_does_not(context: SearchContext
 def test_paper_starts_from_scores_that_differ(context: SearchContext) -> None:
     scores = get_method("pass-paper")(context).importance[0]
     assert all(len(values.unique()) > 1 for values in scores.values() if len(values) > 1)
+
+
+def test_papers_scores_stay_numbers_however_far_they_are_driven(context: SearchContext) -> None:
+    """Nothing bounds them, and importances are their exponentials."""
+    far = changed(context, hyper_lr=100.0, min_steps=8)
+    for values in get_method("pass-paper")(far).importance[0].values():
+        assert torch.isfinite(values).all() and (values > 0).all()
 
 
 def test_without_prompt_nothing_is_added_to_the_image(context: SearchContext) -> None:

@@ -44,14 +44,16 @@ def test_masks_are_exact_for_any_widths(widths: list[int], recurrence: bool, sta
     head = hyper.head[-1]
     assert isinstance(head, nn.Linear)
     assert head.weight.grad is not None
-    assert head.weight.grad.abs().sum() > 0
+    if sum(widths) > 1:  # of one unit alone there is nothing to decide
+        assert head.weight.grad.abs().sum() > 0
 
 
-def test_what_all_scores_share_is_left_out() -> None:
+@pytest.mark.parametrize("reach", [3.0, 0.0])
+def test_what_all_scores_share_is_left_out(reach: float) -> None:
     """However far the head is driven: what decides is how corrections differ, and the bound must leave them room."""
     seen, prior, cuts = made_up([8, 16, 1])
     torch.manual_seed(0)
-    hyper = HyperNetwork()
+    hyper = HyperNetwork(reach=reach)
     last = hyper.head[-1]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
@@ -88,7 +90,8 @@ def scores_with(hyper: HyperNetwork, cuts: Cuts, budget: float = 0.5) -> torch.T
         last = hyper.head[-1]
         assert isinstance(last, nn.Linear)
         last.weight.copy_(torch.linspace(-1, 1, last.in_features)[None])
-        return torch.cat(hyper(torch.ones(3, 8, 8), seen, prior, cuts, budget)[0])
+        scores = torch.cat(hyper(torch.ones(3, 8, 8), seen, prior, cuts, budget)[0])
+        return scores - scores[:8].mean()  # what all share is taken out: against the first group's
 
 
 def test_what_the_scores_depend_on() -> None:
@@ -96,17 +99,17 @@ def test_what_the_scores_depend_on() -> None:
     _, _, cuts = made_up([8, 16, 4])
     flipped = Cuts(cuts.thresholds, (1 - cuts.hard[0], *cuts.hard[1:]))
     torch.manual_seed(0)
-    hyper = HyperNetwork(reach=0.0)  # with a prior, what all groups share is taken out of each
+    hyper = HyperNetwork(reach=0.0)
     before, after = scores_with(hyper, cuts), scores_with(hyper, flipped)
-    assert torch.equal(before[:8], after[:8])
-    assert not torch.equal(before[8:24], after[8:24])
-    assert not torch.equal(before[24:], after[24:])
-    assert not torch.equal(before, scores_with(hyper, cuts, budget=0.3))
+    assert torch.allclose(before[:8], after[:8], atol=1e-5)
+    assert not torch.allclose(before[8:24], after[8:24], atol=1e-4)
+    assert not torch.allclose(before[24:], after[24:], atol=1e-4)
+    assert not torch.allclose(before, scores_with(hyper, cuts, budget=0.3), atol=1e-4)
     torch.manual_seed(0)
     forgetful = HyperNetwork(recurrence=False, reach=0.0)
     before, after = scores_with(forgetful, cuts), scores_with(forgetful, flipped)
-    assert not torch.equal(before[8:24], after[8:24])
-    assert torch.equal(before[24:], after[24:])
+    assert not torch.allclose(before[8:24], after[8:24], atol=1e-4)
+    assert torch.allclose(before[24:], after[24:], atol=1e-5)
 
 
 @pytest.mark.parametrize("memory", ["previous", "all"])
