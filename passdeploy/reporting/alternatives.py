@@ -101,9 +101,12 @@ def said(report: Report) -> str:
         as_well = " as well" if report.status == "within_budget" else ""
         return f"{names[0].upper()}{names[1:]} {verb} the budget of {budget}{as_well}, without pruning."
     best = max(options, key=lambda option: option.speedup or 0.0)
+    worth = _worth(report, best)
+    if v.is_fast_enough(report, best.speedup):
+        worth += ", but that was measured too unsteadily to count on it"
     if len(options) == 1:
-        return f"{_name(best).capitalize()} does not meet the budget of {budget}: it is {_worth(report, best)}."
-    return f"None of them meets the budget of {budget}: the fastest, {_name(best)}, is {_worth(report, best)}."
+        return f"{_name(best).capitalize()} does not meet the budget of {budget}: it is {worth}."
+    return f"None of them meets the budget of {budget}: the fastest, {_name(best)}, is {worth}."
 
 
 def _at(report: Report, latency: Latency | None) -> float | None:

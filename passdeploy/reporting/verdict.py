@@ -172,8 +172,7 @@ def _below_floor(report: Report) -> str:
 
 def _why_over(report: Report) -> str:
     """What decided (`passdeploy.judging`): the ratio or time itself, or the lower end of the ratio's interval."""
-    ratio = report.speedup.latency
-    if _is_speedup(report) and ratio is not None and ratio >= _factor(report):
+    if is_fast_enough(report, report.speedup.latency):
         return (
             f"The lower end of the interval has to be {INTERVAL_SLACK:.0%} of what was asked or more: it was measured "
             "too unsteadily to count on it."
@@ -183,6 +182,11 @@ def _why_over(report: Report) -> str:
     if not any(candidate.measured_ratio is not None for candidate in report.candidates or []):
         return "The network was kept as it is, without a closed loop."
     return "The closed loop had measured it inside; the engine file that ships, measured anew, is not."
+
+
+def is_fast_enough(report: Report, ratio: float | None) -> bool:
+    """Whether a ratio by itself is what was asked for: what is not met all the same is not by its interval."""
+    return _is_speedup(report) and ratio is not None and ratio >= _factor(report)
 
 
 def _factor(report: Report) -> float:
@@ -197,8 +201,7 @@ def _reached(report: Report) -> str:
         if reached is None:
             return f"Too few calls were timed to tell {report.budget.percentile}, against a budget of {asked(report)}"
         return f"{f.milliseconds(reached)} against a budget of {asked(report)}"
-    interval = report.speedup.latency_ci95
-    speed = report.speedup.latency
+    speed, interval = report.speedup.latency, report.speedup.latency_ci95
     close = speed is not None and 0 < abs(speed / _factor(report) - 1) < 0.005  # which side of it is to be seen
     ratio = f.times(speed, 3 if close else 2) + (f" (95 %: {f.interval(interval)})" if interval else "")
     return f"{ratio} against {asked(report)}"
@@ -235,7 +238,7 @@ def _reachable(report: Report) -> str:
     amount = f.milliseconds(best.latency_ms) if best.latency_ms is not None else f.times(best.speedup)
     ratio = f" ({f.times(best.speedup)})" if best.latency_ms is not None and best.speedup is not None else ""
     how = "measured" if best.measured else "predicted, nothing was measured"
-    if best.measured and _is_speedup(report) and best.speedup is not None and best.speedup >= _factor(report):
+    if best.measured and is_fast_enough(report, best.speedup):
         how += ", but not steadily enough to count on it"
     return f"The fastest that can be reached is {amount}{ratio}, {how}."
 

@@ -52,6 +52,12 @@ def test_the_table_has_the_dense_the_pruned_and_each_lower_precision() -> None:
             "Dense int8 does not meet the budget of 2× (291 µs): it is 1.17× faster, −0.13 points.",
         ),
         (
+            [{"meets_budget": False, "speedup": 2.14}],
+            "within_budget",
+            "Dense int8 does not meet the budget of 2× (291 µs): it is 2.14× faster, −0.13 points, but that was "
+            "measured too unsteadily to count on it.",
+        ),
+        (
             [{"meets_budget": True, "speedup": 2.3}],
             "within_budget",
             "Dense int8 (2.30× faster, −0.13 points) meets the budget of 2× (291 µs) as well, without pruning.",
