@@ -20,14 +20,14 @@ def render_comparison(
     Args:
         reports: At least one, in the order in which they are to stand.
         form: Self-contained HTML, or Markdown.
-        names: Of the rows; method and budget when None.
+        names: Of the rows; when None the budget, and whatever tells them apart.
 
     Raises:
         BadInput: No report was given.
     """
     if not reports:
         raise BadInput("nothing to compare: give at least one run folder or report.json")
-    labels = list(names) if names is not None else row_names(reports)
+    labels = list(names) if names is not None else _told_apart(row_names(reports), reports)
     if form == "md":
         return _markdown(reports, labels)
     from passdeploy.reporting.html import environment
@@ -82,6 +82,23 @@ def row_names(reports: Sequence[Report]) -> list[str]:
         parts += _setting_words(report, reports) if many["setting"] else []
         parts += [f"seed {report.seed}"] if many["seed"] else []
         names.append(" ".join(parts))
+    return names
+
+
+def _told_apart(names: list[str], reports: Sequence[Report]) -> list[str]:
+    """Runs of one configuration by their device, commit or time, else by their place."""
+    made = [report.provenance for report in reports]
+    tells: list[list[str | None]] = [
+        [report.target.device for report in reports],
+        [f"{each.commit[:7]}{'+' * each.commit.endswith('+')}" if each and each.commit else None for each in made],
+        [each.created[:19].replace("T", " ") if each and each.created else None for each in made],
+        [f"#{index + 1}" for index in range(len(reports))],
+    ]
+    for told in tells:
+        alike = {name: {word for other, word in zip(names, told, strict=True) if other == name} for name in names}
+        names = [
+            f"{name} {word}" if word and len(alike[name]) > 1 else name for name, word in zip(names, told, strict=True)
+        ]
     return names
 
 

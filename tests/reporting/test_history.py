@@ -11,6 +11,7 @@ from passdeploy.reporting.comparison import by_setting, render_comparison, row_n
 from passdeploy.reporting.files import parse_report, write_reports
 from passdeploy.reporting.history import history, pareto_front, render_history, trends
 from passdeploy.reporting.plots.plane import Mark, pareto
+from passdeploy.reporting.schema import Report
 from tests.reporting.variants import data, runs, variant
 
 
@@ -52,6 +53,14 @@ def test_a_trend_joins_runs_of_one_configuration() -> None:
     page = render_history(frame)
     assert "6 runs, 5 configurations" in page
     assert "bbbbbbb" in page
+
+
+def test_a_tree_with_changes_is_not_shown_as_its_commit() -> None:
+    d = data()
+    d["provenance"]["commit"] = "b" * 40 + "+"
+    page = render_history(history([parse_report(d), *runs()]))
+    assert f"<th>{'b' * 10}+</th>" in page
+    assert "<th>0f1c2ab</th>" in page
 
 
 def test_other_devices_are_other_lines_in_other_figures() -> None:
@@ -109,6 +118,26 @@ def test_rows_are_named_by_what_differs() -> None:
     assert len(by_setting([first, *others])) == 3
     frame = history([first, others[1]])
     assert len(pareto_front(frame)) == 2, "of different things"
+
+
+def test_runs_of_one_configuration_can_be_told_apart() -> None:
+    def again(**changes: str) -> Report:
+        d = data()
+        d["provenance"] |= {"commit": "a" * 40, "created": "2026-12-01T08:30:00+00:00"} | changes
+        return parse_report(d)
+
+    def rows(*reports: Report) -> list[str]:
+        table = render_comparison(reports, "md").splitlines()
+        return [line.split(" | ")[1] for line in table if line.startswith("| ✅")]
+
+    first = again()
+    assert rows(first, again(commit="b" * 40)) == ["2x aaaaaaa", "2x bbbbbbb"]
+    assert rows(first, again(commit="a" * 40 + "+")) == ["2x aaaaaaa", "2x aaaaaaa+"]
+    later = again(created="2026-12-02T09:00:00+00:00")
+    assert rows(first, later) == ["2x 2026-12-01 08:30:00", "2x 2026-12-02 09:00:00"]
+    elsewhere = first.model_copy(update={"target": first.target.model_copy(update={"device": "another CPU"})})
+    assert rows(first, elsewhere)[1] == "2x another CPU"
+    assert rows(first, first) == ["2x #1", "2x #2"]
 
 
 def test_metrics_and_data_never_share_a_plane() -> None:
