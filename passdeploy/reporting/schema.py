@@ -257,7 +257,8 @@ class BudgetResult(Section):
     accuracy: Share = None
     latency_ms: Number = None
     speedup: Number = None
-    path: str | None = Field(default=None, pattern=r"^[^:/][^:]*$", description="Relative, of its report.html.")
+    # Browsers take a backslash for a slash, and leave spaces at the beginning out.
+    path: str | None = Field(default=None, pattern=r"^[^:/\\\s][^:\\]*$", description="Relative, of its report.html.")
 
 
 class RebuildsInfo(Section):

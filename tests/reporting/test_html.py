@@ -157,7 +157,10 @@ def test_what_users_name_cannot_become_markup() -> None:
     assert page.count("&lt;script&gt;") >= 10
 
 
-@pytest.mark.parametrize("path", ["javascript:alert(1)", "/etc/passwd", "https://example.com/", ""])
+@pytest.mark.parametrize(
+    "path",
+    ["javascript:alert(1)", "/etc/passwd", "https://example.com/", "", " //example.com/", r"\\example.com/", r"a\b"],
+)
 def test_a_link_to_another_budget_stays_inside_the_run(path: str) -> None:
     d = data()
     d["budgets"][0]["path"] = path
