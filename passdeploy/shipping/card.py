@@ -77,7 +77,7 @@ def model_card(manifest: BundleManifest, *, signed: bool) -> str:
         asked = f"{_cell(budget.asked)} ({at}{budget.scope})"
     return f"""# {_cell(manifest.name)}
 
-{_cell(manifest.model)}, pruned to meet a latency on real hardware by passdeploy {_cell(manifest.passdeploy_version)}.
+{_cell(manifest.model)}, made to meet a latency on real hardware by passdeploy {_cell(manifest.passdeploy_version)}.
 Status: **{manifest.status}**: {_STATUS[manifest.status]}.
 
 ## What it is for

@@ -66,6 +66,15 @@ def test_the_card_says_what_matters(sealed_bundle: Path) -> None:
         assert part in card
 
 
+def test_the_card_of_a_dense_network_that_was_fast_enough_does_not_call_it_pruned(tmp_path: Path) -> None:
+    """Nothing in a bundle tells it from a pruned one, so that every card has to be true of both."""
+    same = {"accuracy": 0.93, "macs": 1e6, "params": 1e4, "latency_ms": report()["dense"]["latency_ms"]}  # type: ignore[index]
+    source = make_source(tmp_path / "run", report=report(dense=same, pruned=same))
+    card = (write_bundle(tmp_path / "bundle", source) / "MODEL_CARD.md").read_text()
+    assert "pruned" not in card
+    assert "small, made to meet a latency on real hardware" in card
+
+
 def test_markup_in_names_stays_text(tmp_path: Path) -> None:
     source = make_source(tmp_path / "run", data="<script>|x|", classes=("a|b", "`c`", "<d>", "e", "f"))
     card = (write_bundle(tmp_path / "bundle", source) / "MODEL_CARD.md").read_text()
