@@ -76,6 +76,8 @@ def sign_bundle(bundle: Path, key: Path) -> Path:
     from passdeploy.shipping.manifest import read
 
     bundle = Path(bundle)
+    if bundle.name in ("", ".."):  # of "." and the like: what has no name can't be put another folder in place of
+        bundle = bundle.resolve()
     sealed = open_sealed(bundle)
     try:
         work = Path(tempfile.mkdtemp(dir=bundle.resolve().parent, prefix=f".{bundle.name}."))

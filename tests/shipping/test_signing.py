@@ -188,6 +188,10 @@ def test_however_the_path_is_spelled(
         assert verify(path, keys[1]).ok, path
     sign_bundle(Path("signed"), keys[0])
     assert verify(Path("signed"), keys[1]).ok
+    monkeypatch.chdir("signed")
+    sign_bundle(Path(), keys[0])
+    assert verify(tmp_path / "signed", keys[1]).ok
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.is_symlink()) == ["signed"]
 
 
 def test_what_cannot_be_written_is_one_line(signed: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
