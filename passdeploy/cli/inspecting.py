@@ -111,5 +111,6 @@ def verify(
 
         for check in result.checks:
             style = {"passed": "green", "refused": "bold red"}.get(check.outcome, "dim")
-            out_console.print(Text.assemble((f"{check.outcome:<8}", style), f" {check.name}: {check.message}"))
+            line = Text.assemble((f"{check.outcome:<8}", style), f" {check.name}: {check.message}")
+            out_console.print(line, soft_wrap=True)  # a path that is cut is no path
     raise typer.Exit(result.exit_code)

@@ -16,6 +16,11 @@ from passdeploy.shipping.sums import Refused, Sealed, open_sealed
 
 SCHEMA = "passdeploy.bundle/1"
 MANIFEST = "bundle.json"
+_LISTS = ("cpu_features", "cpu_features_any", "compute_capabilities")
+"""Requirements of an engine that are lists of names."""
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+_MOST = 2**31
+"""Batches and threads are C's integers."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Contents:
         """Sample images (n, C, H, W) and the outputs (n, classes) that are expected for them, float32."""
         entry = self.manifest["samples"]
         images, outputs = (_array(self.sealed, entry[key]["file"]) for key in ("images", "outputs"))
-        if images.shape[1:] != self.input_shape or len(images) != len(outputs) or not len(images):
+        if images.shape[1:] != self.input_shape or outputs.shape[:1] != images.shape[:1] or not len(images):
             raise Refused("samples: images and outputs do not fit the bundle's input; get the bundle again")
         return images, outputs
 
@@ -93,7 +98,7 @@ class Contents:
 def _array(sealed: Sealed, name: str) -> np.ndarray:
     try:
         array = np.lib.format.read_array(io.BytesIO(sealed.read(name)), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:  # the last: of a header that claims too much
         raise Refused(f"{name}: not a numpy array ({error}); get the bundle again") from None
     if array.dtype != np.float32:
         raise Refused(f"{name}: holds {array.dtype}, expected float32; get the bundle again")
@@ -105,19 +110,28 @@ def _bound(sealed: Sealed, file: str, digest: str) -> None:
         raise Refused(f"{file}: is not the file that {MANIFEST} is bound to; get the bundle again")
 
 
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, str) for value in values)
+
+
 def _engine(sealed: Sealed, entry: Mapping[str, Any], onnx: str) -> EngineInfo:
     facts = json.loads(sealed.read(entry["facts"]))
     info = EngineInfo(
         **{key: entry[key] for key in EngineInfo.__dataclass_fields__ if key != "meta"}, meta=dict(facts["meta"])
     )
     _bound(sealed, info.file, info.sha256)
-    if not isinstance(info.requires, Mapping):
+    if not isinstance(info.requires, Mapping) or not all(_are_texts(info.requires.get(key, [])) for key in _LISTS):
         raise Refused(f"engine {info.id}: does not say what it requires; get the bundle again")
+    if not all(isinstance(info.meta.get(key, {}), Mapping) for key in ("session", "settings")):
+        raise Refused(f"engine {info.id}: {entry['facts']} holds no settings; get the bundle again")
     if facts["sha256"] != info.sha256 or facts["backend"] != info.backend:
         raise Refused(f"engine {info.id}: {entry['facts']} describes another engine; get the bundle again")
     if info.onnx_sha256 != onnx:
         raise Refused(f"engine {info.id}: was compiled from another ONNX file than the bundle's; get the bundle again")
-    if info.batch < 1 or info.threads < 1 or not info.tolerance > 0:
+    if info.precision not in _PRECISIONS:
+        raise Refused(f"engine {info.id}: is of precision {info.precision!r}, this passdeploy knows none such")
+    counts = (info.batch, info.threads)
+    if not all(isinstance(count, int) and 0 < count < _MOST for count in counts) or not info.tolerance > 0:
         raise Refused(f"engine {info.id}: batch, threads or tolerance is not positive; get the bundle again")
     return info
 
@@ -156,6 +170,11 @@ def read_contents(sealed: Sealed) -> Contents:
         contents = Contents(sealed, manifest, engines)
         if len(contents.classes) != manifest["output"]["shape"][1] or len(contents.input_shape) != 3:
             raise Refused(f"{MANIFEST}: class names or input shape do not fit; get the bundle again")
+        ports = (manifest["input"]["name"], manifest["output"]["name"])
+        if not _are_texts((manifest["name"], manifest["status"], *ports, *contents.classes)):
+            raise Refused(f"{MANIFEST}: a name is no text; get the bundle again")
+        if not all(isinstance(size, int) for port in ("input", "output") for size in manifest[port]["shape"]):
+            raise Refused(f"{MANIFEST}: a shape is not of whole numbers; get the bundle again")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Refused(f"{MANIFEST}: malformed ({type(error).__name__}: {error}); get the bundle again") from None
     return contents

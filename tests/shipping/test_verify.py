@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -340,6 +342,15 @@ def test_what_measuring_lacks_is_named(sealed_bundle: Path, monkeypatch: pytest.
         lambda m: m["output"].update(shape=[5]),
         lambda m: m["engines"][0].update(requires=None),
         lambda m: m["engines"].clear() or m.update(engines=[[]]),
+        lambda m: m.update(name=None),
+        lambda m: m["input"].update(name=1),
+        lambda m: m["classes"].__setitem__(0, None),
+        lambda m: m["input"]["shape"].__setitem__(0, None),
+        lambda m: m["engines"][0].update(precision="fp12"),
+        lambda m: m["engines"][0].update(batch=1.5),
+        lambda m: m["engines"][0].update(threads=10**30),
+        lambda m: m["engines"][0]["requires"].update(cpu_features=None),
+        lambda m: m["engines"][0]["requires"].update(compute_capabilities=[8.0]),
     ],
 )
 def test_a_manifest_of_another_shape_is_refused(bundle: Path, change: Any) -> None:
@@ -365,3 +376,39 @@ def test_samples_that_are_no_array_are_refused(bundle: Path) -> None:
     sums.write(bundle)
     with pytest.raises(Refused, match="not a numpy array"):
         open_bundle(bundle).samples()
+
+
+def _reseal_samples(bundle: Path, name: str, content: bytes) -> None:
+    (bundle / "samples" / f"{name}.npy").write_bytes(content)
+    digest = sums.digest_file(bundle / "samples" / f"{name}.npy")
+    edit(bundle, lambda manifest: manifest["samples"][name].update(sha256=digest))
+
+
+def test_outputs_that_are_one_number_are_refused(bundle: Path) -> None:
+    content = io.BytesIO()
+    np.save(content, np.float32(0))
+    _reseal_samples(bundle, "outputs", content.getvalue())
+    assert "do not fit" in refused(bundle)
+
+
+def test_an_array_that_claims_more_than_there_is_memory_is_refused(bundle: Path) -> None:
+    content = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**40, 2**10)}
+    np.lib.format.write_array_header_1_0(content, header)
+    _reseal_samples(bundle, "images", content.getvalue())
+    assert "not a numpy array" in refused(bundle)
+
+
+def test_settings_that_are_none_are_refused(bundle: Path) -> None:
+    path = next(bundle.glob("engines/*/engine.json"))
+    facts = json.loads(path.read_text())
+    facts["meta"]["session"] = ["no", "settings"]
+    path.write_text(json.dumps(facts))
+    reseal(bundle)
+    assert "holds no settings" in refused(bundle)
+
+
+def test_each_check_is_one_line_however_narrow_the_screen(bundle: Path) -> None:
+    command = [sys.executable, "-m", "passdeploy", "verify", str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "40"})
+    assert len(done.stdout.splitlines()) == 5, done.stdout + done.stderr

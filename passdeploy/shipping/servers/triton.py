@@ -170,7 +170,7 @@ def _tensorrt(folder: Path, contents: Contents, name: str, instances: int, engin
         # What is TensorRT-RTX is no TensorRT plan, whatever its file is called.
         if entry.backend != "tensorrt" or engine not in (None, entry.id, entry.target):
             continue
-        for capability in entry.requires["compute_capabilities"]:
+        for capability in entry.requires.get("compute_capabilities", ()):
             file = f"model-sm{capability.replace('.', '')}.plan"
             if capability not in plans:
                 (folder / "1" / file).write_bytes(contents.sealed.read(entry.file))
