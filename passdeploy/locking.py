@@ -106,5 +106,8 @@ def in_turn(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             lock = Path(tempfile.gettempdir()) / f"passdeploy-turn-{os.getuid()}-{named}.lock"
-            fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
+            # Everybody may write there: of a link by that name what it points to is left alone.
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

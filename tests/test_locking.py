@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from passdeploy.errors import BadInput
-from passdeploy.locking import LOCK, exclusive
+from passdeploy.locking import LOCK, exclusive, in_turn
 from tests import scripted
 
 HOLDER = """
@@ -94,3 +94,20 @@ def test_a_process_that_was_killed_lets_go_though_its_fork_lives(tmp_path: Path)
                 assert (tmp_path / LOCK).read_text() == str(os.getpid())
         finally:
             os.kill(fork, signal.SIGKILL)
+
+
+def test_a_link_in_the_folder_for_temporary_files_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("passdeploy.locking.tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    with in_turn(tmp_path / "file"):
+        pass
+    (lock,) = (tmp_path / "temporary").iterdir()
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    lock.unlink()
+    lock.symlink_to(precious)
+    with in_turn(tmp_path / "file"):
+        pass
+    assert precious.read_text() == "kept"
