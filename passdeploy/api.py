@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from passdeploy.config import DEFAULT_FILE, DEMO, RunConfig, make_config, merge
 from passdeploy.config_file import load_file
 from passdeploy.errors import BadInput
-from passdeploy.workspace import read_json
+from passdeploy.shipping.sums import SUMS
+from passdeploy.workspace import is_run_directory, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,9 +140,12 @@ def run_stage(
 
     path = out / "config.yaml"
     if not path.is_file():
-        raise BadInput(
-            f"--out {out}: is not a run directory (no config.yaml); start one with passdeploy run --out {out}"
-        )
+        todo = f"start one with passdeploy run --out {out}"
+        if (out / SUMS).is_file():
+            todo = f"it is a bundle, which passdeploy ship {out} --server puts into a server's model repository"
+        elif is_run_directory(out.resolve().parent):  # which holds a folder for each of several budgets, and stages
+            todo = f"did you mean the run that it is part of, {out.parent}?"
+        raise BadInput(f"--out {out}: is not a run directory (no config.yaml); {todo}")
     values = load_file(path)
     given = {key: value for key, value in (("model", model), ("data", data)) if value is not None}
     for key in ("model", "data"):

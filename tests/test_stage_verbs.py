@@ -45,6 +45,22 @@ def test_the_last_stages_alone_finish_a_run(folder: Path) -> None:
     assert (folder / "model.safetensors").exists() and (folder / "report.html").exists()
 
 
+def test_what_is_part_of_a_run_is_not_taken_for_the_place_of_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match=r"it is a bundle, which passdeploy ship .*bundle --server puts"):
+        run_stage("ship", folder / "bundle")
+    (folder / "2x").mkdir()
+    with pytest.raises(BadInput, match=rf"did you mean the run that it is part of, {folder}\?"):
+        run_stage("ship", folder / "2x")
+    monkeypatch.chdir(folder)
+    with pytest.raises(BadInput, match=r"part of, \.\?"):
+        run_stage("fit", Path("2x"))
+    with pytest.raises(BadInput, match="start one with passdeploy run --out none"):
+        monkeypatch.chdir(folder.parent)
+        run_stage("fit", Path("none"))
+
+
 def test_what_is_still_true_stays_and_what_is_not_goes(folder: Path) -> None:
     run_stage("fit", folder, quiet=True)
     assert all((folder / name).exists() for name in AFTER_FIT), "nothing had changed"
