@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -42,6 +44,17 @@ def ease_norms(model: nn.Module) -> list[RemovableHandle]:
             turn = _Turn()
             handles += [module.register_forward_pre_hook(turn.before), module.register_forward_hook(turn.after)]
     return handles
+
+
+@contextlib.contextmanager
+def eased(model: nn.Module) -> Iterator[None]:
+    """`ease_norms` until the block is left, by an error too: what is copied and exported later has no hooks."""
+    handles = ease_norms(model)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Turn:

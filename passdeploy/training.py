@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from passdeploy.checkpoint import Checkpoint
 from passdeploy.data.base import Augmentation, ImageData, Split, batches
 from passdeploy.errors import BadInput
-from passdeploy.placing import ease_norms, laid_out, place
+from passdeploy.placing import eased, laid_out, place
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.teacher import Teacher
 
@@ -196,7 +196,6 @@ def train(
     """
     device, checkpoint = training_device(), checkpoint or Checkpoint(None)
     how = place(model.train(), device, data.input_shape)
-    eased = ease_norms(model)
     tutor = Teacher(teacher, device, data.input_shape) if teacher is not None and settings.distill else None
     total = max(settings.min_steps, round(settings.epochs * steps_per_epoch(data.train, settings.batch)))
     total += settings.extra_steps
@@ -212,42 +211,41 @@ def train(
         curve, start = Curve(**state["curve"]), state["step"]
         loss_sum, right, seen = state["sums"]
     task = task_of(data)
-    for step, images, labels in training_batches(data, settings.batch, settings.seed, total, start):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, total, settings.lr, settings.warmup)
-        images = images.to(device, memory_format=how, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        with autocast(device):
-            target = None if tutor is None else tutor(images)
-            logits = model(images)
-        loss = task_loss(task, logits, labels, target, settings)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-        optimiser.step()
-        hits, places = task.right(logits, labels)
-        loss_sum, right, seen = (
-            loss_sum + finite(loss, step, settings.lr) * len(labels),
-            right + hits / max(1, places) * len(labels),
-            seen + len(labels),
-        )
-        if (step + 1) % curve_every == 0 or step + 1 == total:
-            curve.add(step + 1, loss_sum / seen, right / seen)
-            loss_sum, right, seen = 0.0, 0.0, 0
-        if checkpoint.due():
-            checkpoint.save(
-                {
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "curve": vars(curve),
-                    "step": step + 1,
-                    "sums": (loss_sum, right, seen),
-                }
+    with eased(model):
+        for step, images, labels in training_batches(data, settings.batch, settings.seed, total, start):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, total, settings.lr, settings.warmup)
+            images = images.to(device, memory_format=how, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            with autocast(device):
+                target = None if tutor is None else tutor(images)
+                logits = model(images)
+            loss = task_loss(task, logits, labels, target, settings)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+            optimiser.step()
+            hits, places = task.right(logits, labels)
+            loss_sum, right, seen = (
+                loss_sum + finite(loss, step, settings.lr) * len(labels),
+                right + hits / max(1, places) * len(labels),
+                seen + len(labels),
             )
-        if progress is not None:
-            progress(step + 1, total, f"loss {curve.loss[-1]:.3f}" if curve.loss else "")
-    for hook in eased:  # what is copied and exported later has none
-        hook.remove()
+            if (step + 1) % curve_every == 0 or step + 1 == total:
+                curve.add(step + 1, loss_sum / seen, right / seen)
+                loss_sum, right, seen = 0.0, 0.0, 0
+            if checkpoint.due():
+                checkpoint.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "curve": vars(curve),
+                        "step": step + 1,
+                        "sums": (loss_sum, right, seen),
+                    }
+                )
+            if progress is not None:
+                progress(step + 1, total, f"loss {curve.loss[-1]:.3f}" if curve.loss else "")
     model.eval()
     return curve
 

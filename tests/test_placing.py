@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -155,11 +157,30 @@ def test_norms_of_odd_widths_compute_the_same(
     assert not eased[1]._forward_hooks and not eased[1]._forward_pre_hooks
 
 
-def test_training_leaves_no_hooks() -> None:
+def with_odd_norms() -> nn.Module:
     model = downsampling(16)
     model.insert(1, nn.BatchNorm2d(16))  # type: ignore[operator]
     model[2] = nn.Conv2d(16, 24, 1)
     model.insert(3, nn.BatchNorm2d(24))  # type: ignore[operator]
     model.insert(4, nn.Conv2d(24, 8, 1))  # type: ignore[operator]
+    return model
+
+
+def test_training_leaves_no_hooks() -> None:
+    model = with_odd_norms()
     train(model, scripted.data(), TrainSettings(batch=32, min_steps=2, epochs=0.01))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_training_that_fails_leaves_no_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    model, eased = with_odd_norms(), []
+
+    def stopped(*_: object) -> NoReturn:
+        eased.extend(module for module in model.modules() if module._forward_hooks)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, scripted.data(), TrainSettings(batch=32, min_steps=2, epochs=0.01), progress=stopped)
+    assert len(eased) == 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
