@@ -25,6 +25,7 @@ from common import RESULTS, device_folder
 from rich.console import Console
 from train_dense import weights_path
 
+from passdeploy.budget import parse_budgets
 from passdeploy.compare.command import compare
 from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.rows import Row, RowFile
@@ -185,7 +186,7 @@ def main() -> None:
     args = parser.parse_args()
     path = device_folder(args.target) / f"compare-{args.data}.json"
     console, ui = Console(highlight=False), Ui()
-    budgets = args.latency.split(",")
+    budgets = [budget.asked for budget in parse_budgets(args.latency)]  # as rows have them
 
     if args.what == "screen":
         config, names = configuration(args, SCREENED_AT), args.methods or ",".join(methods())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import combinations
 
 from passdeploy.errors import BadInput
 
@@ -94,7 +95,7 @@ def parse_budget(text: str, percentile: str = "p50", scope: str = "engine") -> B
 
 
 def parse_budgets(text: str | list[str], percentile: str = "p50", scope: str = "engine") -> tuple[Budget, ...]:
-    """Parses one or several budgets, separated by commas; each must be typed differently.
+    """Parses one or several budgets, separated by commas; no two may ask for the same, however it is typed.
 
     ``fastest`` alone stands for all of `LADDER`.
     """
@@ -106,7 +107,17 @@ def parse_budgets(text: str | list[str], percentile: str = "p50", scope: str = "
     budgets = tuple(parse_budget(item, percentile, scope) for item in items if item)
     if not budgets:
         raise BadInput("--latency: nothing given; give a time with its unit (5ms) or a speed-up (2x)")
-    names = [budget.asked for budget in budgets]
-    if len(set(names)) != len(names):
-        raise BadInput(f"--latency {','.join(names)}: the same budget is given twice")
+    for first, second in combinations(budgets, 2):
+        if _same(first, second):
+            twice = "" if first.asked == second.asked else f" ({first.asked} and {second.asked})"
+            names = ",".join(budget.asked for budget in budgets)
+            raise BadInput(f"--latency {names}: the same budget is given twice{twice}")
     return budgets
+
+
+def _same(a: Budget, b: Budget) -> bool:
+    """Whether two budgets ask for the same: one search and one folder are enough for them."""
+    if a.speedup is not None and b.speedup is not None:
+        return a.speedup == b.speedup
+    times = a.latency_ms, b.latency_ms
+    return times[0] is not None and times[1] is not None and math.isclose(times[0], times[1])

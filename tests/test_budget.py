@@ -46,6 +46,19 @@ def test_it_is_kept_as_typed_but_for_the_case_of_its_unit() -> None:
     assert parse_budget("2x", "p99", "end_to_end").percentile == "p99"
 
 
+@pytest.mark.parametrize("text", ["2x,2.0x", "2x,3x,2 x", "1e1x,10x", "5ms,5000us", "300us,0.0003s", "7us,7\u03bcs"])
+def test_one_budget_typed_in_two_ways_is_given_twice(text: str) -> None:
+    first, last = text.split(",")[0], text.split(",")[-1].replace("\u03bc", "\u00b5")
+    with pytest.raises(BadInput, match=rf"given twice \({first} and {last}\)"):
+        parse_budgets(text)
+    with pytest.raises(BadInput, match="given twice"):
+        make_config({"latency": text.split(",")})
+
+
+def test_budgets_that_lie_close_together_are_two() -> None:
+    assert len(parse_budgets("2x,2.001x,2ms,2us,2.0001ms")) == 5
+
+
 @given(st.text(max_size=8))
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:

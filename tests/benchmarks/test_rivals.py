@@ -88,6 +88,19 @@ def test_the_published_pages_say_what_the_rows_do(
     assert compare_cifar.page(args, paths, ["2x", "3x"]) == published
 
 
+def test_budgets_are_looked_up_as_rows_have_them(
+    benchmarks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import compare_cifar
+
+    asked: list[list[str]] = []
+    monkeypatch.setattr(compare_cifar, "PAGES", tmp_path)
+    monkeypatch.setattr(compare_cifar, "page", lambda args, paths, budgets: asked.append(budgets) or "")
+    monkeypatch.setattr(sys, "argv", ["compare_cifar.py", "page", "--latency", "2X, 3x"])
+    compare_cifar.main()
+    assert asked == [["2x", "3x"]]
+
+
 def test_a_page_without_pass_is_refused(benchmarks: None, tmp_path: Path) -> None:
     from compare_cifar import page
 
