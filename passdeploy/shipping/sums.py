@@ -161,6 +161,11 @@ class Sealed:
         return (name for name in self.sums if name.startswith(prefix))
 
 
+def _of_budgets(folder: Path) -> list[Path]:
+    """The bundles in a run directory of several budgets."""
+    return sorted(sealed.parent for sealed in folder.glob(f"*/bundle/{SUMS}"))
+
+
 def open_sealed(folder: Path, *, check_content: bool = True) -> Sealed:
     """Checks a bundle against its SHA256SUMS before anything else of it is parsed.
 
@@ -181,8 +186,8 @@ def open_sealed(folder: Path, *, check_content: bool = True) -> Sealed:
             raise Refused(f"{SUMS}: not a plain file of reasonable size; get the bundle again")
         text = root.read_bytes()
     except FileNotFoundError:
-        inner = folder / "bundle"
-        meant = f"; did you mean {inner}?" if (inner / SUMS).is_file() else ""
+        inner = [folder / "bundle"] if (folder / "bundle" / SUMS).is_file() else _of_budgets(folder)
+        meant = f"; did you mean {' or '.join(map(str, inner))}?" if inner else ""
         raise Refused(f"{folder}: no {SUMS} in it, so this is no sealed bundle{meant}") from None
     except OSError as error:
         raise Refused(f"{error.filename or root}: cannot be read ({error.strerror or error})") from None

@@ -71,6 +71,19 @@ def test_an_intact_bundle_is_verified(sealed_bundle: Path) -> None:
     json.dumps(result.to_json())
 
 
+def test_the_bundles_of_a_run_directory_are_named(sealed_bundle: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for budget in ("3x", "2x"):
+        shutil.copytree(sealed_bundle, run / budget / "bundle")
+    assert refused(run).endswith(f"; did you mean {run / '2x/bundle'} or {run / '3x/bundle'}?")
+    (run / "search" / "bundle").mkdir(parents=True)
+    shutil.rmtree(run / "3x")
+    assert refused(run).endswith(f"; did you mean {run / '2x/bundle'}?")
+    shutil.copytree(sealed_bundle, run / "bundle")
+    assert refused(run).endswith(f"; did you mean {run / 'bundle'}?"), "that of the answer, where there is one"
+    assert "mean" not in refused(run / "search")
+
+
 def test_every_single_byte_change_is_refused(bundle: Path) -> None:
     """By verify and by the runner, at 560 positions over all files, their first and last bytes among them."""
     rng = np.random.default_rng(0)
