@@ -176,6 +176,14 @@ def test_speed_at_equal_accuracy() -> None:
     assert [speed for speed, _ in curve(anew, "scratch", "test")] == [2.0, 3.0]
 
 
+@pytest.mark.parametrize("others", [[], [ROW]])
+def test_the_dense_network_is_not_what_was_trained_from_scratch(others: list[Row]) -> None:
+    """Nor is the first budget of what was, which has a point like every other."""
+    figure = str(tradeoff([replace(ROW, method="scratch", accuracy=0.7), *others], "test"))
+    assert "dense: 93.00 %" in figure and "scratch: 70.00 % at 2.05x</title>" in figure
+    assert "scratch: 70.00 % at 2.05x" in figure.partition(">")[0], "what a screen reader says"
+
+
 def test_pages_name_every_method_and_load_nothing() -> None:
     page = html(rows(), "test")
     assert "pass" in page and "l1" in page and "<svg" in page

@@ -23,9 +23,14 @@ def tradeoff(rows: Sequence[Row], split: str, reference: str | None = None) -> M
         return None
     methods = sorted(dict.fromkeys(row.method for row in shown), key=lambda name: name == reference)
     curves = {method: curve(rows, method, split) for method in methods}
+    # What is trained from scratch has no point of the dense network's.
+    reached = {method: points[method != "scratch" :] for method, points in curves.items()}
+    whole = [row.dense_accuracy for row in shown if row.method == methods[-1]]
+    dense = (1.0, sum(whole) / len(whole)) if methods[-1] == "scratch" else curves[methods[-1]][0]
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     xs = [x for points in curves.values() for x, _ in points] + [float(place(row) or 1) for row in shown]
-    ys = [100 * y for points in curves.values() for _, y in points] + [100 * float(row.accuracy or 0) for row in shown]
+    ys = [100 * y for points in ([dense], *curves.values()) for _, y in points]
+    ys += [100 * float(row.accuracy or 0) for row in shown]
     x = Scale(0.95, max(xs) + 0.28 * (max(xs) - 1 + 0.2), LEFT, right)
     low, high = padded(ys, 0.08, 1.0)
     y = Scale(low, min(high, 100.2), bottom, TOP)
@@ -47,13 +52,12 @@ def tradeoff(rows: Sequence[Row], split: str, reference: str | None = None) -> M
                 parts.append(
                     tip(f"{method}, {row.budget}, seed {row.seed}: {100 * float(row.accuracy or 0):.2f} %", at)
                 )
-        for px, py in points[1:]:
+        for px, py in reached[method]:
             shape = tag("circle", cx=x(px), cy=y(100 * py), r=4.5 if main else 3.5, class_=f"dot {colour}")
             parts.append(tip(f"{method}: {100 * py:.2f} % at {px:.2f}x", shape))
         lx, ly, anchor = labels.place([method], x(points[-1][0]), y(100 * points[-1][1]))
         parts.append(text(method, lx, ly, "t strong halo" if main else "t halo", anchor))
-    dense = curves[methods[-1]][0]
     parts.append(tip(f"dense: {100 * dense[1]:.2f} %", tag("circle", cx=x(1.0), cy=y(100 * dense[1]), r=6,
                                                            class_="m dense")))  # fmt: skip
-    said = "; ".join(f"{m}: " + ", ".join(f"{100 * b:.2f} % at {a:.2f}x" for a, b in curves[m][1:]) for m in methods)
+    said = "; ".join(f"{m}: " + ", ".join(f"{100 * b:.2f} % at {a:.2f}x" for a, b in reached[m]) for m in methods)
     return chart(f"Accuracy over {title}. {said}", WIDTH, HEIGHT, *parts, class_="chart full")
