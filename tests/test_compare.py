@@ -211,7 +211,7 @@ def test_tables_say_what_the_accuracies_are() -> None:
     assert "ccurac" not in said()
 
 
-@pytest.mark.parametrize("text", ["", "a", "0,0", "-1", "1.5"])
+@pytest.mark.parametrize("text", ["", "a", "0,0", "0,00", "7,1,01", "-1", "1.5"])
 def test_bad_seeds(text: str) -> None:
     with pytest.raises(BadInput, match="--seeds"):
         parse_seeds(text)

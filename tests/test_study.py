@@ -162,6 +162,21 @@ def test_halves_share_no_class_and_lose_no_image() -> None:
     assert torch.equal(labels[pixel] - 2, second.train.labels)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"latency": "fastest", "min_accuracy": 0.5}, "study: takes budgets"),
+        ({"axis": "macs", "latency": "2x,5ms"}, "--axis macs with --latency 2x,5ms"),
+    ],
+)
+def test_budgets_that_no_arm_could_be_held_to_are_refused_at_once(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        study("ablation", make_config({**CONFIG, **settings}), "0", tmp_path, data=scripted.data())
+    assert not any(tmp_path.iterdir())
+
+
 def test_figures_stand_alone() -> None:
     figure = tradeoff([ROW, replace(ROW, method="l1", accuracy=0.8)], "test")
     assert figure is not None

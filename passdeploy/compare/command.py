@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from passdeploy.budget import FASTEST
 from passdeploy.compare.page import write_pages
 from passdeploy.compare.parallel import chosen_gpus, run_on_gpus
 from passdeploy.compare.rows import SPLITS, RowFile
@@ -23,9 +24,10 @@ ROWS = "compare.jsonl"
 def parse_seeds(text: str) -> tuple[int, ...]:
     """``0,1,2``. Raises `BadInput` for anything but different whole numbers from 0 on."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+    seeds = tuple(int(part) for part in parts if part.isdecimal())
+    if not parts or len(seeds) != len(parts) or len(set(seeds)) != len(seeds):
         raise BadInput(f"--seeds {text!r}: give different whole numbers, separated by commas (0,1,2)")
-    return tuple(int(part) for part in parts)
+    return seeds
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
@@ -42,6 +44,14 @@ def check_split(split: str) -> str:
     if split not in SPLITS:
         raise BadInput(f"--split {split}: no such split{nearest(split, SPLITS)}")
     return split
+
+
+def check_budgets(config: RunConfig, verb: str) -> None:
+    """Raises `BadInput` for what `run` alone takes, and for times where nothing is timed."""
+    if FASTEST in config.latency:
+        raise BadInput(f"{verb}: takes budgets (--latency 2x,3x), not {FASTEST}")
+    if config.axis == "macs" and not all(budget.strip().endswith("x") for budget in config.latency):
+        raise BadInput(f"--axis macs with --latency {','.join(config.latency)}: give budgets as factors (2x,3x)")
 
 
 def compare(
@@ -76,10 +86,7 @@ def compare(
         BadInput: Something can't be used; one line says what.
     """
     check_split(split)
-    if config.axis == "macs" and not all(budget.strip().endswith("x") for budget in config.latency):
-        raise BadInput(f"--axis macs with --latency {','.join(config.latency)}: give budgets as factors (2x,3x)")
-    if "fastest" in config.latency:
-        raise BadInput("compare: takes budgets (--latency 2x,3x), not fastest")
+    check_budgets(config, "compare")
     arms = arms_of(parse_methods(methods))
     plan = Plan(config, arms, parse_seeds(seeds), out, RowFile(rows or out / ROWS), model, data, split)
     outcome = run_plan(plan, ui) if gpus is None else run_on_gpus(plan, chosen_gpus(gpus), ui)

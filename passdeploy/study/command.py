@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.compare.command import parse_seeds
+from passdeploy.compare.command import check_budgets, parse_seeds
 from passdeploy.config import RunConfig
 from passdeploy.console import Ui
 from passdeploy.study.base import Findings, Lab, get_study, write
@@ -50,6 +50,7 @@ def study(
         BadInput: Something can't be used; one line says what.
     """
     body = get_study(name)
+    check_budgets(config, "study")
     lab = Lab(config, parse_seeds(seeds), out, ui or Ui(quiet=True), model, data, to, command)
     findings = body(lab)
     findings.failed = lab.failed
