@@ -18,20 +18,26 @@ from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.runner import Arm, Outcome, Plan, run_label
 from passdeploy.compare.statistics import Mean
 from passdeploy.config import RunConfig, make_config
+from passdeploy.data.base import Preprocess, ResizedSplit
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.groups import find_groups
 from passdeploy.search.hypernetwork import Cuts, HyperNetwork
+from passdeploy.search.method import SearchContext, SearchResult
+from passdeploy.search.trainer import search_pass
 from passdeploy.study import nets
 from passdeploy.study.ablation import ALONE, PARTS
 from passdeploy.study.base import Findings, differences, get_study, points, standalone, studies
 from passdeploy.study.command import study
-from passdeploy.study.content import ranks, spearman, within_groups
+from passdeploy.study.content import moves, ranks, spearman, within_groups
 from passdeploy.study.halves import halves
 from passdeploy.study.prompts import arms
+from passdeploy.study.transfer import _register
 from passdeploy.study.vit import transformer
 from passdeploy.subject import load_subject
+from passdeploy.workspace import Workspace
 from tests import scripted
 from tests.data.test_fashion_mnist import needs_data
+from tests.search import test_baselines
 from tests.test_compare import CONFIG, ROW
 
 pytestmark = pytest.mark.usefixtures("exported_once")
@@ -160,6 +166,13 @@ def test_halves_share_no_class_and_lose_no_image() -> None:
     assert len(first.train) + len(second.train) == 40
     pixel = (second.train.images(torch.arange(len(second.train)))[:, 0, 0, 0] * 255).round().long()
     assert torch.equal(labels[pixel] - 2, second.train.labels)
+
+
+def test_what_shows_many_classes_at_once_has_no_halves() -> None:
+    data = scripted.data()
+    split = type(data.train)(data.train.pixels, torch.zeros(len(data.train), *scripted.SIZE, dtype=torch.uint8))
+    with pytest.raises(BadInput, match="name a second set with --to"):
+        halves(replace(data, classes=tuple("abcde"), train=split, val=split, test=split))
 
 
 @pytest.mark.parametrize(
@@ -305,6 +318,38 @@ def test_a_study_with_other_settings_works_beside_its_earlier_runs(
         study(name, make_config(CONFIG), "0", tmp_path, to="stripes", data=scripted.data())
     (found,) = opened
     assert found.parent == other.parent and found.name.startswith(f"{other.name}-")
+
+
+context = test_baselines.context
+
+
+def searched_on(size: tuple[int, int], context: SearchContext, folder: Path) -> SearchContext:
+    """The same network on images of that size, and what a search found there, in `folder`."""
+    split = ResizedSplit(context.data.train, size)
+    data = replace(context.data, preprocess=Preprocess(size), train=split, val=split, test=split)
+    there = replace(context, data=data)
+    found = search_pass(there)
+    Workspace(folder).run("search", {}, found.save)
+    return there
+
+
+def test_a_hypernetwork_is_used_on_images_of_another_size(context: SearchContext, tmp_path: Path) -> None:
+    from passdeploy.search.method import get_method
+
+    there = searched_on((12, 20), context, tmp_path)
+    name = _register(tmp_path)["its hypernetwork"]
+    for used_on in (there, context):
+        (importance,) = get_method(name)(used_on).importance
+        assert all(bool((values > 0).all()) for values in importance.values())
+
+
+def test_where_nothing_was_searched_there_is_nothing_to_use(tmp_path: Path) -> None:
+    ones = {"conv": torch.ones(4, dtype=torch.float64)}
+    Workspace(tmp_path).run("search", {}, SearchResult([ones], "uniform", {"w": torch.ones(1)}).save)
+    with pytest.raises(BadInput, match="study transfer: nothing was searched"):
+        _register(tmp_path)
+    with pytest.raises(BadInput, match="study prompt-content: nothing was searched"):
+        moves(SimpleNamespace(space=Workspace(tmp_path)))  # type: ignore[arg-type]
 
 
 def test_prompt_content_for_real(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from passdeploy.workspace import write_atomic, write_json
 
 if TYPE_CHECKING:
     from passdeploy.data.base import ImageData
+    from passdeploy.search.method import SearchResult
     from passdeploy.subject import Model
 
 SPLIT = "test"
@@ -158,6 +159,15 @@ def get_study(name: str) -> Study:
     if name not in known:
         raise BadInput(f"study {name}: no such study{nearest(name, known)}")
     return known[name]
+
+
+def refuse_unsearched(result: SearchResult, study: str) -> None:
+    """Raises `BadInput` for a search without a hypernetwork: the dense engine was inside every budget already."""
+    if not result.extra:
+        raise BadInput(
+            f"study {study}: nothing was searched, since the dense engine is inside the budget already; ask for more "
+            "(--latency 2x)"
+        )
 
 
 def points(value: Mean) -> str:

@@ -19,7 +19,7 @@ from passdeploy.search.baselines.l1 import filter_norms
 from passdeploy.search.method import SearchResult
 from passdeploy.search.state import prepare
 from passdeploy.stages.search import search_context
-from passdeploy.study.base import Findings, Lab, register_study
+from passdeploy.study.base import Findings, Lab, refuse_unsearched, register_study
 from passdeploy.workspace import write_atomic
 
 ARM = Arm("pass", "pass")
@@ -56,7 +56,9 @@ def within_groups(a: dict[str, Tensor], b: dict[str, Tensor]) -> float | None:
 @torch.no_grad()
 def moves(run: Run) -> dict[str, Any]:
     """How the scores of a finished search move with the prompt, and what the moves correlate with."""
-    result, context = SearchResult.load(run.space.folder("search")), search_context(run)
+    result = SearchResult.load(run.space.folder("search"))
+    refuse_unsearched(result, "prompt-content")
+    context = search_context(run)
     search = prepare(context)
     search.hyper.load_state_dict(result.extra)
     search.model.stage.load_state_dict(result.stage)

@@ -36,8 +36,13 @@ def halves(data: ImageData) -> tuple[ImageData, ImageData]:
     """Splits by classes.
 
     Raises:
-        BadInput: Fewer than four classes.
+        BadInput: Fewer than four classes, or a class per pixel: an image shows many.
     """
+    if data.train.labels.ndim > 1:
+        raise BadInput(
+            f"study transfer: images of {data.name} show several classes each, which can't be halved; name a second "
+            "set with --to"
+        )
     count = data.num_classes
     if count < 4:
         raise BadInput(

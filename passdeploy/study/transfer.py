@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from passdeploy import data as datasets
 from passdeploy.compare.runner import Arm
 from passdeploy.errors import BadInput
 from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
+from passdeploy.search.prompt import InputStage
 from passdeploy.search.state import prepare
-from passdeploy.study.base import Findings, Lab, differences, register_study
+from passdeploy.study.base import Findings, Lab, differences, refuse_unsearched, register_study
 from passdeploy.study.halves import halves
 from passdeploy.subject import load_subject
 from passdeploy.workspace import Workspace
@@ -23,8 +25,13 @@ OWN = "searched here"
 
 
 def _register(folder: Path) -> dict[str, str]:
-    """Methods around a finished search elsewhere, by title; their names carry its digest, so that resuming notices."""
+    """Methods around a finished search elsewhere, by title; their names carry its digest, so that resuming notices.
+
+    Raises:
+        BadInput: It found nothing, since there was nothing to do.
+    """
     digest = Workspace(folder).digest("search")[:8]
+    refuse_unsearched(SearchResult.load(folder / "search"), "transfer")
     names = {title: f"{title.replace(' ', '-')}-{digest}" for title in ("its structure", "its hypernetwork")}
 
     @register_method(names["its structure"])
@@ -44,6 +51,10 @@ def _register(folder: Path) -> dict[str, str]:
         found = SearchResult.load(folder / "search")
         search = prepare(context)
         search.hyper.load_state_dict(found.extra)
+        if found.stage:  # the images there may be of another size
+            height, width = found.stage["prompt"].shape[-2:]
+            preprocess = dataclasses.replace(context.data.preprocess, size=(height, width))
+            search.model.stage = InputStage(preprocess, search.model.stage.kind, search.model.stage.width)
         search.model.stage.load_state_dict(found.stage)
         importance = []
         for which, ratio in enumerate(context.ratios):
