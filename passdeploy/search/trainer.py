@@ -17,6 +17,7 @@ how the search begins. On a CPU, steps that train weights and prompt only cost w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -237,6 +238,8 @@ class _Training:
                 return loss, loss, logits
             with torch.no_grad():
                 changed = float(self._under(probe.hard, batch)[0] - loss)
+            if not math.isfinite(changed):  # it would stay in the running sums
+                return loss, loss, logits
             return loss, loss + self.consequences[which].error(probe.predicted(scores), changed), logits
         predictor = self.context.predictor
         if not settings.latency_weight or not hasattr(predictor, "predict_soft"):

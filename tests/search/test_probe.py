@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from passdeploy.latency.roofline import Roofline
+from passdeploy.search import trainer
 from passdeploy.search.baselines.variants import changed
 from passdeploy.search.hypernetwork import Cuts
 from passdeploy.search.method import SearchContext
@@ -18,6 +20,7 @@ from passdeploy.search.state import PROBED, Consequences, Probe, State, health, 
 from passdeploy.search.trainer import search_pass
 from passdeploy.subject import load_subject
 from passdeploy.targets import resolve
+from passdeploy.training import task_loss
 from tests.search import test_baselines
 
 context = test_baselines.context
@@ -101,6 +104,25 @@ def test_what_drops_out_is_the_same_in_a_probe(context: SearchContext, monkeypat
     predictor = Roofline(subject.operators, units, resolve("cpu"))
     search_pass(changed(replace(own, predictor=predictor), min_steps=6, hyper_every=1, lr=0.0))
     assert seen == [0.0] * 6
+
+
+def test_a_probe_under_which_the_loss_overflows_teaches_nothing(
+    context: SearchContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single infinity would stay in the running sums, and make every later score NaN."""
+    measured: list[float] = []
+
+    def overflowing(*given: Any) -> torch.Tensor:
+        loss = task_loss(*given)
+        if torch.is_grad_enabled():
+            return loss
+        measured.append(float("inf") if not measured else float(loss))
+        return loss.new_tensor(measured[-1])
+
+    monkeypatch.setattr(trainer, "task_loss", overflowing)
+    (importance,) = search_pass(changed(context, min_steps=12, hyper_every=2)).importance
+    assert len(measured) > 2
+    assert all(bool(values.isfinite().all()) for values in importance.values())
 
 
 def test_scores_become_what_was_measured_up_to_a_factor() -> None:
