@@ -74,7 +74,7 @@ def test_a_row_cut_off_by_a_kill_is_dropped_and_the_file_goes_on(tmp_path: Path)
     assert file.read() == [ROW, other]
 
 
-@pytest.mark.parametrize("content", ['[{"method": 1}]', "{", "[1, 2"])
+@pytest.mark.parametrize("content", ['[{"method": 1}]', "{", "[1, 2", "[1, 2]", '{"rows": []}'])
 def test_rows_of_something_else_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "rows.json"
     path.write_text(content)

@@ -117,7 +117,7 @@ class RowFile:
         """All rows, each where it stands last: what was run again is new."""
         try:
             rows = [Row.from_json(entry) for entry in self._entries()]
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise BadInput(f"{self.path}: not rows of a comparison ({error}); move it away") from None
         last: dict[tuple[Any, ...], Row] = {}
         for row in rows:
