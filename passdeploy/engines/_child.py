@@ -172,7 +172,8 @@ class Server:
         self.who = who
         self.users = 0
         _give_back()
-        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._answered = 0
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._pipe, theirs = multiprocessing.Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(theirs.fileno())],
@@ -185,10 +186,15 @@ class Server:
         theirs.close()
 
     def _output(self) -> str:
+        """What the child has written since its last answer: what it said of earlier requests explains nothing now."""
         if self._log.closed:  # ended, as it did not answer
             return ""
-        self._log.seek(0)
-        return self._log.read()
+        # No seek: where this file is read next is where the child writes next.
+        length = self._size() - self._answered
+        return os.pread(self._log.fileno(), length, self._answered).decode(errors="replace")
+
+    def _size(self) -> int:
+        return os.fstat(self._log.fileno()).st_size
 
     def ask(self, verb: str, *arguments: Any, timeout: float = CALL_TIMEOUT_S) -> Any:
         """Sends a request and returns its value.
@@ -208,7 +214,9 @@ class Server:
         except (EOFError, OSError):  # it is gone, or the pipe was closed after it did not answer
             code = self._end(PATIENCE_S)
             raise died(self.who, code, self._output()) from None
-        return raise_answer(answer, self.who, self._output() if "error" in answer else "")["value"]
+        output = self._output() if "error" in answer else ""
+        self._answered = self._size()
+        return raise_answer(answer, self.who, output)["value"]
 
     def stop(self, patience: float = PATIENCE_S) -> None:
         """Ends the child: asks it by closing the pipe, and kills it after `patience` seconds."""

@@ -38,6 +38,8 @@ def fail(how):
         open(sys.argv[2], "w").close()
         print("OSError: [Errno 28] No space left on device")
         sys.exit(1)
+    if how == "told":
+        print("[E] the first engine is damaged", file=sys.stderr, flush=True)
     if how == "unavailable":
         raise Unavailable("no such device")
     raise ValueError("two\\nlines")
@@ -136,6 +138,22 @@ def test_a_server_answers_fails_and_answers_again(env: dict[str, str]) -> None:
             server.ask("fail", "other")
         assert server.ask("echo", 3) == 3
         assert server.ask("pid") != os.getpid()
+    finally:
+        server.stop()
+
+
+def test_what_was_said_of_an_earlier_request_explains_nothing_later(env: dict[str, str]) -> None:
+    server = Server("child_program", "test", env)
+    try:
+        with pytest.raises(BadInput, match=r"test: two lines \(the first engine is damaged\)"):
+            server.ask("fail", "told")
+        with pytest.raises(BadInput, match=r"^test: two lines$"):
+            server.ask("fail", "other")
+        with pytest.raises(BadInput, match=r"first engine is damaged"):
+            server.ask("fail", "told")  # the log goes on where it was
+        for _ in range(2):
+            with pytest.raises(BadInput, match="killed by SIGABRT: the library gave up"):
+                server.ask("fail", "abort")
     finally:
         server.stop()
 
