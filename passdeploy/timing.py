@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 def open_runner(engine: Engine, target: Target, images: np.ndarray, scope: str = "engine") -> Runner:
     """A runner that is ready to be timed on `images` (batch, 3, H, W)."""
-    runner = get_backend(engine.backend).runner(engine, target)
     inputs = {engine.input_name: np.ascontiguousarray(images, dtype=np.float32)}
+    runner = get_backend(engine.backend).runner(engine, target)
     try:
         if scope == "end_to_end":
             return EndToEnd(runner, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 
 from passdeploy.engines import base
 from passdeploy.engines.base import CompileInput, get_backend
+from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput
 from passdeploy.export import export_onnx
 from passdeploy.latency.measure import Settings
 from passdeploy.latency.measurement import Comparison, Measurement, pooled
 from passdeploy.targets import resolve
-from passdeploy.timing import compare_files
+from passdeploy.timing import compare_files, open_runner
 from tests.scripted import tiny_resnet
 
 SHAPE = (3, 16, 12)
@@ -118,3 +120,15 @@ def test_a_users_files_are_found_after_all_others(
     mine.save(mine.compile(CompileInput(engine.parent / "model.onnx"), target), tmp_path / "mine")
     found = compare_files({"dense": tmp_path / "mine"}, target, IMAGES, "engine", SHORT)
     assert found.measurements["dense"].n > 0
+
+
+def test_an_engine_of_several_inputs_is_refused_before_it_is_loaded(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once loaded nobody would close it, and on a GPU it would keep its memory."""
+    loaded = load_engine(engine)
+    several = replace(loaded, meta={**loaded.meta, "inputs": {"images": [1, *SHAPE], "masks": [1, *SHAPE]}})
+    backend = get_backend(loaded.backend)
+    monkeypatch.setattr(type(backend), "runner", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(BadInput, match="takes 2 inputs"):
+        open_runner(several, resolve("cpu"), IMAGES)
