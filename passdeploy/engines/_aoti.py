@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from passdeploy.engines._common import check_inputs, one_line, run_in_batches, told
+from passdeploy.engines._common import PLAINLY, check_inputs, one_line, run_in_batches, say_once, told
 from passdeploy.engines.base import Arrays, CompileInput, Engine, Runner
 from passdeploy.errors import BadInput
 
@@ -285,9 +285,11 @@ class CudaAotiRunner(AotiRunner):
                 with cuda.stream(cuda.current_stream()), cuda.graph(graph):
                     self._results = self._model(*self._bound)
                 self._graph = graph
-            except RuntimeError:
+            except RuntimeError as error:
                 self._results = None
-                cuda.synchronize()  # the GPU can go on, or says here that it can't
+                say_once(PLAINLY.format("the AOTInductor package", one_line(error.__context__ or error)))
+                with told("the AOTInductor package"):
+                    cuda.synchronize()  # the GPU can go on, or says here that it can't
                 # Else PyTorch up to 2.12 may believe it still captures, and refuse random numbers to later training.
                 generator = cuda.default_generators[cuda.current_device()]
                 generator.graphsafe_set_state(generator.clone_state())

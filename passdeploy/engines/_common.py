@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from passdeploy.errors import BadInput, PassdeployError
 if TYPE_CHECKING:
     from passdeploy.targets import Target
 
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
 Shapes = dict[str, list[int]]
 """Tensor name -> shape; -1 where an axis is dynamic."""
 
@@ -189,6 +192,17 @@ def told(what: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime"):
             raise BadInput(f"{what} cannot be run: {one_line(error)}") from error
         raise
+
+
+PLAINLY = "{}: the inference can't be captured as a CUDA graph and is timed kernel by kernel, which takes longer: {}"
+"""What is said of an engine that no graph can hold: by whom it is run, and why."""
+
+
+def say_once(remark: str) -> None:
+    """Logs what a user should know and can go on with; a run that builds dozens of engines says it once."""
+    if remark not in _said:
+        _said.add(remark)
+        _log.warning("passdeploy: %s", remark)
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:

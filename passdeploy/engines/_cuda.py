@@ -36,11 +36,19 @@ def check(result: tuple[Any, ...]) -> Any:
 
 
 class Buffer:
-    """Device memory of one tensor."""
+    """Device memory of one tensor.
+
+    Raises:
+        BadInput: The GPU has no room for it, or an axis is negative: how long it is depends on the data.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
         from cuda.bindings import runtime
 
+        if min(shape, default=0) < 0:  # one byte would be taken for it, and the engine would write past that
+            raise BadInput(
+                f"a tensor of shape {list(shape)} is as large as the data make it; export it with a fixed size"
+            )
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
         self.pointer = int(check(runtime.cudaMalloc(max(1, self.nbytes))))

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passdeploy.engines._child import Server, run_job
-from passdeploy.engines._common import check_fits, check_inputs, facts, missing, read_graph, run_in_batches
+from passdeploy.engines._common import (
+    PLAINLY,
+    check_fits,
+    check_inputs,
+    facts,
+    missing,
+    read_graph,
+    run_in_batches,
+    say_once,
+)
 from passdeploy.engines.base import LAYER_CALLS, Arrays, Backend, CompileInput, Engine, Runner, require
 from passdeploy.errors import BadInput, PassdeployError, Unavailable
 
@@ -100,14 +109,14 @@ class TrtRunner(Runner):
         self.graphed = False
         self.enqueued: list[float] = []
         self._key: int | None = None
-        with tempfile.NamedTemporaryFile(prefix="passdeploy-engine-") as file:
-            file.write(data)
-            file.flush()
-            try:
+        try:
+            with tempfile.NamedTemporaryFile(prefix="passdeploy-engine-") as file:
+                file.write(data)
+                file.flush()
                 self._key = server.ask("load", file.name, batch, host_code)
-            except BaseException:
-                release()
-                raise
+        except BaseException:  # a full disk's, too
+            release()
+            raise
 
     def run(self, inputs: Arrays) -> Arrays:
         check_inputs(inputs, self._shapes)
@@ -117,7 +126,9 @@ class TrtRunner(Runner):
         check_inputs(inputs, self._shapes)
         if any(len(array) != self._batch for array in inputs.values()):
             raise BadInput(f"engine: bind takes exactly {self._batch} image(s), the batch it runs with")
-        self.graphed = bool(self._server.ask("bind", self._key, inputs))
+        self.graphed, refused = self._server.ask("bind", self._key, inputs)
+        if not self.graphed:
+            say_once(PLAINLY.format(self._server.who, refused))
 
     def call(self) -> None:
         self._server.ask("call", self._key)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from passdeploy.engines._child import answer_job, serve
-from passdeploy.engines._common import WARM_CALLS
+from passdeploy.engines._common import WARM_CALLS, one_line
 from passdeploy.engines._trt_context import context_of
 from passdeploy.errors import BadInput
 
@@ -123,6 +123,7 @@ class _Loaded:
             self.close()  # this process goes on, with other engines on the same GPU
             raise
         self.graphed = False
+        self.refused = ""
         self._bound: dict[str, np.ndarray] = {}
         self._launch = self._enqueue
 
@@ -154,14 +155,27 @@ class _Loaded:
             buffer.write(inputs[name], self.stream.handle)
         self._enqueue()  # the first enqueue may allocate, which a capture must not see
         self.stream.synchronise()
-        capturable = getattr(self.context, "is_stream_capturable", lambda stream: True)  # TensorRT-RTX can tell
-        if not self.graphed and capturable(int(self.stream.handle)):
-            try:
-                self._launch = self.stream.capture(self._enqueue)
-                self.graphed = True
-            except Exception:  # data-dependent control flow: timed as plain enqueues, and said so
-                self._launch = self._enqueue
+        if not self.graphed:
+            self._capture()
         return self.graphed
+
+    def _capture(self) -> None:
+        """Replays a graph from now on; where the engine can't be captured, `refused` says why, and it is enqueued.
+
+        Raises:
+            BadInput: Nor can it be enqueued after the attempt.
+        """
+        capturable = getattr(self.context, "is_stream_capturable", lambda stream: True)  # TensorRT-RTX can tell
+        if not capturable(int(self.stream.handle)):
+            self.refused = f"{NAME} says that it allocates as it runs"
+            return
+        try:
+            self._launch = self.stream.capture(self._enqueue)
+            self.graphed = True
+        except Exception as error:  # data-dependent control flow
+            self.refused = one_line(error)
+            self._enqueue()  # what is wrong with more than the capture shows here, not between timed blocks
+            self.stream.synchronise()
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for name, buffer in self.inputs.items():
@@ -260,7 +274,7 @@ def _verbs() -> dict[str, Any]:
 
     return {
         "load": load,
-        "bind": lambda key, inputs: loaded[key].bind(inputs),
+        "bind": lambda key, inputs: (loaded[key].bind(inputs), loaded[key].refused),
         "run": lambda key, inputs: loaded[key].run(inputs),
         "call": lambda key: loaded[key].call(),
         "block": lambda key, seconds, calls: loaded[key].block(seconds, calls),

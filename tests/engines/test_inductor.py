@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from passdeploy.engines import _common
 from passdeploy.engines._aoti import CudaAotiRunner, cpu_flags, drop_copies, prepare, single_means_single
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
@@ -295,8 +296,11 @@ class FakeCuda(SimpleNamespace):
 
 
 @pytest.mark.parametrize("fails", [None, "within", "end"])
-def test_what_no_graph_can_hold_is_launched_plainly(fails: str | None) -> None:
+def test_what_no_graph_can_hold_is_launched_plainly(
+    fails: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A package that waits for the GPU, or allocates beside PyTorch, ended the run after hours of search."""
+    monkeypatch.setattr(_common, "_said", set())
     cuda = FakeCuda(fails)
     launched: list[tuple[bool, bool]] = []
 
@@ -325,6 +329,23 @@ def test_what_no_graph_can_hold_is_launched_plainly(fails: str | None) -> None:
     assert cuda.replays == (4 if fails is None else 0)
     assert cuda.current is cuda.first and cuda.drawing, "what trains later finds its stream and its random numbers"
     assert (runner._results is None) == (fails is not None)
+    why = {"within": "not permitted when stream is capturing", "end": "failed due to a previous error"}
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (fails is not None) and all(
+        why[str(fails)] in line and "kernel by kernel" in line for line in told
+    )
+
+
+def test_a_gpu_that_a_capture_has_broken_is_one_line() -> None:
+    cuda = FakeCuda("end")
+    cuda.synchronize = lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: an illegal memory access"))
+    runner = object.__new__(CudaAotiRunner)
+    runner._torch = SimpleNamespace(  # type: ignore[assignment]
+        cuda=cuda, from_numpy=lambda array: SimpleNamespace(to=lambda device, copy: array)
+    )
+    runner._meta, runner._batch, runner._model = {"inputs": {"images": [1, 3, 4, 4]}}, 1, lambda images: images
+    with pytest.raises(BadInput, match="package cannot be run: CUDA error: an illegal memory access"):
+        runner.bind({"images": np.zeros((1, 3, 4, 4), np.float32)})
 
 
 def test_preparing_leaves_the_program_as_it_was(source: CompileInput) -> None:

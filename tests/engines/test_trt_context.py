@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
-from passdeploy.engines import _trt_child
+from passdeploy.engines import _common, _trt, _trt_child
 from passdeploy.engines._cuda import Stream
+from passdeploy.engines._trt import TrtRunner
 from passdeploy.errors import BadInput
 from passdeploy.shipping.contents import open_bundle
 from passdeploy.shipping.executors import tensorrt as executor
 from tests.shipping.conftest import CLASSES, SHAPE, make_source
-from tests.shipping.host_cuda import HostCuda, HostEngine, tensorrt
+from tests.shipping.host_cuda import Context, HostCuda, HostEngine, tensorrt
+from tests.shipping.host_cuda import Stream as HostStream
 
 pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed: pip install 'passdeploy[cuda]'")
 BATCH = 4
+
+
+class Served:
+    """A `Server` whose child is this process."""
+
+    who = "TensorRT"
+
+    def __init__(self) -> None:
+        self.verbs = _trt_child._verbs()
+
+    def ask(self, verb: str, *arguments: object) -> Any:
+        return self.verbs[verb](*arguments)
 
 
 @pytest.fixture(params=[True, False], ids=["rtx", "full"])
@@ -134,6 +150,74 @@ def test_a_capture_that_fails_leaves_nothing_behind(
         stream.capture(lambda: None)
     assert len(destroyed) == 2, "there was none"
     stream.free()
+
+
+def test_an_engine_that_no_graph_can_hold_is_enqueued_and_says_so(
+    emulated: tuple[bool, HostEngine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A capture that breaks off, and what TensorRT-RTX knows beforehand; numbers are right either way."""
+    _, engine = emulated
+    monkeypatch.setattr(_common, "_said", set())
+
+    def broken_off(stream: HostStream) -> tuple[int, None]:
+        stream.captured = None
+        return 1, None
+
+    monkeypatch.setattr(sys.modules["cuda.bindings.runtime"], "cudaStreamEndCapture", broken_off)
+    images = {"images": np.random.default_rng(0).random((BATCH, *SHAPE), dtype=np.float32)}
+    expected = images["images"].reshape(BATCH, -1) @ engine.weights
+    for engine.capturable in (True, False):
+        server = Served()
+        runner = TrtRunner(server, lambda: None, b"plan", {"images": [-1, *SHAPE]}, BATCH)  # type: ignore[arg-type]
+        runner.bind(images)
+        runner.call()
+        assert not runner.graphed
+        np.testing.assert_allclose(runner.run(images)["logits"], expected, rtol=1e-5, atol=1e-5)
+        runner.close()
+    told = [record.getMessage() for record in caplog.records]
+    assert "kernel by kernel" in told[0] and told[0].endswith("CUDA: cudaErrorInvalidValue")
+    assert [line.endswith("says that it allocates as it runs") for line in told[1:]] == [True]
+
+
+def test_an_attempt_to_capture_that_breaks_the_gpu_is_one_line(
+    emulated: tuple[bool, HostEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not what the first timed block stumbles over."""
+    runtime = sys.modules["cuda.bindings.runtime"]
+    loaded = _trt_child._Loaded(b"plan", BATCH)
+
+    def broken(stream: HostStream) -> tuple[int, None]:
+        stream.captured = None
+        monkeypatch.setattr(runtime, "cudaStreamSynchronize", lambda _: (400,))
+        return 1, None
+
+    monkeypatch.setattr(runtime, "cudaStreamEndCapture", broken)
+    with pytest.raises(BadInput, match="cudaErrorInvalidResourceHandle"):
+        loaded.bind({"images": np.zeros((BATCH, *SHAPE), np.float32)})
+
+
+def test_an_output_as_large_as_the_data_make_it_is_refused(
+    emulated: tuple[bool, HostEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of non-maximum suppression: one byte was taken for it, and the engine wrote past that."""
+    _, engine = emulated
+    held = dict(engine.cuda.device)
+    monkeypatch.setattr(Context, "get_tensor_shape", lambda self, name: (-1, 6))
+    with pytest.raises(BadInput, match=r"a tensor of shape \[-1, 6\] is as large as the data make it"):
+        _trt_child._Loaded(b"plan", BATCH)
+    assert engine.cuda.device == held
+
+
+def test_a_full_disk_leaves_no_server_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[bool] = []
+
+    def full(**_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_trt.tempfile, "NamedTemporaryFile", full)
+    with pytest.raises(OSError, match="No space left"):
+        TrtRunner(Served(), lambda: released.append(True), b"plan", {}, BATCH)  # type: ignore[arg-type]
+    assert released == [True]
 
 
 def test_the_real_module_offers_what_is_set() -> None:
