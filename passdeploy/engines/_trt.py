@@ -257,6 +257,8 @@ class TrtBackend(Backend):
             }
             built = run_job(CHILD, job, f"{self.title}: build for {target.name} failed", env=self.environment)
             data = engine_path.read_bytes()
+        if remark := built.get("remark"):
+            say_once(f"{self.title}: {remark}")
         meta = facts(target, built["library"], graph, source) | {
             "compute_capabilities": [f"{a}.{b}" for a, b in capabilities(target)],
             "build_s": round(built["seconds"], 3),

@@ -17,6 +17,7 @@ import numpy as np
 
 from passdeploy.engines._child import answer_job, serve
 from passdeploy.engines._common import WARM_CALLS, one_line
+from passdeploy.engines._timings import keep, own_copy
 from passdeploy.engines._trt_context import context_of
 from passdeploy.errors import BadInput
 
@@ -59,7 +60,7 @@ def _config(job: dict[str, Any]) -> Any:
     if options.get("hardware_compatible"):
         common["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.get("timing_cache"):
-        common["load_timing_cache"] = options["timing_cache"]
+        common["load_timing_cache"] = own_copy(options["timing_cache"], Path(job["engine"]).parent)
     return CreateConfig(**common)
 
 
@@ -68,7 +69,8 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath, PostprocessConfig
 
     trt = _library()
-    flags: dict[str, bool] = {}
+    flags: dict[str, Any] = {}
+    used: list[Any] = []
 
     def settled(builder: Any, network: Any, config: Any) -> None:
         """Clears TF32, which is on by default and leaves a float32 product 10 bits of mantissa.
@@ -79,6 +81,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
         if RTX and hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         flags["tf32"] = bool(config.get_flag(trt.BuilderFlag.TF32))
+        used.append(config)
 
     if job.get("plugin_for") is not None and not RTX:
         from passdeploy.engines._trt_plugin import register
@@ -89,9 +92,11 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     network = NetworkFromOnnxPath(job["onnx"], **typed)
     cache = (job["options"].get("timing_cache") or None) if not RTX else None
     config = PostprocessConfig(_config(job), settled)
-    data = EngineBytesFromNetwork(network, config=config, save_timing_cache=cache)()
+    data = EngineBytesFromNetwork(network, config=config)()
     Path(job["engine"]).write_bytes(bytes(data))
-    return {"library": trt.__version__, "seconds": time.perf_counter() - begun, **flags}
+    seconds = time.perf_counter() - begun
+    remark = keep(used[0], cache) if cache else None
+    return {"library": trt.__version__, "seconds": seconds, "remark": remark, **flags}
 
 
 class _Loaded:
