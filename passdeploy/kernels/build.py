@@ -175,8 +175,13 @@ def compiled(source: str, capability: int) -> bytes:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache, delete=False) as file:
-            file.write(code)
-        Path(file.name).replace(path)
+            temporary = Path(file.name)
+            try:
+                file.write(code)
+                file.flush()
+                temporary.replace(path)
+            finally:  # on a full disk every process would leave a piece
+                temporary.unlink(missing_ok=True)
     except OSError:
         pass  # a read-only home costs a compilation per process, nothing else
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib.util
 import itertools
 import os
@@ -163,6 +164,22 @@ def test_a_cache_that_can_not_be_written_does_not_matter(tmp_path: Path, monkeyp
     monkeypatch.setattr(build, "compile_nvrtc", lambda *_: b"code")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert build.compiled("prompted_input", 90) == b"code"
+
+
+@needs_nvrtc
+def test_a_full_disk_keeps_no_pieces_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build, "compile_nvrtc", lambda *_: b"code")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        assert build.compiled("prompted_input", 90) == b"code"
+    assert list((tmp_path / "passdeploy" / "kernels").iterdir()) == []
+    assert build.compiled("prompted_input", 90) == b"code"
+    (kept,) = (tmp_path / "passdeploy" / "kernels").iterdir()
+    assert kept.read_bytes() == b"code"
 
 
 def test_without_nvcc_the_message_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
