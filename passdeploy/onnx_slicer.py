@@ -185,7 +185,8 @@ class OnnxSlicer:
 
     def _attention_before(self, node: Any) -> str | None:
         """The attention whose queries, keys and values are the nearest before a node."""
-        projections = {f"{name}.{spec.qkv}" if spec.qkv else name: name for name, spec in self._attentions.items()}
+        projections = {name: name for name in self._attentions}
+        projections |= {f"{name}.{part}": name for name, spec in self._attentions.items() for part in spec.qkv}
         made_by = {output: node for node in self._skeleton.graph.node for output in node.output}
         queue, seen = deque([node]), set()
         while queue:

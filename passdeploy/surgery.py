@@ -187,7 +187,7 @@ def _remove_branch(model: nn.Module, branch: Mapping[str, Any]) -> None:
     for name in branch["modules"]:
         pair = isinstance(model.get_submodule(name), nn.MultiheadAttention)
         if name == branch["gate"]:
-            stand_in: nn.Module = Zero(like=branch["zero"] == "like", pair=pair)
+            stand_in: nn.Module = Zero(like=branch["zero"] != "scalar", pair=pair or branch["zero"] == "pair")
         else:
             stand_in = Zero(pair=pair) if name in branch["starts"] or pair else nn.Identity()
         replace_module(model, name, stand_in.train(model.training))

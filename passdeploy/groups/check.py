@@ -212,7 +212,7 @@ def _inputs(model: nn.Module, example: Tensor) -> list[Tensor]:
 
 
 def _without_failing(model: nn.Module, groups: Groups, trial: Structure, example: Tensor, training: bool) -> Groups:
-    """Tries every group on its own and freezes those that fail (a branch first gets its other kind of zero)."""
+    """Tries every group on its own and freezes those that fail (a branch first gets the other kinds of zero)."""
     kept: list[ChannelGroup] = []
     frozen = dict(groups.frozen)
     for group in groups.groups:
@@ -221,10 +221,12 @@ def _without_failing(model: nn.Module, groups: Groups, trial: Structure, example
             alone = Structure({**alone.masks, group.name: (False,)})
         reason = _fails(model, groups, alone, example, training)
         if reason and group.kind == "depth":
-            other = dataclasses.replace(group, zero="scalar")
-            swapped = Groups(tuple(other if g is group else g for g in groups.groups), frozen)
-            if not _fails(model, swapped, alone, example, training):
-                group, reason = other, ""
+            others = [dataclasses.replace(group, zero=zero) for zero in ("scalar", "pair") if zero != group.zero]
+            for other in others:
+                swapped = Groups(tuple(other if g is group else g for g in groups.groups), frozen)
+                if not _fails(model, swapped, alone, example, training):
+                    group, reason = other, ""
+                    break
         if reason:
             frozen[group.name] = reason
         else:

@@ -167,8 +167,9 @@ class _Finder:
         module = self.module(node)
         if isinstance(module, _GATES):
             return str(node.target) if module.weight is not None else None
-        if module is not None and describe(module) is not None:
-            return str(node.target)
+        spec = None if module is None else describe(module)
+        if spec is not None:
+            return str(node.target) if spec.proj else None
         if module is not None:
             keeps = isinstance(module, _KEEPS_ZERO_MODULES) or type(module).__name__ in ("StochasticDepth", "DropPath")
             return self.gate(node.args[0], inside) if keeps and node.args else None

@@ -47,11 +47,11 @@ def with_heads(units: Sequence[Unit], specs: Mapping[str, Attention]) -> list[Un
             if side == "out":
                 heads = sorted({channel // spec.head_dim for channel in channels})
                 own.channels[(base, "out")] += heads
-                if spec.qkv:
-                    own.channels[(f"{base}.{spec.qkv}", "out")] += [row for head in heads for row in spec.rows(head)]
-            elif spec.qkv:
-                own.channels[(f"{base}.{spec.qkv}", "in")] += channels
-            else:
+                for part in spec.qkv:
+                    own.channels[(f"{base}.{part}", "out")] += [row for head in heads for row in spec.rows(head)]
+            for part in spec.qkv if side == "in" else ():
+                own.channels[(f"{base}.{part}", "in")] += channels
+            if side == "in" and not spec.qkv:
                 own.reason = own.reason or f"its channels meet {base}: attention"
         result.append(own)
     return result

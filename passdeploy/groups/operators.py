@@ -162,14 +162,14 @@ def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operat
 
     def record_attention(name: str, module: nn.Module, spec: Attention) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
-            if any(op.name == f"{name}.{spec.proj}" for op in found):
+            layers = [part for part in (*spec.qkv, spec.proj) if part]
+            if any(op.name == f"{name}.{layers[-1]}" for op in found):
                 return  # it calls its layers
             plane = int(np.prod(first_tensor(args, kwargs).shape[:-1])), 1
-            if spec.qkv:
-                add(f"{name}.{spec.qkv}", getattr(module, spec.qkv), (plane, plane))
-            else:
+            if not spec.qkv:
                 found.append(_packed(name, module, spec, plane, groups.groups, depth))
-            add(f"{name}.{spec.proj}", getattr(module, spec.proj), (plane, plane))
+            for part in layers:
+                add(f"{name}.{part}", module.get_submodule(part), (plane, plane))
 
         return hook
 

@@ -47,7 +47,8 @@ class ChannelGroup:
         branch: Depth only: the modules of the branch, in execution order.
         gate: Depth only: the module of the branch whose zero output makes the whole branch zero.
         starts: Depth only: the modules fed by the branch's input.
-        zero: Depth only: what surgery puts at the gate: a zero ``like`` its input, or a ``scalar`` one.
+        zero: Depth only: what surgery puts at the gate: a zero ``like`` its input, a ``scalar`` one, or a ``pair`` of
+            the first and None, as attentions that can return their weights do.
         least: Units below which no method goes.
         fixed: Units that every pruned network has; None: free.
     """
@@ -59,7 +60,7 @@ class ChannelGroup:
     branch: tuple[str, ...] = ()
     gate: str = ""
     starts: tuple[str, ...] = ()
-    zero: Literal["like", "scalar"] = "like"
+    zero: Literal["like", "scalar", "pair"] = "like"
     least: int = 1
     fixed: int | None = None
 
