@@ -21,6 +21,7 @@ from passdeploy.errors import BadInput
 from passdeploy.groups.attention import first_tensor, replaceable
 from passdeploy.groups.attention_cut import SLIM, slim_kind, without_einsum
 from passdeploy.groups.check import first_line
+from passdeploy.groups.frozen import thaw
 from passdeploy.onnx_graph import tidy
 
 
@@ -132,6 +133,7 @@ def export_model(model: nn.Module, input_shape: Sequence[int], batch: int = 1) -
     example = torch.rand(batch, *input_shape, generator=torch.Generator().manual_seed(0))
     try:
         with _quiet(), torch.no_grad():
+            thaw(clone)  # which become part of the convolutions in front of them
             _resolve_adaptive_pools(clone, example)
             _pin_heads(clone, example)
             program = torch.onnx.export(

@@ -21,6 +21,7 @@ from passdeploy.engines.base import INPUT
 from passdeploy.groups.attention import attentions, gate_name
 from passdeploy.groups.channels import NORMS
 from passdeploy.groups.check import first_line, random_structure, without_one
+from passdeploy.groups.frozen import thaw
 from passdeploy.groups.types import ChannelGroup, Groups
 from passdeploy.onnx_cut import cut_array
 from passdeploy.onnx_export import export_model
@@ -68,6 +69,7 @@ class OnnxSlicer:
         self, model: nn.Module, groups: Groups, input_shape: Sequence[int], batch: int = 1, *, prefix: str = "network."
     ) -> None:
         self.model = copy.deepcopy(model).cpu().float().eval()
+        thaw(self.model)
         self.groups, self.input_shape, self.batch, self.prefix = groups, tuple(input_shape), batch, prefix
         _tell_apart(self.model)
         self._network = self.model.get_submodule(prefix.rstrip(".")) if prefix else self.model
@@ -185,8 +187,7 @@ class OnnxSlicer:
 
     def _attention_before(self, node: Any) -> str | None:
         """The attention whose queries, keys and values are the nearest before a node."""
-        projections = {name: name for name in self._attentions}
-        projections |= {f"{name}.{part}": name for name, spec in self._attentions.items() for part in spec.qkv}
+        projections = {f"{n}.{part}".rstrip("."): n for n, spec in self._attentions.items() for part in (*spec.qkv, "")}
         made_by = {output: node for node in self._skeleton.graph.node for output in node.output}
         queue, seen = deque([node]), set()
         while queue:

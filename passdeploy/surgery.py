@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from passdeploy.errors import BadInput, nearest
 from passdeploy.groups.attention import cut_heads, first_tensor, head_count
 from passdeploy.groups.channels import PRODUCERS, side_size
+from passdeploy.groups.frozen import is_frozen_norm
 from passdeploy.groups.types import Groups
 from passdeploy.groups.wrapped import replace_module
 from passdeploy.structure import Structure
@@ -161,9 +162,10 @@ def _cut(module: nn.Module, outside: Tensor | None, inside: Tensor | None) -> No
         return
     if inside is not None or outside is None:
         raise ValueError("it has no input side of its own")
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, nn.modules.batchnorm._NormBase) or is_frozen_norm(module):
         _cut_per_channel(module, outside)
-        module.num_features = len(outside)
+        if "num_features" in vars(module):  # some libraries' frozen norms state none
+            vars(module)["num_features"] = len(outside)
     elif isinstance(module, nn.GroupNorm):
         each = module.num_channels // module.num_groups
         if len(outside) % each or len(torch.unique(outside // each)) * each != len(outside):

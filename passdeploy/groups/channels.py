@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from passdeploy.groups.attention import head_count
 from passdeploy.groups.depgraph import WithInput, chunks, dependency_graph
+from passdeploy.groups.frozen import frozen_channels
 from passdeploy.groups.types import Side
 
 CONV = (nn.modules.conv._ConvNd,)
@@ -200,7 +201,7 @@ def side_size(module: nn.Module, side: Side) -> int | None:
         return module.num_features
     if isinstance(module, nn.PReLU):
         return module.num_parameters if module.num_parameters > 1 else None
-    return head_count(module) if side == "out" else None
+    return (frozen_channels(module) or head_count(module)) if side == "out" else None
 
 
 def _closed(node: Any, names: dict[Any, str]) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.groups.depgraph import tensors
+from passdeploy.groups.frozen import is_frozen_norm, thawed
 from passdeploy.groups.masking import Masker
 from passdeploy.groups.types import ChannelGroup, Groups
 from passdeploy.structure import Structure
@@ -33,11 +34,12 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
             tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
 
     for module in model.modules():
-        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
+        frozen = is_frozen_norm(module)
+        if frozen or isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
             uniform(module.weight, 0.5, 1.5)
             uniform(getattr(module, "running_mean", None), -0.5, 0.5)
             uniform(getattr(module, "running_var", None), 0.5, 1.5)
-        if isinstance(getattr(module, "bias", None), nn.Parameter):
+        if frozen or isinstance(getattr(module, "bias", None), nn.Parameter):
             uniform(module.bias, -0.5, 0.5)
     for parameter in model.parameters():
         if (
@@ -60,6 +62,11 @@ def calibrate(model: nn.Module, shape: Sequence[int], images: int = 4, rounds: i
         images: At once.
         rounds: Batches.
     """
+    with thawed(model):
+        _calibrate(model, shape, images, rounds)
+
+
+def _calibrate(model: nn.Module, shape: Sequence[int], images: int, rounds: int) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     model.eval()
     if not norms:

@@ -14,6 +14,7 @@ from passdeploy.groups.channels import PRODUCERS, Unit, channel_units, side_size
 from passdeploy.groups.check import calibrate, drop_what_fails, first_line, randomise
 from passdeploy.groups.control import matches
 from passdeploy.groups.depth import branches
+from passdeploy.groups.frozen import is_frozen_norm, thaw
 from passdeploy.groups.heads import with_heads
 from passdeploy.groups.types import ChannelGroup, Groups, Member, Side
 from passdeploy.groups.wrapped import copied, plain_network, uncuttable
@@ -52,7 +53,7 @@ def _kept_values(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{name}.{key}": buffer
         for name, module in model.named_modules()
-        if not isinstance(module, nn.modules.batchnorm._NormBase)
+        if not isinstance(module, nn.modules.batchnorm._NormBase) and not is_frozen_norm(module)
         for key, buffer in module.named_buffers(recurse=False)
         if buffer.ndim > 0 and buffer.is_floating_point()
     }
@@ -176,11 +177,12 @@ def _unreached(model: nn.Module, groups: Sequence[ChannelGroup], frozen: Mapping
 
 
 def _units(model: nn.Module, example: Tensor) -> list[Unit]:
-    """All units of a network; attentions are followed through their stand-ins."""
+    """All units of a network; attentions are followed through their stand-ins, frozen norms through batch norms."""
     specs: dict[str, Attention] = replaceable(model, example)
-    if not specs:
-        return channel_units(model, example)
     traced = copy.deepcopy(model)
+    thaw(traced)
+    if not specs:
+        return channel_units(traced, example)
     put_stand_ins(traced, specs)
     return with_heads(channel_units(traced, example), specs)
 
@@ -236,7 +238,9 @@ def find_groups(
     frozen |= _unreached(clone, found, frozen)
     if depth:
         try:
-            ways, opaque = branches(clone)
+            traced = copy.deepcopy(clone)
+            thaw(traced)
+            ways, opaque = branches(traced)
         except Exception as error:
             ways, opaque = [], {}
             frozen["depth"] = f"the network can't be traced symbolically: {first_line(error)}"

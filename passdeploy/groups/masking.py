@@ -119,7 +119,7 @@ class Masker:
                 item.index = item.index.to(vector.device)
             changed[item.name] = weight * vector[item.index].view(item.shape).to(weight.dtype)
         for name, positions in self._gates.items():
-            value = changed.get(name, own[name])
+            value = changed[name] if name in changed else own[name] if name in own else self.model.get_buffer(name)
             for position in positions:
                 value = value * vector[position].to(value.dtype)
             changed[name] = value
