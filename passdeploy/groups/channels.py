@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from passdeploy.groups.attention import head_count
 from passdeploy.groups.depgraph import WithInput, chunks, dependency_graph
 from passdeploy.groups.frozen import frozen_channels
+from passdeploy.groups.resized import halves
 from passdeploy.groups.types import Side
 
 CONV = (nn.modules.conv._ConvNd,)
@@ -87,6 +88,7 @@ class _Walk:
         self.lost: set[int] = set()
         # an index map that DepGraph got wrong can multiply channels without end
         self.limit = max(max(channel_counts(n.module)) for n in self.nodes if isinstance(n.module, PRODUCERS))
+        self.limit = max(self.limit, *((halves(n) or (0, 0))[1] for n in self.nodes))
 
     def atom(self, node: Any, side: Side, channel: int) -> tuple[int, bool]:
         known = self.ids[(self.index[id(node)], side)]
@@ -167,12 +169,12 @@ class _Walk:
                 self.sets.unite(first, self.atom(node, "out", channel)[0])
 
     def _unite_chunks(self, node: Any) -> None:
-        """Equal parts of a split must stay equal: a channel goes with those at its place in the other parts.
+        """Equal parts of a split, or of a gate, must stay equal: a channel goes with those at its place in the others.
 
         A network computes where it splits from the channels it is given, so parts of different sizes would be cut at
         the wrong place.
         """
-        found = chunks(node)
+        found = chunks(node) or halves(node)
         if found is None:
             return
         each, whole = found

@@ -14,6 +14,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from passdeploy.groups.resized import counted, map_resized
+
 
 def tensors(outputs: Any) -> list[Tensor]:
     """All floating-point tensors in a network's outputs (a tensor, or nested tuples, lists and dictionaries)."""
@@ -147,8 +149,11 @@ def dependency_graph(model: WithInput, example: Tensor) -> tuple[Any, set[int]]:
                         maps[node.type](graph, node)
                 except Exception:
                     broken.add(id(node))
+        for node in nodes:
+            map_resized(node)
 
     with (
+        counted(),
         torch.enable_grad(),
         warnings.catch_warnings(),
         mock.patch.object(index_mapping, "update_index_mapping", update),
