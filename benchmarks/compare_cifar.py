@@ -109,13 +109,7 @@ def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str
         raise SystemExit(f"compare_cifar: {paths[0]} has no rows at {SCREENED_AT}; run `screen` first")
     finalists = ["pass", *best_of(screening)]
     finals = [
-        [
-            row
-            for budget in budgets
-            for row in run_last(RowFile(path).read(), budget)
-            if row.method in (*finalists, START)
-        ]
-        for path in paths
+        repeated([row for budget in budgets for row in run_last(RowFile(path).read(), budget)]) for path in paths
     ]
     for path, final in zip(paths, finals, strict=True):
         if not final:
@@ -162,10 +156,21 @@ def methods_of(screening: list[Row]) -> str:
     return "every method" + (f" but {', '.join(left)}" if left else "")
 
 
+def repeated(rows: list[Row]) -> list[Row]:
+    """Of finals those of methods that were run with several seeds; all, where none was."""
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        seeds.setdefault(row.method, set()).add(row.seed)
+    return [row for row in rows if len(seeds[row.method]) > 1] or rows
+
+
 def heading(rows: list[Row], finalists: list[str]) -> str:
     """What was run, of the finals."""
-    there = [name for name in finalists if any(row.method == name for row in rows)]
-    return "The best three and pass" if there == finalists else " and ".join(there)
+    names = dict.fromkeys(row.method for row in rows)
+    there = [name for name in (*finalists, *names) if name in names]
+    if there[: len(finalists)] == finalists:
+        return "The best three and pass"
+    return ", ".join(dict.fromkeys(there))
 
 
 def main() -> None:
