@@ -108,9 +108,7 @@ def page(args: argparse.Namespace, paths: list[Path], budgets: list[str]) -> str
     if not screening:
         raise SystemExit(f"compare_cifar: {paths[0]} has no rows at {SCREENED_AT}; run `screen` first")
     finalists = ["pass", *best_of(screening)]
-    finals = [
-        repeated([row for budget in budgets for row in run_last(RowFile(path).read(), budget)]) for path in paths
-    ]
+    finals = [repeated([row for budget in budgets for row in run_last(RowFile(path).read(), budget)]) for path in paths]
     for path, final in zip(paths, finals, strict=True):
         if not final:
             raise SystemExit(f"compare_cifar: {path} has no rows of pass at {','.join(budgets)}; run `final` first")
