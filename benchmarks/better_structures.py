@@ -31,6 +31,7 @@ from compare_cifar import configuration
 from torch import Tensor, nn
 
 from passdeploy.console import Ui
+from passdeploy.feeding import training_batches
 from passdeploy.groups import Masker, as_masks
 from passdeploy.pipeline import Run
 from passdeploy.placing import place
@@ -46,7 +47,6 @@ from passdeploy.training import (
     autocast_dtype,
     parameter_groups,
     task_loss,
-    training_batches,
     training_device,
 )
 from passdeploy.workspace import write_json

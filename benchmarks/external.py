@@ -43,6 +43,7 @@ from passdeploy.console import Ui
 from passdeploy.data.base import SubSplit, evenly
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.export import export_onnx
+from passdeploy.feeding import steps_per_epoch, training_batches
 from passdeploy.groups import operators
 from passdeploy.groups.operators import macs
 from passdeploy.groups.types import Groups
@@ -57,7 +58,7 @@ from passdeploy.stages.common import plain
 from passdeploy.stages.finetune import finetune_settings
 from passdeploy.stages.profile import stage_model
 from passdeploy.timing import compare_engines
-from passdeploy.training import evaluate, reestimate_batch_norm, steps_per_epoch, train, training_batches
+from passdeploy.training import evaluate, reestimate_batch_norm, train
 
 SCORED_IMAGES = 1000
 """Validation images by which FastNAS scores a width."""

@@ -31,6 +31,7 @@ import torch
 from common import device_folder
 
 from passdeploy.config import make_config
+from passdeploy.feeding import steps_per_epoch
 from passdeploy.latency.roofline import Roofline
 from passdeploy.latency.stats import median_ratio
 from passdeploy.search.method import SearchContext, search_steps
@@ -42,7 +43,7 @@ from passdeploy.search.trials import SETTLED, SHARE
 from passdeploy.subject import load_subject
 from passdeploy.targets import resolve
 from passdeploy.teacher import Teacher
-from passdeploy.training import TrainSettings, steps_per_epoch, train, training_device
+from passdeploy.training import TrainSettings, train, training_device
 
 
 class Turns:

@@ -7,17 +7,17 @@ never interrupted: on a CPU bit for bit, on a GPU as far as its kernels repeat t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from passdeploy.checkpoint import Checkpoint
-from passdeploy.data.base import Augmentation, ImageData, Split, batches
+from passdeploy.data.base import ImageData, Split, batches
 from passdeploy.errors import BadInput
+from passdeploy.feeding import steps_per_epoch, training_batches
 from passdeploy.placing import eased, laid_out, place
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.teacher import Teacher
@@ -107,50 +107,6 @@ def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
     if step < rise:
         return peak * (step + 1) / rise
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
-
-
-def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Flips and shifts each image of (N, C, H, W) on its own."""
-    count, _, height, width = images.shape
-    if how.shift:
-        reach = how.shift
-        padded = F.pad(images, (reach,) * 4, mode="replicate")
-        top, left = torch.randint(0, 2 * reach + 1, (2, count), generator=generator)
-        rows = top[:, None] + torch.arange(height)
-        columns = left[:, None] + torch.arange(width)
-        images = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(
-            0, 3, 1, 2
-        )
-    if how.flip:
-        flipped = torch.rand(count, generator=generator) < 0.5
-        images = torch.where(flipped[:, None, None, None], images.flip(3), images)
-    return images
-
-
-def steps_per_epoch(split: Split, batch: int) -> int:
-    """Whole batches in one pass; at least one."""
-    return max(1, len(split) // batch)
-
-
-def training_batches(
-    data: ImageData, batch: int, seed: int, total: int, start: int = 0
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yields (step, augmented images, labels) for steps `start` .. `total` - 1; epochs are reshuffled."""
-    per_epoch = steps_per_epoch(data.train, batch)
-    batch, task = min(batch, len(data.train)), task_of(data)
-    order, shuffled = torch.empty(0), -1
-    for step in range(start, total):
-        epoch, within = divmod(step, per_epoch)
-        if epoch != shuffled:
-            order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-            shuffled = epoch
-        indices = order[within * batch : (within + 1) * batch]
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
-        torch.manual_seed((seed * 1_000_003 + step) * 2)  # what layers draw (dropout) is a function of the step, too
-        images, labels = task.augment(
-            data.train.images(indices), data.train.labels[indices], data.augmentation, generator
-        )
-        yield step, images, labels
 
 
 def task_loss(task: Task, logits: Tensor, labels: Tensor, teacher: Tensor | None, settings: TrainSettings) -> Tensor:

@@ -14,7 +14,7 @@ import yaml
 from passdeploy import data as datasets
 from passdeploy import models
 from passdeploy.data.base import ImageData
-from passdeploy.training import training_batches
+from passdeploy.feeding import training_batches
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,20 +16,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from passdeploy.checkpoint import Checkpoint
-from passdeploy.config import make_config
-from passdeploy.data.base import ArraySplit, Augmentation, SubSplit
+from passdeploy.data.base import ArraySplit, SubSplit
 from passdeploy.errors import BadInput
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.training import (
     LARGEST_GRADIENT,
     TrainSettings,
-    augment,
     evaluate,
     learning_rate,
     parameter_groups,
     reestimate_batch_norm,
     train,
-    training_batches,
 )
 from tests import scripted
 
@@ -103,12 +100,6 @@ def test_saving_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pyt
             checkpoint.save({})
 
 
-def test_the_largest_seed_is_one(tmp_path: Path) -> None:
-    seed = make_config({"seed": 2**32 - 1}).seed
-    (step, _, _) = next(training_batches(DATA, 32, seed, 10_000_001, start=10_000_000))
-    assert step == 10_000_000
-
-
 def test_a_damaged_checkpoint_never_replaces_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint(tmp_path / "c.ckpt", 0, 0)
     checkpoint.save({"step": 1, "t": torch.ones(2)})
@@ -142,21 +133,6 @@ def test_what_was_begun_on_a_gpu_goes_on_without_one(tmp_path: Path) -> None:
     assert loaded["t"].device.type == "cpu" and loaded["t"].tolist() == [1, 1]
 
 
-def test_batches_are_a_function_of_seed_and_step() -> None:
-    whole = list(training_batches(DATA, 32, 5, 20))
-    rest = list(training_batches(DATA, 32, 5, 20, start=11))
-    assert [step for step, _, _ in rest] == list(range(11, 20))
-    for (step, images, labels), (again, same_images, same_labels) in zip(whole[11:], rest, strict=True):
-        assert step == again
-        assert torch.equal(images, same_images)
-        assert torch.equal(labels, same_labels)
-    other = next(training_batches(DATA, 32, 6, 1))
-    assert not torch.equal(other[1], whole[0][1])
-    per_epoch = len(DATA.train) // 32
-    seen = torch.cat([labels for _, _, labels in whole[:per_epoch]])
-    assert seen.bincount().tolist() == DATA.train.labels.bincount().tolist()
-
-
 @given(total=st.integers(1, 500), peak=st.floats(1e-4, 1), warmup=st.floats(0, 1))
 def test_the_rate_rises_then_falls(total: int, peak: float, warmup: float) -> None:
     rates = [learning_rate(step, total, peak, warmup) for step in range(total)]
@@ -164,22 +140,6 @@ def test_the_rate_rises_then_falls(total: int, peak: float, warmup: float) -> No
     top = rates.index(max(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
-
-
-def test_augmented_images_are_shifted_or_mirrored_ones() -> None:
-    images = torch.rand(40, 3, 9, 7)
-    generator = torch.Generator().manual_seed(0)
-    assert torch.equal(augment(images, Augmentation(flip=False, shift=0), generator), images)
-    flipped = augment(images, Augmentation(flip=True, shift=0), generator)
-    same = (flipped == images).flatten(1).all(1)
-    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
-    assert (same | mirrored).all()
-    assert same.any()
-    assert mirrored.any()
-    moved = augment(images, Augmentation(flip=False, shift=2), generator)
-    inner = moved[:, :, 4:5, 3:4]
-    near = images[:, :, 2:7, 1:6].flatten(2)
-    assert (inner.flatten(2) == near).any(2).all()
 
 
 def test_norms_biases_and_prompts_do_not_decay() -> None:

@@ -21,10 +21,10 @@ from passdeploy.checkpoint import Checkpoint
 from passdeploy.config import RunConfig
 from passdeploy.data.base import ImageData
 from passdeploy.errors import BadInput, nearest
+from passdeploy.feeding import steps_per_epoch
 from passdeploy.groups import Groups, Operator
 from passdeploy.search import latency_allocator  # noqa: F401 (registers the allocators that are files of their own)
 from passdeploy.search.allocator import ALLOCATORS, Allocator, Importance, Predictor, width_grids
-from passdeploy.training import steps_per_epoch
 from passdeploy.workspace import read_json, write_json
 
 

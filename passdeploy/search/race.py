@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from passdeploy.feeding import training_batches
 from passdeploy.groups import macs
 from passdeploy.placing import ease_norms, place
 from passdeploy.search.allocator import Allocation, Allocator, Importance
@@ -37,7 +38,6 @@ from passdeploy.training import (
     finite,
     parameter_groups,
     task_loss,
-    training_batches,
     training_device,
 )
 

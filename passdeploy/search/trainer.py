@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.config import SearchConfig
+from passdeploy.feeding import training_batches
 from passdeploy.placing import place
 from passdeploy.search.forward import Forward
 from passdeploy.search.hypernetwork import Cuts
@@ -43,7 +44,6 @@ from passdeploy.training import (
     finite,
     parameter_groups,
     task_loss,
-    training_batches,
     training_device,
 )
 

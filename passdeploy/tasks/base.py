@@ -108,7 +108,7 @@ class Task:
         self, images: Tensor, labels: Tensor, how: Augmentation, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Random changes of a training batch."""
-        from passdeploy.training import augment
+        from passdeploy.feeding import augment
 
         return augment(images, how, generator), labels
 

@@ -62,7 +62,7 @@ class Segmentation(Task):
         self, images: Tensor, labels: Tensor, how: Augmentation, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """The labels are flipped and shifted with their images."""
-        from passdeploy.training import augment
+        from passdeploy.feeding import augment
 
         both = augment(torch.cat([images, labels[:, None].to(images.dtype)], 1), how, generator)
         return both[:, :-1].contiguous(), both[:, -1].to(labels.dtype)

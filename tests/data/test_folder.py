@@ -17,7 +17,7 @@ from passdeploy.data.base import IMAGENET_MEAN, Preprocess, SubSplit
 from passdeploy.data.folder import load_folder
 from passdeploy.data.images import decode, fit, to_rgb, upright_size
 from passdeploy.errors import BadInput
-from passdeploy.training import training_batches
+from passdeploy.feeding import training_batches
 
 COLOURS = {"red": (200, 10, 20), "green": (30, 180, 40), "blue": (10, 60, 220)}
 

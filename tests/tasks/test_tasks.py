@@ -17,10 +17,11 @@ from passdeploy.config import make_config, merge
 from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
 from passdeploy.data.fashion_scenes import SIDE, scenes
 from passdeploy.errors import BadInput
+from passdeploy.feeding import training_batches
 from passdeploy.models.unet import UNet
 from passdeploy.subject import load_subject
 from passdeploy.tasks import get_task, known, task_of
-from passdeploy.training import TrainSettings, evaluate, train, training_batches
+from passdeploy.training import TrainSettings, evaluate, train
 from tests import scripted
 
 CLASSES = 3
