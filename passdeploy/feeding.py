@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from passdeploy.data.ahead import ahead, pinned, worthwhile
 from passdeploy.data.base import Augmentation, ImageData, Split
-from passdeploy.tasks import task_of
+from passdeploy.tasks import Task, task_of
 
 
 def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
@@ -51,19 +53,47 @@ def steps_per_epoch(split: Split, batch: int) -> int:
 def training_batches(
     data: ImageData, batch: int, seed: int, total: int, start: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yields (step, augmented images, labels) for steps `start` .. `total` - 1; epochs are reshuffled."""
-    per_epoch = steps_per_epoch(data.train, batch)
-    batch, task = min(batch, len(data.train)), task_of(data)
+    """Yields (step, augmented images, labels) for steps `start` .. `total` - 1; epochs are reshuffled.
+
+    They are the same whether they are made ahead, which they are where that is worthwhile, or when they are asked for.
+    """
+    task, chosen = task_of(data), _chosen(data.train, batch, seed, total, start)
+
+    def changed(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
+        return task.augment(images, labels, data.augmentation, generator)
+
+    def begin(step: int) -> None:  # what layers draw (dropout) is a function of the step, too
+        torch.manual_seed((seed * 1_000_003 + step) * 2)
+
+    if not worthwhile(data.train, batch):
+        for step, indices in chosen:
+            begin(step)
+            yield step, *changed(step, data.train.images(indices), data.train.labels[indices])
+        return
+
+    ours = type(task).augment is Task.augment  # others may draw from what is seeded for the step
+
+    def make(one: tuple[int, Tensor]) -> tuple[int, Tensor, Tensor]:
+        step, indices = one
+        images, labels = data.train.images(indices), data.train.labels[indices]
+        if ours:
+            images, labels = changed(step, images, labels)
+        return step, pinned(images), pinned(labels)
+
+    with closing(ahead(make, chosen)) as made:
+        for step, images, labels in made:
+            begin(step)
+            yield step, *((images, labels) if ours else changed(step, images, labels))
+
+
+def _chosen(split: Split, batch: int, seed: int, total: int, start: int) -> Iterator[tuple[int, Tensor]]:
+    """Yields (step, indices of its images)."""
+    per_epoch, batch = steps_per_epoch(split, batch), min(batch, len(split))
     order, shuffled = torch.empty(0), -1
     for step in range(start, total):
         epoch, within = divmod(step, per_epoch)
         if epoch != shuffled:
-            order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
             shuffled = epoch
-        indices = order[within * batch : (within + 1) * batch]
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
-        torch.manual_seed((seed * 1_000_003 + step) * 2)  # what layers draw (dropout) is a function of the step, too
-        images, labels = task.augment(
-            data.train.images(indices), data.train.labels[indices], data.augmentation, generator
-        )
-        yield step, images, labels
+        yield step, order[within * batch : (within + 1) * batch]

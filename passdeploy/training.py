@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.checkpoint import Checkpoint
-from passdeploy.data.base import ImageData, Split, batches
+from passdeploy.data.ahead import batches, images_of
+from passdeploy.data.base import ImageData, Split
 from passdeploy.errors import BadInput
 from passdeploy.feeding import steps_per_epoch, training_batches
 from passdeploy.placing import eased, laid_out, place
@@ -233,7 +234,7 @@ def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None
 
     def outputs(images: Tensor) -> Tensor:
         nonlocal how
-        images = images.to(device)
+        images = images.to(device, non_blocking=True)
         how = how or laid_out(model, images)
         return model(images.contiguous(memory_format=how)).cpu()  # type: ignore[no-any-return]
 
@@ -290,9 +291,9 @@ def reestimate_batch_norm(
     training = model.training
     use_batch_statistics(model)
     how = laid_out(model, data.train.images(order[:1]).to(device))
-    for chosen in order.tensor_split(-(-len(order) // batch)):  # as large as each other: each counts as much
-        if len(chosen) > 1:
-            model(data.train.images(chosen).to(device, memory_format=how))
+    parts = order.tensor_split(-(-len(order) // batch))  # as large as each other: each counts as much
+    for some in images_of(data.train, [part for part in parts if len(part) > 1], batch):
+        model(some.to(device, memory_format=how, non_blocking=True))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(training)

@@ -12,7 +12,8 @@ import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
-from passdeploy.data.base import Augmentation, ImageData, Preprocess, Split, batches, resized
+from passdeploy.data.ahead import batches
+from passdeploy.data.base import Augmentation, ImageData, Preprocess, Split, resized
 from passdeploy.errors import BadInput, nearest
 from passdeploy.plugins import load_attribute, users_code
 

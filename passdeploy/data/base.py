@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,7 +28,10 @@ WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Split(Protocol):
-    """One part of a data set; images are decoded when they are asked for."""
+    """One part of a data set; images are decoded when they are asked for.
+
+    One with an attribute `threads` that is true is asked from several threads at once, before they are needed.
+    """
 
     labels: Tensor
 
@@ -336,13 +339,6 @@ def split_train_val(train: Split, fraction: float, seed: int, cap: int = 5000) -
 def evenly(split: Split, count: int) -> Tensor:
     """Indices (count,) spread over a split, repeated where it is smaller: splits are often sorted by class."""
     return torch.arange(count) * len(split) // count
-
-
-def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the split in order as (images, labels)."""
-    for start in range(0, len(split), size):
-        indices = torch.arange(start, min(start + size, len(split)))
-        yield split.images(indices), split.labels[indices]
 
 
 DataFactory = Callable[[], ImageData]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from passdeploy.data.base import Preprocess
+from passdeploy.environment import usable_cores
 from passdeploy.errors import BadInput
 
 SUFFIXES = frozenset(
@@ -32,16 +35,29 @@ _TRANSPOSE = {
 _ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
 """First bytes of JPEG and PNG files, and what stands near their end when they are whole."""
 
+MOST_THREADS = 16
+"""That decode: each holds the interpreter's lock for 6 % of its time, so that more would only get in training's way."""
+
 A = TypeVar("A")
 B = TypeVar("B")
 
 
-def in_threads(function: Callable[[A], B], items: Sequence[A]) -> Iterable[B]:
-    """Maps over a few threads (Pillow decodes without the interpreter's lock), in order."""
+def in_threads(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """Maps over threads, in order: one for each usable core; one less when the main thread does something else."""
     if len(items) < 4:
-        return map(function, items)
-    with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)) as pool:
-        return list(pool.map(function, items))
+        return [function(item) for item in items]
+    other = threading.current_thread() is not threading.main_thread()
+    return list(_threads(max(1, min(MOST_THREADS, usable_cores() - other))).map(function, items))
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Those that decode, which whoever decodes at a time shares."""
+    return ThreadPoolExecutor(count, "passdeploy-decode")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork has no threads but its own
 
 
 def upright_size(path: Path) -> tuple[int, int] | str:
@@ -69,7 +85,7 @@ def decode(path: Path, preprocess: Preprocess) -> np.ndarray:
         image.load()
         turn = _TRANSPOSE.get(_orientation(image))
         rgb = to_rgb(image if turn is None else image.transpose(turn))
-    return np.asarray(fit(rgb, preprocess.size, preprocess.resize)).transpose(2, 0, 1)
+        return np.asarray(fit(rgb, preprocess.size, preprocess.resize)).transpose(2, 0, 1)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -88,7 +104,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies, under the interpreter's lock
 
 
 def fit(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image.Image:
@@ -114,7 +130,7 @@ def reason(error: BaseException) -> str:
 
 
 class ImageFiles:
-    """Labelled image files.
+    """Labelled image files; they may be asked for from several threads at once.
 
     Args:
         root: The data set's folder, for messages.
@@ -123,6 +139,8 @@ class ImageFiles:
         preprocess: Size, resize and crop.
         keep: Whether decoded pixels stay in memory (N x 3 x H x W bytes).
     """
+
+    threads: ClassVar[bool] = True
 
     def __init__(
         self, root: Path, files: Sequence[Path], labels: Tensor, preprocess: Preprocess, *, keep: bool
@@ -142,40 +160,47 @@ class ImageFiles:
         Raises:
             BadInput: A file can't be decoded.
         """
-        if self._pixels is None:
-            return torch.stack(self._decode(indices.tolist())).float().div_(255)
-        missing = indices[~self._decoded[indices]].unique()
-        if len(missing):
-            self._pixels[missing] = torch.stack(self._decode(missing.tolist()))
-            self._decoded[missing] = True
-        return self._pixels[indices].float().div_(255)
+        if self._pixels is not None:
+            missing = indices[~self._decoded[indices]].unique()
+            self._refuse(self._decode(missing.tolist()))
+            return self._pixels[indices].float().div_(255)
+        images = torch.empty(len(indices), 3, *self.preprocess.size)
+        self._refuse(self._decode(indices.tolist(), images.numpy()))
+        return images
 
     def undecodable(self) -> dict[Path, str]:
         """Decodes every file, keeping the pixels if they are to be kept; returns those that fail, with the reason."""
         bad: dict[Path, str] = {}
-        for start in range(0, len(self), 256):
-            chunk = range(start, min(start + 256, len(self)))
-            for index, pixels in zip(chunk, in_threads(self._try, chunk), strict=True):
-                if isinstance(pixels, str):
-                    bad[self.files[index]] = pixels
-                elif self._pixels is not None:
-                    self._pixels[index] = pixels
-                    self._decoded[index] = True
+        for start in range(0, len(self), 1024):
+            bad |= self._decode(range(start, min(start + 1024, len(self))))
         return bad
 
-    def _try(self, index: int) -> Tensor | str:
-        try:
-            return torch.from_numpy(np.ascontiguousarray(decode(self.files[index], self.preprocess)))
-        except Exception as error:
-            return reason(error)
+    def _decode(self, indices: Sequence[int], images: np.ndarray | None = None) -> dict[Path, str]:
+        """Decodes files in threads, to where pixels are kept, or into `images`: float32, in [0, 1].
 
-    def _decode(self, indices: list[int]) -> list[Tensor]:
-        decoded = []
-        for index, pixels in zip(indices, in_threads(self._try, indices), strict=True):
-            if isinstance(pixels, str):
-                raise BadInput(refusal(self.root, {self.files[index]: pixels}, len(self)))
-            decoded.append(pixels)
-        return decoded
+        Returns:
+            Those that fail, with the reason.
+        """
+
+        def one(place: int) -> str | None:
+            index = indices[place]
+            try:
+                pixels = decode(self.files[index], self.preprocess)
+            except Exception as error:
+                return reason(error)
+            if images is not None:
+                np.divide(pixels, 255, out=images[place], dtype=np.float32)
+            elif self._pixels is not None:
+                self._pixels.numpy()[index] = pixels
+                self._decoded[index] = True  # last: another thread may be asking
+            return None
+
+        failed = in_threads(one, range(len(indices)))
+        return {self.files[index]: why for index, why in zip(indices, failed, strict=True) if why is not None}
+
+    def _refuse(self, bad: dict[Path, str]) -> None:
+        if bad:
+            raise BadInput(refusal(self.root, bad, len(self)))
 
 
 def refusal(root: Path, bad: dict[Path, str], total: int) -> str:

@@ -236,12 +236,11 @@ class Race:
             if step == self.half:
                 self.entrants = sorted(self.entrants, key=Entrant.judged)[: halves(len(self.all))[1]]
                 self.training = {entrant: self.training[entrant] for entrant in self.entrants}
+            images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
             with autocast(self.device):
-                target = (
-                    None if self.teacher is None else self.teacher(images.to(self.device, memory_format=self.layout))
-                )
+                target = None if self.teacher is None else self.teacher(images.to(memory_format=self.layout))
             for entrant in self.entrants:
-                self._train(entrant, step, images, labels.to(self.device), target)
+                self._train(entrant, step, images, labels, target)
             self.spent += self.shared + sum(entrant.cost for entrant in self.entrants)
             self.steps = step + 1
             finite(torch.tensor(min(entrant.losses[-1] for entrant in self.entrants)), step, train.lr)
@@ -254,7 +253,7 @@ class Race:
             group["lr"] = GENTLY * self.settings.lr * min(1.0, (step + 1) / WARM_UP)
         torch.manual_seed(step)  # what drops out is the same for all
         with autocast(self.device):
-            logits = training.model(images.to(self.device, memory_format=training.layout))
+            logits = training.model(images.to(memory_format=training.layout))
         loss = task_loss(self.task, logits, labels, target, self.settings)
         entrant.losses.append(float(loss.detach()) if loss.isfinite() else math.inf)
         if not loss.isfinite():  # it loses; only where all do is it the rate's fault

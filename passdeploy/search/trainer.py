@@ -198,7 +198,8 @@ class _Training:
         learn = turn.number % settings.hyper_every == 0 or not self.trains_more
         for group in self.weights.param_groups:
             group["lr"] = _rate(turn.step, self.trials.end, settings)
-        images, labels = images.to(self.device, memory_format=self.layout), labels.to(self.device)
+        images = images.to(self.device, memory_format=self.layout, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
         with autocast(self.device):
             target = None if self.teacher is None else self.teacher(images)
         batch = _Batch(images, labels, target, seed=self._seed(turn) * 2 + 7)

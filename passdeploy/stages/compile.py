@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from passdeploy.data.ahead import images_of
 from passdeploy.data.base import evenly
 from passdeploy.engines.base import TOLERANCE, CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
@@ -102,7 +103,8 @@ def judged_agreement(run: Run, engine: Call, graph: Call) -> dict[str, Any]:
     split, batch, task = run.subject.data.val, run.target.batch, run.subject.task
     indices = evenly(split, min(AGREEMENT_IMAGES, len(split)))
     agreeing = 0.0
-    for images in (split.images(part) for part in indices.split(at_a_time(split, batch))):
+    size = at_a_time(split, batch)
+    for images in images_of(split, indices.split(size), size):
         pair = (filled(call, batch)(images) for call in (engine, graph))
         agreeing += task.agreement(*pair) * len(images)
     return {"top1_agreement": agreeing / len(indices), "agreement_images": len(indices)}
