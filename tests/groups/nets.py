@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from passdeploy.groups.check import randomise
+from passdeploy.groups import Groups
+from passdeploy.groups.check import masked_against_thin, randomise
+from passdeploy.structure import Structure
+from passdeploy.surgery import apply_architecture, architecture, thin
 
 
 class Squeeze(nn.Module):
@@ -234,6 +237,19 @@ def ready(model: nn.Module, seed: int = 0) -> nn.Module:
     """In eval mode, with norms and biases that hide nothing."""
     randomise(model, seed)
     return model.eval()
+
+
+def cut_and_built_anew(
+    model: nn.Module, fresh: nn.Module, groups: Groups, structure: Structure, images: Tensor
+) -> nn.Module:
+    """The thin network: what the masked one computes, and what `fresh` becomes by its architecture and its weights."""
+    assert masked_against_thin(model, groups, structure, images) <= 1e-4
+    cut = thin(model, groups, structure).eval()
+    again = apply_architecture(fresh, architecture(groups, structure))
+    again.load_state_dict(cut.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), cut(images))
+    return cut
 
 
 class Drowned(nn.Module):

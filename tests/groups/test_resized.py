@@ -11,8 +11,8 @@ from passdeploy.export import OnnxSlicer, onnx_function
 from passdeploy.groups import find_groups
 from passdeploy.groups.check import masked_against_thin, random_structure
 from passdeploy.structure import Structure
-from passdeploy.surgery import apply_architecture, architecture, relative_difference, thin
-from tests.groups.nets import ready
+from passdeploy.surgery import relative_difference, thin
+from tests.groups.nets import cut_and_built_anew, ready
 
 SHAPE = (3, 16, 16)
 
@@ -78,12 +78,7 @@ def test_blocks_and_halves_go_together(name: str) -> None:
     assert set(groups.frozen) == {"head"}
     smallest = Structure({g.name: (True,) + (False,) * (g.units - 1) for g in groups.groups})
     for structure in (smallest, *(random_structure(groups, seed) for seed in range(4))):
-        assert masked_against_thin(model, groups, structure, images) <= 1e-4
-        cut = thin(model, groups, structure).eval()
-        again = apply_architecture(NETWORKS[name](), architecture(groups, structure))
-        again.load_state_dict(cut.state_dict())
-        with torch.no_grad():
-            assert torch.equal(again.eval()(images), cut(images))
+        cut_and_built_anew(model, NETWORKS[name](), groups, structure, images)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

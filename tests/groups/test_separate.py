@@ -15,8 +15,8 @@ from passdeploy.groups import find_groups, macs, operators
 from passdeploy.groups.attention import describe
 from passdeploy.groups.check import masked_against_thin, random_structure
 from passdeploy.structure import Structure
-from passdeploy.surgery import apply_architecture, architecture, relative_difference, thin
-from tests.groups.nets import ready
+from passdeploy.surgery import relative_difference, thin
+from tests.groups.nets import cut_and_built_anew, ready
 
 DIM, HEADS, EACH = 24, 4, 6
 SHAPE = (3, 16, 16)
@@ -144,12 +144,7 @@ def test_heads_of_separate_layers_go_whole(name: str) -> None:
     smallest = Structure({g.name: (True,) + (False,) * (g.units - 1) for g in groups.groups})
     blockless = {n: m if not n.startswith("depth:") else (False,) for n, m in groups.dense().masks.items()}
     for structure in (smallest, Structure(blockless), *(random_structure(groups, seed) for seed in range(4))):
-        assert masked_against_thin(model, groups, structure, images) <= 1e-4
-        cut = thin(model, groups, structure).eval()
-        again = apply_architecture(NETWORKS[name](), architecture(groups, structure))
-        again.load_state_dict(cut.state_dict())
-        with torch.no_grad():
-            assert torch.equal(again.eval()(images), cut(images))
+        cut_and_built_anew(model, NETWORKS[name](), groups, structure, images)
 
 
 @pytest.mark.parametrize("name", ["library", "older", "own"])
