@@ -274,9 +274,10 @@ def test_a_fork_decodes_with_threads_of_its_own() -> None:
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys
 from passdeploy.data import folder
 from passdeploy.feeding import training_batches
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without one
 folder.CACHE_BYTES = folder.CHECK_PIXELS = 0
 for step, images, labels in training_batches(folder.load_folder(sys.argv[1]), 8, 0, 10**6):
     if step == 1:
