@@ -22,7 +22,7 @@ from passdeploy.data.base import Preprocess, ResizedSplit
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.groups import find_groups
 from passdeploy.search.hypernetwork import Cuts, HyperNetwork
-from passdeploy.search.method import SearchContext, SearchResult
+from passdeploy.search.method import SearchContext, SearchResult, methods
 from passdeploy.search.trainer import search_pass
 from passdeploy.study import nets
 from passdeploy.study.ablation import ALONE, PARTS
@@ -31,7 +31,7 @@ from passdeploy.study.command import study
 from passdeploy.study.content import moves, ranks, spearman, within_groups
 from passdeploy.study.halves import halves
 from passdeploy.study.prompts import arms
-from passdeploy.study.transfer import _register
+from passdeploy.study.transfer import _methods_of
 from passdeploy.study.vit import transformer
 from passdeploy.subject import load_subject
 from passdeploy.workspace import Workspace
@@ -126,7 +126,7 @@ def test_what_is_said_of_a_network_is_not_said_of_a_studys_own(tmp_path: Path, m
         return Outcome([ROW], {})
 
     monkeypatch.setattr("passdeploy.study.base.run_plan", planned)
-    monkeypatch.setattr("passdeploy.study.transfer._register", lambda _: {})
+    monkeypatch.setattr("passdeploy.study.transfer._methods_of", lambda _: {})
     given = {**CONFIG, "weights": "w.safetensors", "groups": {"exclude": ["fc"]}}
     config = make_config(given)
     for name in ("vit", "markov"):
@@ -310,7 +310,7 @@ def test_a_study_with_other_settings_works_beside_its_earlier_runs(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("passdeploy.study.base.run_plan", lambda *_: Outcome([ROW], {}))
-    for reader in ("content.Run", "transfer._register", "prompts.Run"):
+    for reader in ("content.Run", "transfer._methods_of", "prompts.Run"):
         monkeypatch.setattr(f"passdeploy.study.{reader}", opening)
     other = tmp_path / folder
     other.mkdir(parents=True)
@@ -335,12 +335,10 @@ def searched_on(size: tuple[int, int], context: SearchContext, folder: Path) -> 
 
 
 def test_a_hypernetwork_is_used_on_images_of_another_size(context: SearchContext, tmp_path: Path) -> None:
-    from passdeploy.search.method import get_method
-
     there = searched_on((12, 20), context, tmp_path)
-    name = _register(tmp_path)["its hypernetwork"]
+    _, method = _methods_of(tmp_path)["its hypernetwork"]
     for used_on in (there, context):
-        (importance,) = get_method(name)(used_on).importance
+        (importance,) = method(used_on).importance
         assert all(bool((values > 0).all()) for values in importance.values())
 
 
@@ -348,9 +346,27 @@ def test_where_nothing_was_searched_there_is_nothing_to_use(tmp_path: Path) -> N
     ones = {"conv": torch.ones(4, dtype=torch.float64)}
     Workspace(tmp_path).run("search", {}, SearchResult([ones], "uniform", {"w": torch.ones(1)}).save)
     with pytest.raises(BadInput, match="study transfer: nothing was searched"):
-        _register(tmp_path)
+        _methods_of(tmp_path)
     with pytest.raises(BadInput, match="study prompt-content: nothing was searched"):
         moves(SimpleNamespace(space=Workspace(tmp_path)))  # type: ignore[arg-type]
+
+
+def test_transfer_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its methods are there for it alone: whoever compares all methods afterwards does not find them."""
+    before = methods()
+    there = replace(scripted.data(), name="other-stripes")
+    monkeypatch.setattr("passdeploy.study.transfer.halves", lambda data: (there, data))
+    findings, page = study("transfer", make_config(CONFIG), "0", tmp_path, data=scripted.data())
+    from_there = ["its structure from there", "its hypernetwork from there"]
+    assert [*dict.fromkeys(row.method for row in findings.rows)] == [
+        "searched here",
+        *from_there,
+        "sensitivity alone",
+        "l1",
+    ]
+    assert {row["data"] for row in findings.numbers["source_rows"]} == {"other-stripes"}
+    assert all(title in page.read_text() for title in from_there)
+    assert methods() == before
 
 
 def test_prompt_content_for_real(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,21 @@ def register_method(name: str, trains: bool = True) -> Callable[[Method], Method
         return method
 
     return add
+
+
+@contextmanager
+def more_methods(found: Mapping[str, Method]) -> Iterator[None]:
+    """Methods that are there inside of the block only, as those around one finished search: `all` means no such."""
+    before = dict(_REGISTRY)
+    _REGISTRY.update(found)
+    try:
+        yield
+    finally:
+        for name in found:
+            if name in before:
+                _REGISTRY[name] = before[name]
+            else:
+                del _REGISTRY[name]
 
 
 def methods() -> dict[str, Method]:

@@ -12,7 +12,7 @@ from torch import nn
 from passdeploy import data as datasets
 from passdeploy.compare.runner import Arm
 from passdeploy.errors import BadInput
-from passdeploy.search.method import SearchContext, SearchResult, constant_result, register_method
+from passdeploy.search.method import Method, SearchContext, SearchResult, constant_result, more_methods
 from passdeploy.search.prompt import InputStage
 from passdeploy.search.state import prepare
 from passdeploy.study.base import Findings, Lab, differences, refuse_unsearched, register_study
@@ -24,31 +24,27 @@ PASS = Arm("pass", "pass")
 OWN = "searched here"
 
 
-def _register(folder: Path) -> dict[str, str]:
+def _methods_of(folder: Path) -> dict[str, tuple[str, Method]]:
     """Methods around a finished search elsewhere, by title; their names carry its digest, so that resuming notices.
 
     Raises:
         BadInput: It found nothing, since there was nothing to do.
     """
     digest = Workspace(folder).digest("search")[:8]
-    refuse_unsearched(SearchResult.load(folder / "search"), "transfer")
-    names = {title: f"{title.replace(' ', '-')}-{digest}" for title in ("its structure", "its hypernetwork")}
+    found = SearchResult.load(folder / "search")
+    refuse_unsearched(found, "transfer")
 
-    @register_method(names["its structure"])
     def structure(context: SearchContext) -> SearchResult:
-        found = SearchResult.load(folder / "search")
         result = constant_result(context, found.importance[0], found.allocator, found.depth)
         result.importance, result.blocks = found.importance, found.blocks
         return result
 
-    @register_method(names["its hypernetwork"])
     @torch.no_grad()
     def hypernetwork(context: SearchContext) -> SearchResult:
         """Applied to this network's statistics and prior, under its own prompt; nothing is trained.
 
         Which blocks go was tried there.
         """
-        found = SearchResult.load(folder / "search")
         search = prepare(context)
         search.hyper.load_state_dict(found.extra)
         if found.stage:  # the images there may be of another size
@@ -64,7 +60,8 @@ def _register(folder: Path) -> dict[str, str]:
         result.importance, result.blocks = importance, found.blocks
         return result
 
-    return names
+    around = {"its structure": structure, "its hypernetwork": hypernetwork}
+    return {title: (f"{title.replace(' ', '-')}-{digest}", method) for title, method in around.items()}
 
 
 @register_study("transfer")
@@ -83,15 +80,16 @@ def transfer(lab: Lab) -> Findings:
     there = Lab(found_on, (seed,), lab.out, lab.ui, lab.model, failed=lab.failed)
     searched = there.plan([PASS], folder="source", data=source)
     first = there.run(searched)
-    names = _register(searched.folder(PASS, seed))
+    found = _methods_of(searched.folder(PASS, seed))
     arms = [
         Arm(OWN, "pass"),
-        *(Arm(f"{title} from there", name) for title, name in names.items()),
+        *(Arm(f"{title} from there", name) for title, (name, _) in found.items()),
         Arm("sensitivity alone", "sensitivity"),
         Arm("l1", "l1"),
     ]
     config = lab.config.model_copy(update={"data": target.name, **own})
-    rows = lab.run(lab.plan(arms, config=config, folder="target", data=target))
+    with more_methods(dict(found.values())):
+        rows = lab.run(lab.plan(arms, config=config, folder="target", data=target))
     conclusion = [
         f"Searched on {source.name} (seed {seed}), used on {target.name}; each has its own dense network.",
         *differences(rows, OWN),
