@@ -16,6 +16,7 @@ from passdeploy.data.ahead import batches
 from passdeploy.data.base import Augmentation, ImageData, Preprocess, Split, resized
 from passdeploy.errors import BadInput, nearest
 from passdeploy.plugins import load_attribute, users_code
+from passdeploy.user_cache import user_cache
 
 __all__ = ["Augmentation", "ImageData", "Preprocess", "Split", "batches", "known", "load", "register", "search_path"]
 
@@ -41,8 +42,7 @@ def known() -> list[str]:
 
 def cache_dir() -> Path:
     """The user's cache folder for data (not created)."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "passdeploy" / "data"
+    return user_cache() / "data"
 
 
 def search_path() -> list[Path]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from passdeploy.engines._common import missing
 from passdeploy.engines._trt import Options, TrtBackend
 from passdeploy.engines.base import CompileInput, Engine, register
+from passdeploy.user_cache import user_cache
 
 if TYPE_CHECKING:
     from passdeploy.targets import Target
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def timing_cache(version: str, device: str) -> Path | None:
     """Where builds of one version on one kind of GPU share their kernel timings; None where nothing can be written."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passdeploy"
+    root = user_cache()
     kind = "".join(c if c.isalnum() else "-" for c in f"{version}-{device}").lower()
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from passdeploy.errors import PassdeployError, Unavailable
+from passdeploy.user_cache import user_cache
 
 SOURCES = ("masked_affine_act", "prompted_input")
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -165,7 +166,7 @@ def _nvrtc_version() -> str:
 def compiled(source: str, capability: int) -> bytes:
     """Machine code made by NVRTC, kept in the user's cache folder under a digest of everything it depends on."""
     name = f"{source}-sm{capability}-{digest(source, _nvrtc_version())}.cubin"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passdeploy" / "kernels"
+    cache = user_cache() / "kernels"
     path = cache / name
     try:
         return path.read_bytes()

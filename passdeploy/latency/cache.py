@@ -6,7 +6,6 @@ the same target may use it. It only steers; what ships is decided by the closed 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from passdeploy.errors import BadInput, NotWritten
 from passdeploy.groups import Operator
 from passdeploy.latency.features import Features
 from passdeploy.latency.model import LatencyModel, operators_digest
+from passdeploy.user_cache import user_cache
 from passdeploy.workspace import json_digest
 
 
 def cache_dir() -> Path:
     """The user's cache folder for latency profiles (not created)."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "passdeploy" / "profiles"
+    return user_cache() / "profiles"
 
 
 class ProfileCache:

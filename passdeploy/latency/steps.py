@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from passdeploy.engines.base import CompileInput, get_backend
 from passdeploy.errors import NotWritten
 from passdeploy.latency.measure import Settings, Timed, interleave
 from passdeploy.targets import Target, cpu_stamp
+from passdeploy.user_cache import user_cache
 from passdeploy.workspace import write_json
 
 SCHEMA = "passdeploy.steps/1"
@@ -171,11 +171,10 @@ def measure_steps(target: Target) -> Steps:
 
 def cache_path(target: Target) -> Path:
     """Where the steps of a target are kept: in the user's cache folder, by everything that could change them."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parts = [target.backend, get_backend(target.backend).libraries(), target.device, target.precision,
              f"b{target.batch}", f"t{target.threads}", cpu_stamp()]  # fmt: skip
     name = "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in part) for part in parts)
-    return root / "passdeploy" / "steps" / f"{name}.json"
+    return user_cache() / "steps" / f"{name}.json"
 
 
 def steps_of(target: Target, cache: str = "use") -> Steps:

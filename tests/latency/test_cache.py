@@ -12,6 +12,7 @@ from passdeploy.groups import find_groups, operators
 from passdeploy.latency.cache import ProfileCache, cache_dir
 from passdeploy.latency.model import LatencyModel
 from passdeploy.models import build
+from passdeploy.user_cache import user_cache
 from tests import scripted
 
 
@@ -53,6 +54,17 @@ def test_a_broken_or_unwritable_cache_is_no_reason_to_fail(tmp_path: Path, monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert not ProfileCache(ops, units, {}).store(fitted(ops, units))
+
+
+def test_a_user_without_a_home_has_nothing_kept_and_that_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nobody)
+    assert user_cache() == Path("/.cache/passdeploy")
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/someone"))
+    assert user_cache() == Path("/home/someone/.cache/passdeploy")
 
 
 def test_a_second_run_measures_nothing_for_its_profile(
