@@ -31,7 +31,7 @@ class Pre:
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
 
 
-def write_onnx(path: Path, seed: int = 0, batch: int = 1, width: int = 8) -> Path:
+def write_onnx(path: Path, seed: int = 0, batch: int | str = 1, width: int = 8) -> Path:
     """conv 3x3 -> relu -> global average -> linear, random weights."""
     rng = np.random.default_rng(seed)
     weights = {

@@ -27,10 +27,10 @@ from passdeploy.shipping.servers.triton_config import TritonConfig, quote, rende
 from passdeploy.shipping.servers.vendor import copy_runner
 from passdeploy.shipping.sums import Refused
 from passdeploy.targets import Target
-from tests.shipping.conftest import SHAPE, make_source, report
+from tests.shipping.conftest import SHAPE, make_source, report, write_onnx
 
 
-def gpu_bundle(folder: Path, *engines: tuple[str, str, str]) -> Path:
+def gpu_bundle(folder: Path, *engines: tuple[str, str, str], **changes: object) -> Path:
     """A bundle of engines that are only bytes here: (backend, target, compute capability). Nothing is run."""
     from passdeploy.engines.base import Engine
     from passdeploy.engines.files import save_engine
@@ -42,7 +42,7 @@ def gpu_bundle(folder: Path, *engines: tuple[str, str, str]) -> Path:
         where = folder / f"engine{number}"
         save_engine(Engine(backend, f"{backend} {name}".encode(), ".engine", meta), where)
         sources.append(EngineSource(where, target))
-    return write_bundle(folder / "bundle", make_source(folder / "run", engines=tuple(sources)))
+    return write_bundle(folder / "bundle", make_source(folder / "run", engines=tuple(sources), **changes))
 
 
 def test_triton_repository_of_a_cpu_bundle(sealed_bundle: Path, tmp_path: Path) -> None:
@@ -139,6 +139,17 @@ def test_the_build_script_builds_with_trtexec_and_switches_over(tmp_path: Path) 
     missing = subprocess.run(["sh", str(script)], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
     assert missing.returncode == 2
     assert "trtexec: not found" in missing.stderr
+
+
+def test_a_graph_whose_batch_is_free_says_how_far_it_goes(tmp_path: Path) -> None:
+    """trtexec takes one image for all batches where it is told nothing; a plan takes none beyond its own profile."""
+    free = write_onnx(tmp_path / "free.onnx", batch="n")
+    bundle = gpu_bundle(tmp_path, ("tensorrt_rtx", "a100", "8.0"), ("tensorrt", "a100", "8.0"), onnx=free)
+    for kind, largest in (("onnxruntime", 8), ("tensorrt", 1)):
+        write_repository(tmp_path / kind, bundle, "triton", name="net", kind=kind)
+        assert f"max_batch_size: {largest}\n" in (tmp_path / kind / "net/config.pbtxt").read_text()
+    script = (tmp_path / "onnxruntime/net/build/build_plan.sh").read_text()
+    assert " --minShapes=images:1x3x12x10 --optShapes=images:1x3x12x10 --maxShapes=images:8x3x12x10 " in script
 
 
 def test_plans_go_by_compute_capability(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ REPOSITORY/NAME/config.pbtxt  labels.txt  warmup/images
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,7 @@ def _onnxruntime(folder: Path, contents: Contents, name: str, instances: int, en
 
 def _tensorrt(folder: Path, contents: Contents, name: str, instances: int, engine: str | None) -> TritonConfig:
     plans: dict[str, str] = {}
+    largest = LARGEST_BATCH  # of a graph whose batch is free: as far as each plan's profile goes
     for entry in contents.engines:
         # What is TensorRT-RTX is no TensorRT plan, whatever its file is called.
         if entry.backend != "tensorrt" or engine not in (None, entry.id, entry.target):
@@ -175,12 +177,14 @@ def _tensorrt(folder: Path, contents: Contents, name: str, instances: int, engin
             if capability not in plans:
                 (folder / "1" / file).write_bytes(contents.sealed.read(entry.file))
                 plans[capability] = file
+                largest = min(largest, entry.meta.get("max_batch") or entry.batch)
     if not plans:
         raise Refused(
             "the bundle holds no plan of the full TensorRT; use --kind onnxruntime, which brings its build script"
         )
     config = _whole_graph(contents, name, instances, gpu=True)
-    return replace(config, engine='platform: "tensorrt_plan"', plans=plans, cuda_graphs=True)
+    largest = min(largest, config.max_batch)
+    return replace(config, engine='platform: "tensorrt_plan"', max_batch=largest, plans=plans, cuda_graphs=True)
 
 
 BUILD = """#!/bin/sh
@@ -194,11 +198,19 @@ trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)
 [ -x "$trtexec" ] || {{ echo "trtexec: not found; run this inside the Triton or TensorRT container" >&2; exit 2; }}
 # The precision stands in the graph; TensorRT 10 has to be told to keep to it, later ones do.
 typed=$("$trtexec" --help 2>&1 | grep -q -- --stronglyTyped && echo --stronglyTyped || true)
-"$trtexec" --onnx=build/{onnx} --saveEngine=1/model.plan.part $typed --noTF32 --useCudaGraph
+"$trtexec" --onnx=build/{onnx} --saveEngine=1/model.plan.part{shapes} $typed --noTF32 --useCudaGraph
 mv 1/model.plan.part 1/model.plan
 cp build/config.tensorrt.pbtxt config.pbtxt
 echo "1/model.plan: built; load the model again"
 """
+
+
+def _shapes(config: TritonConfig, batch: int) -> str:
+    """What trtexec has to be told of a graph whose batch is free: from one image to what Triton puts together."""
+    batches = {"min": 1, "opt": min(batch, config.max_batch), "max": config.max_batch}
+    dims = "x".join(map(str, config.input_dims))
+    shapes = (f" --{which}Shapes={shlex.quote(f'{config.input_name}:{n}x{dims}')}" for which, n in batches.items())
+    return "".join(shapes) if config.max_batch else ""
 
 
 def write_build_script(folder: Path, contents: Contents, config: TritonConfig, engine: EngineInfo) -> None:
@@ -217,7 +229,7 @@ def write_build_script(folder: Path, contents: Contents, config: TritonConfig, e
     name = f"model.{precision}.onnx"
     (build / name).write_bytes(data)
     script = build / "build_plan.sh"
-    script.write_text(BUILD.format(onnx=name, note=note), encoding="utf-8")
+    script.write_text(BUILD.format(onnx=name, note=note, shapes=_shapes(config, engine.batch)), encoding="utf-8")
     script.chmod(0o755)
     plan = replace(config, engine='platform: "tensorrt_plan"', cuda_graphs=True, parameters={})
     _write_config(build / "config.tensorrt.pbtxt", plan)
