@@ -23,12 +23,14 @@ def report(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Run directories, folders of them, or report.json files.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run directory to finish as far as that.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory to continue until it has its report.")
+    ] = None,
     form: Annotated[
         str, typer.Option("--format", help="json, markdown, html, history, junit, github-action-benchmark.")
     ] = "markdown",
     trtexec: Annotated[
-        list[Path] | None, typer.Option(help="What trtexec --exportTimes wrote, to stand beside the run's own.")
+        list[Path] | None, typer.Option(help="A file of trtexec --exportTimes, shown beside the run's own times.")
     ] = None,
     model: Model = None,
     data: Data = None,
@@ -38,7 +40,7 @@ def report(
     """Prints the report of one run, or of several side by side, in a format for people or for CI.
 
     `history` is a page with the trend over commits and the best trade-offs. Fills $GITHUB_STEP_SUMMARY where it is
-    set. With --out alone it finishes that run as far as its report.
+    set. With --out, and no run directories, it continues that run until it has its report.
 
     Example: `passdeploy report runs/demo --format junit > report.xml`
     """
@@ -67,15 +69,22 @@ def report(
 @app.command()
 def ship(
     source: Annotated[Path | None, typer.Argument(help="Bundle, or a run directory that has one.")] = None,
-    server: Annotated[str | None, typer.Option(help="triton, mlserver or kserve.")] = None,
+    server: Annotated[str | None, typer.Option(help="Write a model repository for triton, mlserver or kserve.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Model repository (with --server), or run directory.")
+        Path | None,
+        typer.Option("--out", help="With --server the model repository (default: models), else the run directory."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the model; default: the bundle's.")] = None,
-    kind: Annotated[str, typer.Option(help="auto, python, onnxruntime or tensorrt (Triton, KServe).")] = "auto",
-    instances: Annotated[int, typer.Option(help="Of the model, per device (Triton, KServe).")] = 1,
-    key: Annotated[Path | None, typer.Option(help="Public key: the bundle must be signed with its other half.")] = None,
-    storage_uri: Annotated[str | None, typer.Option(help="Where KServe will find the repository.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model in the repository; default: the bundle's.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="What serves: auto, python, onnxruntime or tensorrt (Triton, KServe).")
+    ] = "auto",
+    instances: Annotated[int, typer.Option(help="Copies of the model per device (Triton, KServe).")] = 1,
+    key: Annotated[Path | None, typer.Option(help="Public key (PEM): an unsigned bundle is then refused.")] = None,
+    storage_uri: Annotated[
+        str | None, typer.Option(help="Where KServe will find the repository: s3://, gs://, pvc://, ...")
+    ] = None,
     model: Model = None,
     data: Data = None,
     json_: Json = False,

@@ -60,7 +60,7 @@ def doctor(json_: Json = False, debug: Debug = False) -> None:
 @app.command()
 def groups(
     model: Model = None,
-    data: Annotated[str | None, typer.Option(help="For the input size and classes.")] = None,
+    data: Annotated[str | None, typer.Option(help="Gives the input size and the number of classes.")] = None,
     profile: Annotated[str | None, typer.Option(help="Latency profile, for each group's share of the latency.")] = None,
     exclude: Exclude = None,
     min_width: MinWidth = None,

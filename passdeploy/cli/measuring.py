@@ -50,7 +50,7 @@ def profile(
     tie: Tie = None,
     config: Config = None,
     out: Out = Path("runs/profile"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what --out has.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what --out has, and measure again.")] = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -94,13 +94,22 @@ def profile(
 def bench(
     engines: Annotated[list[str], typer.Argument(help="Engines, ONNX files, run directories or bundles.")],
     target: Annotated[str, typer.Option(help="Where they run.")] = "cpu",
-    backend: Annotated[str | None, typer.Option(help="Compiles ONNX files; default: that of an engine given.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads, for ONNX files; default: likewise, or 1.")] = None,
-    fail_if_slower: Annotated[
-        str | None, typer.Option(help="Exit 1 if slower than the first by more: 5% (2% at least).")
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Compiles ONNX files; default: that of the first engine given, else the target's."),
     ] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="What each layer takes, by the runtime's profiler.")] = False,
-    against: Annotated[Path | None, typer.Option(help="Stored report.json: judge the ratio of the two given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads, for ONNX files; default: those of the first engine given, else 1.")
+    ] = None,
+    fail_if_slower: Annotated[
+        str | None, typer.Option(help="Exit 1 if one is slower than the first by more than this: 5% (2% at least).")
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show what each layer takes, by the runtime's profiler.")
+    ] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="An earlier report.json: compare its speed-up with that of the two given.")
+    ] = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -42,16 +42,18 @@ def run(
     data: Data = None,
     task: Annotated[str | None, typer.Option(help="classification or segmentation; default: the data's.")] = None,
     target: Target = None,
-    latency: Annotated[str | None, typer.Option(help="5ms, 800us, 2x; several: 2x,3x; or fastest.")] = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="At least this on validation (0.93).")] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="A time (5ms, 800us) or a speed-up (2x); several: 2x,3x; or fastest.")
+    ] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Least accuracy on the validation split (0.93).")] = None,
     backend: Backend = None,
     precision: Precision = None,
     batch: Batch = None,
     threads: Threads = None,
-    percentile: Annotated[str | None, typer.Option(help="p50, p90 or p99.")] = None,
-    method: Annotated[str | None, typer.Option(help="pass, pass-paper, l1, ...")] = None,
+    percentile: Annotated[str | None, typer.Option(help="At which a time is judged: p50, p90 or p99.")] = None,
+    method: Annotated[str | None, typer.Option(help="Method of the search: pass, sensitivity, mdp, l1, ...")] = None,
     epochs: Epochs = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same run.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random; default: 0.")] = None,
     profile: Annotated[str | None, typer.Option(help="Latency profile measured elsewhere.")] = None,
     exclude: Exclude = None,
     min_width: MinWidth = None,
@@ -73,7 +75,7 @@ def run(
     The other way round: `--latency fastest --min-accuracy 0.93`.
 
     Exit status: 0 goal met or unverified, 1 goal not met, 2 bad input or too little memory, 70 internal error, 130
-    interrupted (run again without --fresh to continue).
+    or 143 interrupted (run again without --fresh to continue).
     """
     from passdeploy.api import refuse_macs
     from passdeploy.config import groups_flags
@@ -168,7 +170,7 @@ for _name, _what in (
 def compile_(
     out: Out,
     masked: Annotated[
-        bool, typer.Option("--masked", help="The masked network too, as it is: dense, masked and thin side by side.")
+        bool, typer.Option("--masked", help="Compile the masked network, too, and time it beside dense and thin.")
     ] = False,
     model: Model = None,
     data: Data = None,

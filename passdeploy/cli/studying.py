@@ -38,8 +38,10 @@ def compare(
     methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "pass,pass-paper,l1,mdp",
     latency: Annotated[str | None, typer.Option(help="Budgets: 2x,3x.")] = None,
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
-    axis: Annotated[str | None, typer.Option(help="latency: measured; macs: as in papers.")] = None,
-    split: Annotated[str, typer.Option(help="Accuracy shown: validation (to choose by) or test.")] = "test",
+    axis: Annotated[
+        str | None, typer.Option(help="Budgets are of latency (measured) or of macs (as in papers).")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Whose accuracies are shown: validation (to choose by) or test.")] = "test",
     model: Model = None,
     weights: Weights = None,
     data: Data = None,
@@ -47,7 +49,7 @@ def compare(
     epochs: Epochs = None,
     search_epochs: SearchEpochs = None,
     gpus: Annotated[
-        str | None, typer.Option(help="Runs side by side, a GPU each: 0,1 or all. Else one after the other.")
+        str | None, typer.Option(help="Runs go side by side, each on one of these GPUs: 0,1 or all.")
     ] = None,
     config: Config = None,
     out: Out = Path("runs/compare"),
@@ -85,7 +87,7 @@ def study(
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
     model: Model = None,
     data: Data = None,
-    to: Annotated[str | None, typer.Option(help="Second data set, for transfer.")] = None,
+    to: Annotated[str | None, typer.Option(help="The second data set (transfer only).")] = None,
     target: Target = None,
     epochs: Epochs = None,
     search_epochs: SearchEpochs = None,

@@ -101,7 +101,7 @@ def verify(
     machine: Machine | None = None,
     run: bool = True,
 ) -> Verification:
-    """Checks a bundle: digests, manifest, signature, hardware fit, sample outputs, and latency when asked.
+    """Checks a bundle: digests, signature, manifest, hardware fit, sample outputs, and latency when asked.
 
     Args:
         bundle: Its folder.
