@@ -20,7 +20,7 @@ from passdeploy.groups import Groups, Masker, as_masks, find_groups
 from passdeploy.groups.check import random_structure
 from passdeploy.kernels.geometry import ACTIVATIONS
 from passdeploy.kernels.masked_forward import KernelMasker, masked_network, search_masker, trained_input
-from passdeploy.kernels.masked_graph import plain_input
+from passdeploy.kernels.masked_graph import insert_masks, plain_input, trace
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.surgery import relative_difference, thin
 
@@ -139,6 +139,43 @@ def test_a_masked_activations_gradients_are_pytorchs(activation: str) -> None:
         found.append((y, *torch.autograd.grad(y.square().sum() + y.sum(), (x, masks))))
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected)
+
+
+class Between(nn.Module):
+    """An activation between two convolutions, called as one is told to."""
+
+    def __init__(self, forward: Callable[[Between, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.act, self.b = nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)
+        self.told = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.told(self, self.a(x))
+
+
+@pytest.mark.parametrize(
+    ("forward", "fused"),
+    [
+        (lambda m, x: m.b(m.act(x)), {"b"}),
+        (lambda m, x: m.b(m.act(input=x)), {"b"}),
+        (lambda m, x: m.b(m.act(x)) + x, {"b"}),
+        (lambda m, x: x.add_(m.b(m.act(x))), set()),  # after the activation, which does not keep its input
+        (lambda m, x: x.mul_(2) + m.b(m.act(x)), set()),
+        (lambda m, x: m.b(m.act(x)) + F.relu6(x, inplace=True), set()),
+        (lambda m, x: m.b(m.act(x)).add_(x), {"b"}),  # something else is overwritten
+    ],
+)
+def test_an_activation_stays_where_its_input_is_overwritten(
+    forward: Callable[[nn.Module, Tensor], Tensor], fused: set[str]
+) -> None:
+    network, images = Between(forward), torch.rand(2, 3, 5, 5)
+    graph = trace(network)
+    assert insert_masks(graph, {"b": torch.arange(4)}, 4, everywhere=False, function=trained_input) == fused
+    expected, got = network(images), graph(images)
+    torch.testing.assert_close(got, expected)
+    wanted = list(network.parameters())
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), wanted) for y in (got, expected)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_training_updates_the_models_own_batch_norms() -> None:
