@@ -72,7 +72,7 @@ def _input_cuda(
     channels_last: bool,
 ) -> Tensor:
     loader = dispatch.loader(images.device.index)
-    if loader is None or dtype not in KINDS or images.numel() == 0:
+    if loader is None or dtype not in KINDS or images.numel() == 0 or not dispatch.single(scale, shift, prompt):
         return reference.prompted_input(images, scale, shift, prompt, (height, width), border, dtype, channels_last)
     with torch.cuda.device(images.device):
         return input_on(loader, images, scale, shift, prompt, (height, width), border, dtype, channels_last)

@@ -172,6 +172,24 @@ def test_the_cuda_path_of_the_input_with_the_emulator() -> None:
     assert got.stride() == expected.stride() and difference(got, expected) <= TOLERANCE[torch.float16]
 
 
+def test_what_was_cast_is_not_read_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the operators themselves, as an exported program calls them: a kernel would read past the end."""
+    monkeypatch.setattr(masked_op.dispatch, "loader", lambda device: Anywhere())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: pytest.fail("the kernel was used"))
+    x, *channels = (a.detach() for a in arguments("relu", False)[:4])
+    halves = [values.half() for values in channels]
+    args = (x, *halves, None, "relu")
+    assert torch.equal(masked_op._forward_cuda(*args), reference.forward(*args))
+    got = masked_op._backward_cuda(torch.ones_like(x), *args, True, True, False)
+    for value, expected in zip(got[:4], reference.backward(torch.ones_like(x), *args), strict=False):
+        assert torch.equal(value, expected) and value.dtype == expected.dtype
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    colours = (torch.full((3,), 0.5).half(), torch.ones(3), None)
+    rest = (torch.float32, False)
+    got_input = input_op._input_cuda(images, *colours, 8, 8, 0, *rest)
+    assert torch.equal(got_input, reference.prompted_input(images, *colours, (8, 8), 0, *rest))
+
+
 def test_what_the_kernels_take() -> None:
     def kind(*shape: int, **options: Any) -> Any:
         return masked_op.shape_of(torch.empty(*shape, **options))
