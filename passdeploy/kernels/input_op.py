@@ -142,6 +142,9 @@ def prompted_input(
     check_sizes(tuple(images.shape[1:3]), size, border)
     if prompt is not None and tuple(prompt.shape) != (3, *size):
         raise BadInput(f"prompt: must be (3, {size[0]}, {size[1]}), not {tuple(prompt.shape)}")
+    for name, values in (("scale", scale), ("shift", shift)):
+        if values.numel() != 3:
+            raise BadInput(f"{name}: must have one value per colour, (3,), not {tuple(values.shape)}")
     if scale.requires_grad or shift.requires_grad:
         raise BadInput("scale and shift of the input have no gradient here; detach them")
     for name, tensor in (("scale", scale), ("shift", shift), ("prompt", prompt)):

@@ -230,6 +230,7 @@ def test_wrong_use_is_refused_in_one_line(change: dict[str, Any], message: str) 
         ({"prompt": torch.zeros(3, 4, 4)}, r"prompt: must be \(3, 8, 8\)"),
         ({"scale": torch.ones(3, requires_grad=True)}, "no gradient"),
         ({"shift": torch.ones(3, device="meta")}, "shift: lies on meta, the images on cpu"),
+        ({"scale": torch.ones(1)}, r"scale: must have one value per colour, \(3,\), not \(1,\)"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(change: dict[str, Any], message: str) -> None:
