@@ -22,7 +22,7 @@ from passdeploy.kernels import (
 )
 from passdeploy.kernels.geometry import ACTIVATIONS
 from passdeploy.search.prompt import InputStage
-from tests.kernels.cases import DTYPES, TOLERANCE, difference, tensors
+from tests.kernels.cases import DTYPES, KINKS, TOLERANCE, difference, tensors
 from tests.kernels.emulated import Anywhere, have_compiler
 
 needs_compiler = pytest.mark.skipif(not have_compiler(), reason="g++ is not installed; it stands in for the GPU")
@@ -54,6 +54,23 @@ def test_value_and_gradients(activation: str, residual: bool) -> None:
     got = torch.autograd.grad((y * weight).sum(), wanted)
     for a, b in zip(got, torch.autograd.grad((expected * weight).sum(), wanted), strict=True):
         assert difference(a, b) <= 1e-5
+
+
+@pytest.mark.parametrize("activation", KINKS)
+def test_slopes_at_the_kinks_are_pytorchs(activation: str) -> None:
+    z = torch.tensor(KINKS[activation], requires_grad=True)
+    zeros = torch.zeros(len(z))
+    (got,) = torch.autograd.grad(masked_affine_act(torch.ones(1, len(z)), zeros, zeros, z, None, activation).sum(), z)
+    (expected,) = torch.autograd.grad(getattr(nn.functional, activation)(z).sum(), z)
+    assert torch.equal(got, expected)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """Left out, it would be taken for zero."""
+    args = arguments("silu", True)
+    first = torch.autograd.grad(masked_affine_act(*args).square().sum(), args[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        first.sum().backward()
 
 
 @pytest.mark.parametrize("activation", ["none", "silu", "gelu"])
