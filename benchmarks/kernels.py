@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from passdeploy.data.base import Preprocess
+from passdeploy.errors import PassdeployError
 from passdeploy.kernels import build, driver, geometry, masked_affine_act
 from passdeploy.kernels.input_op import prompted_input
 from passdeploy.latency.measure import QUICK, Settings, interleave
@@ -253,14 +254,28 @@ def digest() -> str:
     return json_digest([*(build.digest(source) for source in build.SOURCES), launches, *versions])
 
 
+def missing() -> str | None:
+    """Why the kernels can't be timed here; None when they can.
+
+    Where their code can't be loaded the operators run the reference, which is not to be timed in their name.
+    """
+    if not torch.cuda.is_available():
+        return "no NVIDIA GPU, or a PyTorch without CUDA"
+    if reason := driver.unavailable():
+        return reason
+    try:
+        driver.CudaBindings(torch.cuda.current_device()).prepare()
+    except PassdeployError as error:
+        return str(error)
+    return None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few cases, few rounds: does it work, roughly how fast")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/DEVICE/kernels.json")
     options = parser.parse_args()
-    reason = None if torch.cuda.is_available() else "no NVIDIA GPU, or a PyTorch without CUDA"
-    reason = reason or driver.unavailable()
-    if reason is not None:
+    if (reason := missing()) is not None:
         print(f"benchmarks/kernels.py: {reason}; run it on a machine with a GPU (Dockerfile.gpu)", file=sys.stderr)
         return 2
     device = torch.cuda.get_device_name()

@@ -6,6 +6,7 @@ import warnings
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from passdeploy.errors import PassdeployError
 from passdeploy.kernels.enqueue import Loader
@@ -30,6 +31,14 @@ def loader(device: int) -> Loader | None:
             return found
     warnings.warn(f"passdeploy's CUDA kernels are replaced by PyTorch's: {reason}", stacklevel=2)
     return None
+
+
+def single(*tensors: Tensor | None) -> bool:
+    """Whether these are float32, as what the kernels read them as.
+
+    The functions see to it, but a program that was exported calls the operators themselves, and may have been cast.
+    """
+    return all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
 
 
 def stream_of(device: torch.device) -> int:

@@ -72,7 +72,7 @@ def _input_cuda(
     channels_last: bool,
 ) -> Tensor:
     loader = dispatch.loader(images.device.index)
-    if loader is None or dtype not in KINDS or images.numel() == 0:
+    if loader is None or dtype not in KINDS or images.numel() == 0 or not dispatch.single(scale, shift, prompt):
         return reference.prompted_input(images, scale, shift, prompt, (height, width), border, dtype, channels_last)
     with torch.cuda.device(images.device):
         return input_on(loader, images, scale, shift, prompt, (height, width), border, dtype, channels_last)
@@ -142,6 +142,9 @@ def prompted_input(
     check_sizes(tuple(images.shape[1:3]), size, border)
     if prompt is not None and tuple(prompt.shape) != (3, *size):
         raise BadInput(f"prompt: must be (3, {size[0]}, {size[1]}), not {tuple(prompt.shape)}")
+    for name, values in (("scale", scale), ("shift", shift)):
+        if values.numel() != 3:
+            raise BadInput(f"{name}: must have one value per colour, (3,), not {tuple(values.shape)}")
     if scale.requires_grad or shift.requires_grad:
         raise BadInput("scale and shift of the input have no gradient here; detach them")
     for name, tensor in (("scale", scale), ("shift", shift), ("prompt", prompt)):

@@ -7,6 +7,7 @@ operator of its own, or, in a search, is left to the consumer's weights (`passde
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -75,6 +76,42 @@ def _activate(x: Tensor, activation: str) -> Tensor:
     return functions[activation](x)
 
 
+def _augmented(name: str) -> Callable[[Any, Any], Any]:
+    """What ``x += y`` does: a tensor is changed in place, for whoever else has it; a number is another one then."""
+    work = getattr(operator, name)
+
+    def assign_(x: Any, y: Any) -> Any:
+        return work(x, y)
+
+    assign_.__name__ = assign_.__qualname__ = f"{name}_"
+    return assign_
+
+
+# By name in this module, where the code that fx writes looks for them.
+iadd_, isub_, imul_, itruediv_ = (_augmented(name) for name in ("iadd", "isub", "imul", "itruediv"))
+
+
+class _Proxy(fx.Proxy):
+    """fx's own takes ``x += y`` for ``x = x + y``, and what has another name for x would miss it."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", iadd_, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", isub_, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", imul_, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", itruediv_, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
 def trace(model: nn.Module) -> fx.GraphModule:
     """The network's graph; its modules and parameters are the network's own.
 
@@ -82,7 +119,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
         BadInput: It can't be traced, or what it does was fixed while it was traced.
     """
     try:
-        graph = fx.symbolic_trace(model)
+        graph = fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
     except Exception as error:
         line = str(error).strip().splitlines()
         told = line[0][:160] if line else type(error).__name__
@@ -105,13 +142,22 @@ def activation_of(graph: fx.GraphModule, node: fx.Node) -> str | None:
     return None
 
 
-def _writes_what_others_read(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an activation works in place on what is read elsewhere, too, which the operator would leave as it is."""
-    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-    in_place = (
-        getattr(module, "inplace", False) or node.kwargs.get("inplace", False) or node.target in (torch.relu_, "relu_")
-    )
-    return bool(in_place) and len(node.all_input_nodes[0].users) > 1
+def _works_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node overwrites the first thing that it reads."""
+    if node.op == "call_module":
+        return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return bool(node.kwargs.get("inplace", False)) or (name.endswith("_") and not name.endswith("__"))
+
+
+def _is_overwritten(graph: fx.GraphModule, read: fx.Node) -> bool:
+    """Whether what an activation reads is overwritten, by it or by others, and there are others.
+
+    The operator would leave as it is what they expect to be changed; and it keeps for its gradient what it has read,
+    which PyTorch's activations don't: they keep what they return.
+    """
+    works_on_it = (user for user in read.users if user.all_input_nodes[0] is read)
+    return len(read.users) > 1 and any(_works_in_place(graph, user) for user in works_on_it)
 
 
 def insert_masks(
@@ -155,7 +201,11 @@ def insert_masks(
         alike = [user for user in users if last[user] == last[users[0]]]
         same = [user for user in alike if torch.equal(sites[consumers[user]], first)]
         kind = activation_of(graph, source)
-        replaces = kind is not None and set(source.users) == set(same) and not _writes_what_others_read(graph, source)
+        replaces = (
+            kind is not None
+            and set(source.users) == set(same)
+            and not _is_overwritten(graph, source.all_input_nodes[0])
+        )
         if not replaces and not everywhere:
             continue
         for index, members in enumerate([same] if replaces else [[user] for user in users]):
@@ -164,7 +214,7 @@ def insert_masks(
             graph.register_buffer(buffer, where.to(device), persistent=False)
             with graph.graph.inserting_before(members[0] if not replaces else source):
                 masks, positions = graph.graph.get_attr(MASKS), graph.graph.get_attr(buffer)
-                taken = source.args[0] if replaces else source
+                taken = source.all_input_nodes[0] if replaces else source  # modules may be given it by name
                 done_before = kind if replaces else "none"
                 made = graph.graph.call_function(function, (taken, masks, positions, done_before, last[members[0]]))
             for member in members:

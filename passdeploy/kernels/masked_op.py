@@ -153,7 +153,7 @@ def _forward_cuda(
     x: Tensor, mask: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, activation: str
 ) -> Tensor:
     shape, loader = shape_of(x), dispatch.loader(x.device.index)
-    if shape is None or loader is None:
+    if shape is None or loader is None or not dispatch.single(mask, scale, shift):
         return reference.forward(x, mask, scale, shift, residual, activation)
     with torch.cuda.device(x.device):
         return forward_on(loader, shape, x, mask, scale, shift, residual, activation)
@@ -174,7 +174,7 @@ def _backward_cuda(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     shape, loader = shape_of(x), dispatch.loader(x.device.index)
     wants = (want_x, want_channels, want_residual)
-    if shape is None or loader is None:
+    if shape is None or loader is None or not dispatch.single(mask, scale, shift):
         return _reference_backward(grad_y, x, mask, scale, shift, residual, activation, *wants)
     with torch.cuda.device(x.device):
         return backward_on(loader, shape, grad_y, x, mask, scale, shift, residual, activation, *wants)

@@ -48,15 +48,15 @@ def _activate(z: Tensor, activation: str) -> Tensor:
 
 
 def _slope(z: Tensor, activation: str) -> Tensor:
-    """The activation's derivative, with PyTorch's choice at the kinks."""
+    """The activation's derivative, with PyTorch's choice at the kinks, and relu's and relu6's of 1 at a NaN."""
     one, zero = torch.ones_like(z), torch.zeros_like(z)
     match activation:
         case "none":
             return one
         case "relu":
-            return torch.where(z > 0, one, zero)
+            return torch.where(z <= 0, zero, one)
         case "relu6":
-            return torch.where((z > 0) & (z < 6), one, zero)
+            return torch.where((z <= 0) | (z >= 6), zero, one)
         case "silu":
             s = torch.sigmoid(z)
             return s * (1 + z * (1 - s))

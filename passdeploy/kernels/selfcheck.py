@@ -94,14 +94,16 @@ def complaint(x: Tensor, activation: str, run: _Run | None = None) -> str | None
                 return "its code can't be loaded here"
             run = _Run(loader)
         return _compare(x, activation, run, where)
-    except torch.OutOfMemoryError as error:  # a check takes six times what it checks: fewer images will do
-        if len(x) > 1:
-            torch.cuda.empty_cache()
-            return complaint(x[: -(-len(x) // 4)], activation, run)
-        return f"{where}: {str(error).splitlines()[0][:200]}"
+    except torch.OutOfMemoryError as error:
+        if len(x) == 1:
+            return f"{where}: {str(error).splitlines()[0][:200]}"
     except Exception as error:  # no code for this GPU, a launch refused, no memory: whatever it is, the search goes on
         said = str(error).strip().splitlines()
         return f"{where}: {said[0][:200] if said else type(error).__name__}"
+    # A check takes six times what it checks: fewer images will do. Only out here, where the error is gone: it holds the
+    # frames that it went through, and they hold what did fit.
+    torch.cuda.empty_cache()
+    return complaint(x[: -(-len(x) // 4)], activation, run)
 
 
 class _Run:

@@ -27,6 +27,13 @@ SHAPES = (
     (2, 518),  # more packet columns than a block has threads
 )
 
+KINKS = {
+    "relu": (-0.0, 0.0, float("nan")),
+    "relu6": (-0.0, 0.0, 6.0, float("nan")),
+    "hardswish": (-3.0, 0.0, 3.0),
+}
+"""Where a slope is a matter of choice: PyTorch's."""
+
 INPUTS = (  # count, source, size, border
     (2, (8, 8), (8, 8), 0),  # additive
     (1, (7, 9), (7, 9), 0),

@@ -71,6 +71,14 @@ def test_wrong_arrays_are_refused_in_one_line(change: dict[str, Any], message: s
         prompted_input_into(**given(**change), loader=Anywhere())
 
 
+def test_no_images_are_no_launch() -> None:
+    """Nor is a device asked for, which empty arrays can't name: there need be none."""
+    out, images = OnGpu(np.zeros((0, 3, 8, 8), np.float16)), OnGpu(np.zeros((0, 8, 8, 3), np.uint8))
+    prompted_input_into(**given(out=out, images=images))
+    with pytest.raises(BadInput, match="scale: must be f32"):
+        prompted_input_into(**given(out=out, images=images, scale=OnGpu(np.zeros(4, np.float32))))
+
+
 def test_strides_of_a_dense_array_are_accepted() -> None:
     array = OnGpu(np.zeros((2, 1, 4), np.float32))
     array.__cuda_array_interface__["strides"] = (16, 999, 4)  # of a dimension of 1: any

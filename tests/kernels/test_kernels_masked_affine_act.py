@@ -10,7 +10,7 @@ from torch import Tensor
 
 from passdeploy.kernels import enqueue, masked_op, reference
 from passdeploy.kernels.geometry import ACTIVATIONS
-from tests.kernels.cases import DTYPES, SHAPES, TOLERANCE, difference, tensors
+from tests.kernels.cases import DTYPES, KINKS, SHAPES, TOLERANCE, difference, tensors
 from tests.kernels.emulated import Emulated, guarded, have_compiler
 
 pytestmark = pytest.mark.skipif(not have_compiler(), reason="g++ is not installed; it stands in for the GPU")
@@ -180,6 +180,17 @@ def test_gradient_of_masked_channels(last: bool) -> None:
         slope = (objective(wide["mask"] + step) - objective(wide["mask"] - step)) / 2e-6
         assert abs(float(slope - got[channel])) <= 1e-4 * max(1.0, abs(float(slope)))
     assert float(got[0].abs()) > 1e-3
+
+
+@pytest.mark.parametrize(("activation", "last"), itertools.product(KINKS, LAYOUTS))
+def test_slopes_at_the_kinks_are_the_references(activation: str, last: bool) -> None:
+    z = torch.tensor(KINKS[activation])
+    t = case((2, len(z), 3, 5), torch.float32, last)
+    t["mask"].zero_()
+    t["shift"].copy_(z)
+    got = run_backward(Emulated(), t, activation, False)["grad_residual"]
+    expected = reference.backward(t["grad_y"], t["x"], t["mask"], t["scale"], t["shift"], None, activation)[4]
+    assert torch.equal(got, expected)
 
 
 def test_only_what_is_wanted_is_written() -> None:

@@ -22,7 +22,7 @@ from passdeploy.kernels import (
 )
 from passdeploy.kernels.geometry import ACTIVATIONS
 from passdeploy.search.prompt import InputStage
-from tests.kernels.cases import DTYPES, TOLERANCE, difference, tensors
+from tests.kernels.cases import DTYPES, KINKS, TOLERANCE, difference, tensors
 from tests.kernels.emulated import Anywhere, have_compiler
 
 needs_compiler = pytest.mark.skipif(not have_compiler(), reason="g++ is not installed; it stands in for the GPU")
@@ -54,6 +54,23 @@ def test_value_and_gradients(activation: str, residual: bool) -> None:
     got = torch.autograd.grad((y * weight).sum(), wanted)
     for a, b in zip(got, torch.autograd.grad((expected * weight).sum(), wanted), strict=True):
         assert difference(a, b) <= 1e-5
+
+
+@pytest.mark.parametrize("activation", KINKS)
+def test_slopes_at_the_kinks_are_pytorchs(activation: str) -> None:
+    z = torch.tensor(KINKS[activation], requires_grad=True)
+    zeros = torch.zeros(len(z))
+    (got,) = torch.autograd.grad(masked_affine_act(torch.ones(1, len(z)), zeros, zeros, z, None, activation).sum(), z)
+    (expected,) = torch.autograd.grad(getattr(nn.functional, activation)(z).sum(), z)
+    assert torch.equal(got, expected)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """Left out, it would be taken for zero."""
+    args = arguments("silu", True)
+    first = torch.autograd.grad(masked_affine_act(*args).square().sum(), args[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        first.sum().backward()
 
 
 @pytest.mark.parametrize("activation", ["none", "silu", "gelu"])
@@ -172,6 +189,24 @@ def test_the_cuda_path_of_the_input_with_the_emulator() -> None:
     assert got.stride() == expected.stride() and difference(got, expected) <= TOLERANCE[torch.float16]
 
 
+def test_what_was_cast_is_not_read_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the operators themselves, as an exported program calls them: a kernel would read past the end."""
+    monkeypatch.setattr(masked_op.dispatch, "loader", lambda device: Anywhere())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: pytest.fail("the kernel was used"))
+    x, *channels = (a.detach() for a in arguments("relu", False)[:4])
+    halves = [values.half() for values in channels]
+    args = (x, *halves, None, "relu")
+    assert torch.equal(masked_op._forward_cuda(*args), reference.forward(*args))
+    got = masked_op._backward_cuda(torch.ones_like(x), *args, True, True, False)
+    for value, expected in zip(got[:4], reference.backward(torch.ones_like(x), *args), strict=False):
+        assert torch.equal(value, expected) and value.dtype == expected.dtype
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    colours = (torch.full((3,), 0.5).half(), torch.ones(3), None)
+    rest = (torch.float32, False)
+    got_input = input_op._input_cuda(images, *colours, 8, 8, 0, *rest)
+    assert torch.equal(got_input, reference.prompted_input(images, *colours, (8, 8), 0, *rest))
+
+
 def test_what_the_kernels_take() -> None:
     def kind(*shape: int, **options: Any) -> Any:
         return masked_op.shape_of(torch.empty(*shape, **options))
@@ -212,6 +247,7 @@ def test_wrong_use_is_refused_in_one_line(change: dict[str, Any], message: str) 
         ({"prompt": torch.zeros(3, 4, 4)}, r"prompt: must be \(3, 8, 8\)"),
         ({"scale": torch.ones(3, requires_grad=True)}, "no gradient"),
         ({"shift": torch.ones(3, device="meta")}, "shift: lies on meta, the images on cpu"),
+        ({"scale": torch.ones(1)}, r"scale: must have one value per colour, \(3,\), not \(1,\)"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(change: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from passdeploy.groups import Groups, Masker, as_masks, find_groups
 from passdeploy.groups.check import random_structure
 from passdeploy.kernels.geometry import ACTIVATIONS
 from passdeploy.kernels.masked_forward import KernelMasker, masked_network, search_masker, trained_input
-from passdeploy.kernels.masked_graph import plain_input
+from passdeploy.kernels.masked_graph import insert_masks, plain_input, trace
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.surgery import relative_difference, thin
 
@@ -141,6 +141,43 @@ def test_a_masked_activations_gradients_are_pytorchs(activation: str) -> None:
         torch.testing.assert_close(got, expected)
 
 
+class Between(nn.Module):
+    """An activation between two convolutions, called as one is told to."""
+
+    def __init__(self, forward: Callable[[Between, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.act, self.b = nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)
+        self.told = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.told(self, self.a(x))
+
+
+@pytest.mark.parametrize(
+    ("forward", "fused"),
+    [
+        (lambda m, x: m.b(m.act(x)), {"b"}),
+        (lambda m, x: m.b(m.act(input=x)), {"b"}),
+        (lambda m, x: m.b(m.act(x)) + x, {"b"}),
+        (lambda m, x: x.add_(m.b(m.act(x))), set()),  # after the activation, which does not keep its input
+        (lambda m, x: x.mul_(2) + m.b(m.act(x)), set()),
+        (lambda m, x: m.b(m.act(x)) + F.relu6(x, inplace=True), set()),
+        (lambda m, x: m.b(m.act(x)).add_(x), {"b"}),  # something else is overwritten
+    ],
+)
+def test_an_activation_stays_where_its_input_is_overwritten(
+    forward: Callable[[nn.Module, Tensor], Tensor], fused: set[str]
+) -> None:
+    network, images = Between(forward), torch.rand(2, 3, 5, 5)
+    graph = trace(network)
+    assert insert_masks(graph, {"b": torch.arange(4)}, 4, everywhere=False, function=trained_input) == fused
+    expected, got = network(images), graph(images)
+    torch.testing.assert_close(got, expected)
+    wanted = list(network.parameters())
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), wanted) for y in (got, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_training_updates_the_models_own_batch_norms() -> None:
     model, groups = prompted("resnet20")
     images = torch.rand(4, 3, SIZE, SIZE)
@@ -185,6 +222,30 @@ def test_a_network_that_cannot_be_traced_is_named() -> None:
     groups = find_groups(network, torch.rand(1, 3, 12, 12))
     with pytest.raises(BadInput, match="cannot be traced"):
         KernelMasker(network, groups)
+
+
+class Augmented(nn.Module):
+    """Changes a tensor that it has by another name, too, and a number, of which the other name keeps the old one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = y = self.a(x)
+        y += 1
+        y *= 2
+        y -= x.mean()
+        y /= 3
+        images = count = x.shape[0]
+        count += 1
+        return self.b(F.relu(y) + skip).reshape(images, -1) * count
+
+
+def test_what_changes_a_tensor_in_place_does_so_in_the_graph() -> None:
+    network = Augmented().eval()
+    images = torch.rand(2, 3, 12, 12)
+    assert torch.equal(trace(network)(images), network(images))
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from passdeploy.errors import PassdeployError
 from passdeploy.groups import Masker
-from passdeploy.kernels import driver, masked_forward, selfcheck
+from passdeploy.kernels import driver, masked_forward, masked_op, reference, selfcheck
 from passdeploy.kernels.geometry import ACTIVATIONS, Launch
 from passdeploy.kernels.masked_forward import SWITCH, KernelMasker, uses_kernel
 from passdeploy.surgery import relative_difference
@@ -88,6 +89,31 @@ def test_what_is_wrong_is_told_in_one_line(kernel: str, spoil: Any, told: str) -
     assert found is not None and "\n" not in found
     assert found.startswith("relu on (3, 6, 5, 7) float32: ")
     assert told in found
+
+
+@pytest.mark.parametrize("fits", [1, 0])
+def test_where_memory_runs_out_fewer_images_are_checked_in_the_room_of_all(fits: int) -> None:
+    """What the attempt before had allocated is free by then."""
+    tried: list[int] = []
+    made: list[weakref.ref[Tensor]] = []
+
+    def run(x: Tensor, grad_y: Tensor, mask: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+        tried.append(len(x))
+        if tried.count(len(x)) == 1:
+            assert not [ref for ref in made if ref() is not None], "still held"
+        made.extend(weakref.ref(tensor) for tensor in (x, grad_y))
+        if len(x) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more")
+        ones, zeros = torch.ones_like(mask), torch.zeros_like(mask)
+        grads = reference.backward(grad_y, x, mask, ones, zeros, None, activation)
+        sums = masked_op.mask_gradient(grad_y, x, ones, zeros, activation, reference.forward, reference.backward)
+        return reference.forward(x, mask, ones, zeros, None, activation), grads[0], sums
+
+    told = selfcheck.complaint(X.repeat(3, 1, 1, 1), "relu", run)  # type: ignore[arg-type]
+    if fits:
+        assert (told, tried) == (None, [9, 3, 1, 1])
+    else:
+        assert told == "relu on (1, 6, 5, 7) float32: CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
 def test_without_a_driver_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
