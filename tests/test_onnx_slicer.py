@@ -17,6 +17,7 @@ from passdeploy.structure import Structure
 from passdeploy.surgery import relative_difference, thin
 from tests.groups.nets import ready
 from tests.groups.test_attention import NETWORKS, SIZES
+from tests.groups.test_wrapped import Aliased
 
 
 @pytest.mark.parametrize("name", ["own", "swin v2"])
@@ -52,6 +53,21 @@ def test_an_attention_exports_to_the_same_operators_with_and_without_all_heads()
         )
     ]
     assert operators[0] == operators[1] == operators[2]
+
+
+def test_modules_of_two_names_are_cut() -> None:
+    """Groups call them by the first, the exporter by the one under which they run."""
+    torch.manual_seed(0)
+    model, images = ready(Aliased()), torch.rand(1, 3, 12, 10)
+    groups = find_groups(model, images)
+    cutter = OnnxSlicer(model, groups, (3, 12, 10), prefix="")
+    assert cutter.exact, cutter.reason
+    blockless = {n: m if not n.startswith("depth:") else (False,) for n, m in groups.dense().masks.items()}
+    for structure in (Structure(blockless), random_structure(groups, 0), random_structure(groups, 1, skip=0)):
+        with torch.no_grad():
+            expected = thin(model, groups, structure)(images)
+        got = torch.from_numpy(onnx_function(cutter.slice(structure))(images.numpy()))
+        assert relative_difference(expected, got) <= 1e-4
 
 
 class Narrow(nn.Module):
