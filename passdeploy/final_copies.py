@@ -41,7 +41,9 @@ def copy_final(run: Run, budget: BudgetRun, root: Path, until: str) -> None:
     folder = budget.space.folder
     for space in {run.space.root: run.space, budget.space.root: budget.space}.values():
         space.update_manifest()
-    good = _good(run, budget, until)
+    made = _made(run, budget, until)
+    # Where the proof failed that engine is nobody's, while the dense network's graph is what it was.
+    good = made - {"compile"} if "bench" in skipped(budget) else made
     for name, stage in FILES.items():
         source = folder(stage) / name
         if stage in good and source.exists():
@@ -49,7 +51,7 @@ def copy_final(run: Run, budget: BudgetRun, root: Path, until: str) -> None:
         else:
             (root / name).unlink(missing_ok=True)  # of an earlier state: what is not good any more is not offered
     dense = folder("compile") / "dense.onnx"
-    if dense.exists():
+    if "compile" in made and dense.exists():  # else it may be of weights that are gone, and another budget has its own
         copy_file(dense, run.space.root / "dense.onnx")
     for name, stage in FOLDERS.items():
         source = folder(stage) / name
@@ -62,17 +64,15 @@ def copy_final(run: Run, budget: BudgetRun, root: Path, until: str) -> None:
         attach(root)
 
 
-def _good(run: Run, budget: BudgetRun, until: str) -> set[str]:
-    """Stages of a budget, finished up to `until`, whose results are good: later ones only if nothing changed."""
+def _made(run: Run, budget: BudgetRun, until: str) -> set[str]:
+    """Stages of a budget, finished up to `until`, whose results are true: later ones only if nothing changed."""
     left_out = skipped(budget)
     last = BUDGET_STAGES.index(until)
-    good = {name for name in BUDGET_STAGES[: last + 1] if name not in left_out}
-    if "bench" in left_out:  # the proof failed: that engine is nobody's
-        good.discard("compile")
+    made = {name for name in BUDGET_STAGES[: last + 1] if name not in left_out}
     for name in BUDGET_STAGES[last + 1 :]:
         if name in left_out:
             continue
         if not budget.space.current(name, run.inputs(name, budget)):
             break
-        good.add(name)
-    return good
+        made.add(name)
+    return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 _KEEPS_ZERO = {
@@ -209,6 +209,33 @@ def name_after_modules(proto: Any) -> None:
                 names[i] = renamed.get(name, name)
     for value in graph.value_info:
         value.name = renamed.get(value.name, value.name)
+
+
+def rename_parameters(proto: Any, names: Mapping[str, str], prefix: str = "") -> Any:
+    """Names parameters after their modules' first names, in place; returns the graph.
+
+    The exporter calls a module that is registered twice by the name that it runs under.
+
+    Args:
+        proto: An `onnx.ModelProto`.
+        names: The first name of a module, by all that it has.
+        prefix: Of the initialisers that these modules have; the others stay.
+    """
+    graph = proto.graph
+    taken = {i.name for i in graph.initializer}
+    renamed: dict[str, str] = {}
+    for initializer in graph.initializer:
+        module, _, kind = initializer.name.removeprefix(prefix).rpartition(".")
+        first = names.get(module, module)
+        name = f"{prefix}{first}.{kind}"
+        if initializer.name.startswith(prefix) and first != module and name not in taken:
+            renamed[initializer.name] = name
+            initializer.name = name
+    for node in graph.node:
+        for reader in (node, *(inner for attribute in node.attribute for inner in attribute.g.node)):
+            for i, name in enumerate(reader.input):
+                reader.input[i] = renamed.get(name, name)
+    return proto
 
 
 def _scope(node: Any) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import BadInput, nearest
-from passdeploy.groups.attention import cut_heads, first_tensor, head_count
+from passdeploy.groups.attention import cut_heads, describe, first_tensor, head_count
 from passdeploy.groups.channels import PRODUCERS, side_size
 from passdeploy.groups.frozen import is_frozen_norm
 from passdeploy.groups.types import Groups
@@ -186,8 +186,11 @@ def _remove_branch(model: nn.Module, branch: Mapping[str, Any]) -> None:
 
     Without the second an in-place activation inside the branch would change the branch's input, which lives on.
     """
-    for name in branch["modules"]:
-        pair = isinstance(model.get_submodule(name), nn.MultiheadAttention)
+    modules = {name: model.get_submodule(name) for name in branch["modules"]}
+    # told by their layers, which go first
+    attentions = {name for name, module in modules.items() if describe(module) is not None}
+    for name, module in modules.items():
+        pair = isinstance(module, nn.MultiheadAttention) or (branch["zero"] == "pairs" and name in attentions)
         if name == branch["gate"]:
             stand_in: nn.Module = Zero(like=branch["zero"] != "scalar", pair=pair or branch["zero"] == "pair")
         else:

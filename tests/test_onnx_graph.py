@@ -4,7 +4,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from passdeploy.onnx_graph import fold_constants, fold_expands, fold_rectifiers, fold_zeros, remove_unused
+from passdeploy.onnx_graph import (
+    fold_constants,
+    fold_expands,
+    fold_rectifiers,
+    fold_zeros,
+    remove_unused,
+    rename_parameters,
+)
 
 
 def _model(
@@ -120,3 +127,19 @@ def test_constants_are_computed() -> None:
     assert _kinds(model) == ["Add"]
     assert [i.name for i in model.graph.initializer] == ["q"]
     assert (numpy_helper.to_array(model.graph.initializer[0]) == 6).all()
+
+
+def test_parameters_get_the_first_names_of_their_modules() -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "network.stage.bias"], ["a"]),
+        helper.make_node("Add", ["a", "stage.bias"], ["b"]),
+        helper.make_node("Mul", ["b", "network.own.scale"], ["c"]),
+        helper.make_node("Mul", ["c", "network.scale"], ["y"]),
+    ]
+    held = ("network.stage.bias", "stage.bias", "network.own.scale", "network.scale")
+    model = _model(nodes, {name: ZEROS + i for i, name in enumerate(held)})
+    rename_parameters(model, {"": "", "base.stage": "base.stage", "stage": "base.stage", "own": "own"}, "network.")
+    names = ("network.base.stage.bias", *held[1:])
+    assert tuple(node.input[1] for node in model.graph.node) == names == tuple(i.name for i in model.graph.initializer)
+    assert [float(numpy_helper.to_array(i).flat[0]) for i in model.graph.initializer] == [0, 1, 2, 3]
+    onnx.checker.check_model(model, full_check=True)

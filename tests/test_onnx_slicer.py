@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import onnx
 import pytest
@@ -16,6 +17,7 @@ from passdeploy.structure import Structure
 from passdeploy.surgery import relative_difference, thin
 from tests.groups.nets import ready
 from tests.groups.test_attention import NETWORKS, SIZES
+from tests.groups.test_wrapped import Aliased
 
 
 @pytest.mark.parametrize("name", ["own", "swin v2"])
@@ -51,6 +53,56 @@ def test_an_attention_exports_to_the_same_operators_with_and_without_all_heads()
         )
     ]
     assert operators[0] == operators[1] == operators[2]
+
+
+def test_modules_of_two_names_are_cut() -> None:
+    """Groups call them by the first, the exporter by the one under which they run."""
+    torch.manual_seed(0)
+    model, images = ready(Aliased()), torch.rand(1, 3, 12, 10)
+    groups = find_groups(model, images)
+    cutter = OnnxSlicer(model, groups, (3, 12, 10), prefix="")
+    assert cutter.exact, cutter.reason
+    blockless = {n: m if not n.startswith("depth:") else (False,) for n, m in groups.dense().masks.items()}
+    for structure in (Structure(blockless), random_structure(groups, 0), random_structure(groups, 1, skip=0)):
+        with torch.no_grad():
+            expected = thin(model, groups, structure)(images)
+        got = torch.from_numpy(onnx_function(cutter.slice(structure))(images.numpy()))
+        assert relative_difference(expected, got) <= 1e-4
+
+
+class Narrow(nn.Module):
+    """A block of so few channels that chance may keep them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(6, 2, 3, padding=1), nn.Conv2d(2, 6, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.b(self.a(x).relu())
+
+
+def test_all_that_can_be_cut_is_held_against_a_thin_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ready(nn.Sequential(nn.Conv2d(3, 6, 1), *(Narrow() for _ in range(6)), nn.Flatten(), nn.Linear(6 * 16, 3)))
+    groups = find_groups(model, torch.rand(1, 3, 4, 4))
+    real, held = OnnxSlicer._sliced, list[Any]()
+
+    def sliced(self: OnnxSlicer, arch: Any) -> bytes:
+        held.append(arch)
+        return real(self, arch)
+
+    monkeypatch.setattr(OnnxSlicer, "_sliced", sliced)
+    assert OnnxSlicer(model, groups, (3, 4, 4), prefix="").exact
+    sides = {
+        (name, side)
+        for arch in held
+        for name, entry in arch["modules"].items()
+        for side, cut in entry.items()
+        if len(cut["kept"]) < cut["of"]
+    }
+    assert sides == {(m.module, m.side) for g in groups.groups for m in g.members}
+    blocks = {g.name for g in groups.groups if g.kind == "depth"}
+    gone = [{branch["name"] for branch in arch["branches"]} for arch in held]
+    assert len(blocks) == 6 and set() in gone and blocks in gone
 
 
 class Normalised(nn.Module):

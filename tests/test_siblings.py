@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from passdeploy.reporting import load_report
 from passdeploy.workspace import read_json
+from tests import scripted
 
 ASKED = ["2x", "50x", "5s"]
 
@@ -45,3 +47,14 @@ def test_the_dense_network_is_compiled_once_for_all_budgets(finished: Path) -> N
     for name in ("dense.onnx", "dense-engine/engine.json"):
         assert (first / name).samefile(last / name)
     assert not (first / "model.onnx").samefile(last / "model.onnx")
+
+
+def test_a_budget_out_of_reach_does_not_bring_back_an_old_dense_graph(finished: Path, tmp_path: Path) -> None:
+    """It has been within reach, of other weights: what was compiled then still lies in its folder."""
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = (folder / "dense.onnx").read_bytes()
+    (folder / "50x" / "compile").mkdir()
+    (folder / "50x" / "compile" / "dense.onnx").write_bytes(b"of other weights")
+    run = scripted.start(folder, latency=",".join(ASKED))
+    run.publish(run.runs[ASKED.index("50x")])
+    assert (folder / "dense.onnx").read_bytes() == before

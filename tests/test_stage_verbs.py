@@ -16,7 +16,7 @@ from passdeploy.api import run_stage
 from passdeploy.data.base import ImageData, SubSplit
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.reporting import load_report
-from passdeploy.workspace import read_json, write_json
+from passdeploy.workspace import read_json, sha256, write_json
 from tests import scripted
 
 pytestmark = pytest.mark.usefixtures("exported_once")
@@ -72,6 +72,21 @@ def test_what_is_still_true_stays_and_what_is_not_goes(folder: Path) -> None:
     assert (folder / "model.safetensors").exists() and (folder / "structure.json").exists()
     run_stage("report", folder, quiet=True)
     assert all((folder / name).exists() for name in AFTER_FIT), "and the bundle is of what was made again, bit by bit"
+
+
+def test_what_the_proof_refused_is_not_offered_after_an_earlier_stage_either(folder: Path) -> None:
+    proof, record = folder / "compile" / "proof.json", folder / "compile" / "stage.json"
+    write_json(proof, read_json(proof) | {"ok": False})
+    facts = read_json(record)
+    write_json(record, facts | {"outputs": facts["outputs"] | {"proof.json": sha256(proof)}})
+    for stage in ("compile", "finetune", "fit"):
+        if stage == "compile":
+            with pytest.raises(PassdeployError, match="does not compute what the network does"):
+                run_stage(stage, folder, quiet=True)
+        else:
+            run_stage(stage, folder, quiet=True)
+        assert not any((folder / name).exists() for name in ("model.onnx", "engine", "bundle")), stage
+        assert (folder / "dense.onnx").exists() and (folder / "model.safetensors").exists(), stage
 
 
 def test_a_stage_that_makes_no_sense_says_why(finished: Path, tmp_path: Path) -> None:

@@ -207,15 +207,24 @@ def drop_what_fails(model: nn.Module, groups: Groups, example: Tensor, training:
 def _inputs(model: nn.Module, example: Tensor) -> list[Tensor]:
     """What trials run on: images in [0, 1], and normalised ones, which leave fewer rectified channels at zero.
 
-    Of a channel that is zero whatever comes before it, a trial can't see where it went.
+    Of a channel that is zero whatever comes before it, a trial can't see where it went. The first are three or more:
+    two would pass for a pair where a network takes apart what it is given.
     """
-    images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
-    normalised = 4 * images - 2
+    shape = (max(3, len(example) + 1), *example.shape[1:])
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+    fewer = images[: len(example)]
+    normalised = 4 * fewer - 2
+    if not _is_finite(model, images):  # a network's own business: it may take so many images, and no others
+        images = fewer
+    return [images, normalised] if _is_finite(model, normalised) else [images]  # or no negative numbers
+
+
+def _is_finite(model: nn.Module, images: Tensor) -> bool:
+    """Whether a network runs on images, and gives numbers."""
     try:
-        finite = all(bool(output.isfinite().all()) for output in tensors(model(normalised)))
-    except Exception:  # a network's own business: it may take no negative numbers
-        finite = False
-    return [images, normalised] if finite else [images]
+        return all(bool(output.isfinite().all()) for output in tensors(model(images)))
+    except Exception:
+        return False
 
 
 def _without_failing(model: nn.Module, groups: Groups, trial: Structure, example: Tensor, training: bool) -> Groups:
@@ -228,8 +237,8 @@ def _without_failing(model: nn.Module, groups: Groups, trial: Structure, example
             alone = Structure({**alone.masks, group.name: (False,)})
         reason = _fails(model, groups, alone, example, training)
         if reason and group.kind == "depth":
-            others = [dataclasses.replace(group, zero=zero) for zero in ("scalar", "pair") if zero != group.zero]
-            for other in others:
+            for zero in ("scalar", "pair", "pairs"):
+                other = dataclasses.replace(group, zero=zero)
                 swapped = Groups(tuple(other if g is group else g for g in groups.groups), frozen)
                 if not _fails(model, swapped, alone, example, training):
                     group, reason = other, ""

@@ -48,7 +48,8 @@ class ChannelGroup:
         gate: Depth only: the module of the branch whose zero output makes the whole branch zero.
         starts: Depth only: the modules fed by the branch's input.
         zero: Depth only: what surgery puts at the gate: a zero ``like`` its input, a ``scalar`` one, or a ``pair`` of
-            the first and None, as attentions that can return their weights do.
+            the first and None, as attentions that can return their weights do; ``pairs``: the first at the gate, and
+            such a pair at each attention of the branch.
         least: Units below which no method goes.
         fixed: Units that every pruned network has; None: free.
     """
@@ -60,7 +61,7 @@ class ChannelGroup:
     branch: tuple[str, ...] = ()
     gate: str = ""
     starts: tuple[str, ...] = ()
-    zero: Literal["like", "scalar", "pair"] = "like"
+    zero: Literal["like", "scalar", "pair", "pairs"] = "like"
     least: int = 1
     fixed: int | None = None
 

@@ -72,6 +72,12 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
                 setattr(parent, leaf, module)
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every module, with the one that `named_modules` has for it: under which it is registered first."""
+    first = {module: name for name, module in model.named_modules()}
+    return {name: first[module] for name, module in model.named_modules(remove_duplicate=False)}
+
+
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
 

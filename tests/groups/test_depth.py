@@ -134,6 +134,29 @@ def test_parallel_paths_inside_a_branch() -> None:
     assert masked_against_thin(model, groups, Structure(masks), images) <= 1e-6
 
 
+class _Recurrent(nn.Module):
+    """A layer in the branch returns two things, of which one is used; an identity in its place returns one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.lstm = nn.Conv2d(3, 6, 1), nn.LSTM(6, 6, batch_first=True)
+        self.wide, self.back, self.fc = nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        y, _ = self.lstm(x)
+        return self.fc((x + self.back(F.relu(self.wide(y)))).mean(1))
+
+
+def test_a_batch_of_two_is_not_taken_for_a_pair() -> None:
+    model = ready(_Recurrent())
+    assert [branch.gate for branch in branches(model)[0]] == ["back"]
+    groups = find_groups(model, torch.rand(2, 3, 4, 4))
+    assert groups.names == ("wide",)
+    (reason,) = (why for name, why in groups.frozen.items() if name.startswith("depth:"))
+    assert "does not run without it: ValueError: too many values to unpack" in reason
+
+
 class Layer(nn.Module):
     """A transformer's: two branches, one after the other."""
 

@@ -65,6 +65,25 @@ class Older(nn.Module):
         return self.output["dense"](self.attention(x)[0])
 
 
+class Newer(Older):
+    """Its attention returns the weights as well, or None."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.attention(x)
+        return self.output["dense"](y)
+
+
+class _Pair(_Heads):
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(x)[0], None
+
+
+def _newer() -> nn.Module:
+    layer = Newer()
+    layer.attention = _Pair()
+    return layer
+
+
 class Own(nn.Module):
     """An own module: a bias per head, dropout in a sequence behind the projection, what it is given by three names."""
 
@@ -121,9 +140,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "library": lambda: Vision(Library, _unpacked),
     "weights": lambda: Vision(lambda: Library(weights=True), lambda attention, x: attention(x)[0]),
     "older": lambda: Vision(Older, lambda attention, x: attention(x)),
+    "newer": lambda: Vision(_newer, lambda attention, x: attention(x)),
     "own": lambda: Vision(Own, lambda attention, x: attention(x, x, x)),
 }
-NAMES = {"library": "attention", "weights": "attention", "older": "attention.attention", "own": "attention"}
+NAMES = dict.fromkeys(NETWORKS, "attention") | dict.fromkeys(("older", "newer"), "attention.attention")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -145,6 +165,18 @@ def test_heads_of_separate_layers_go_whole(name: str) -> None:
     blockless = {n: m if not n.startswith("depth:") else (False,) for n, m in groups.dense().masks.items()}
     for structure in (smallest, Structure(blockless), *(random_structure(groups, seed) for seed in range(4))):
         cut_and_built_anew(model, NETWORKS[name](), groups, structure, images)
+
+
+@pytest.mark.parametrize("found_with", [1, 2])
+def test_blocks_go_at_any_batch_size(found_with: int) -> None:
+    """Two images are no pair of features and weights."""
+    torch.manual_seed(0)
+    model = ready(NETWORKS["newer"]())
+    groups = find_groups(model, torch.rand(found_with, *SHAPE))
+    blockless = {n: m if not n.startswith("depth:") else (False,) for n, m in groups.dense().masks.items()}
+    assert {g.zero for g in groups.groups if g.kind == "depth"} == {"like", "pairs"}
+    for batch in (1, 2, 3):
+        assert masked_against_thin(model, groups, Structure(blockless), torch.rand(batch, *SHAPE)) <= 1e-4
 
 
 @pytest.mark.parametrize("name", ["library", "older", "own"])
