@@ -197,6 +197,17 @@ def _check_repeats(network: nn.Module, data: ImageData, name: str) -> None:
         )
 
 
+def _check_state(network: nn.Module, name: str) -> None:
+    """Refuses a network whose state is more than tensors: weights files hold no more, and nothing else can be cut."""
+    for key, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            module = key.removesuffix("_extra_state").rstrip(".") or "the network itself"
+            raise BadInput(
+                f"--model {name}: {module} keeps a state that is no tensor (get_extra_state), which no weights file "
+                "holds; build it without"
+            )
+
+
 def _check_single(network: nn.Module, data: ImageData, name: str) -> None:
     """Refuses a network that takes several images but not one, which is what the engine will be given."""
     advice = "a squeeze() that names no dimension takes the batch's away (use flatten(1)); or set --batch"
@@ -296,6 +307,7 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
 
         name = chosen if isinstance(chosen, str) else getattr(chosen, "__qualname__", "model")
         network, weights = build(), None
+    _check_state(network, name)
     _check_outputs(network, images, name, config.batch)
     if config.weights is not None:
         load_weights(network, config.weights)

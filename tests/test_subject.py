@@ -292,3 +292,22 @@ def test_a_network_that_squeezes_a_single_image_away_is_refused() -> None:
     with pytest.raises(BadInput, match=r"Squeezed on a single image: must return logits .*; a squeeze\(\)"):
         load_subject(config, Squeezed(), scripted.data())
     assert load_subject(make_config({**config.to_json(), "batch": 2}), Squeezed(), scripted.data()).groups.groups
+
+
+class Keeping(nn.Module):
+    """A layer whose state is more than tensors, as those that scale for 8 bits have it."""
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"largest": 1.0}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_state_that_no_weights_file_holds_is_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Keeping(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.raises(BadInput, match="1 keeps a state that is no tensor"):
+        load_subject(make_config({"model": "<Sequential>", "data": "stripes"}), network, scripted.data())
