@@ -25,8 +25,9 @@ class Accuracy:
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Takes logits (N, classes) and labels (N,)."""
-        self.right += int((outputs.argmax(1) == labels).sum())
-        self.seen += int((labels != self.ignore).sum())
+        counts = labels != self.ignore
+        self.right += int(((outputs.argmax(1) == labels) & counts).sum())
+        self.seen += int(counts.sum())
 
     def value(self) -> float:
         """In 0 .. 1; 0 without images."""

@@ -21,15 +21,16 @@ class MeanIoU:
 
     Args:
         classes: How many there are.
+        ignore: Label of pixels that do not count.
     """
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    def __init__(self, classes: int, ignore: int) -> None:
+        self.classes, self.ignore = classes, ignore
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Takes logits (N, classes, H, W) and labels (N, H, W)."""
-        counts = labels != IGNORE
+        counts = labels != self.ignore
         pairs = labels[counts].long() * self.classes + outputs.argmax(1)[counts]
         self.confusion += torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
 
@@ -56,7 +57,7 @@ class Segmentation(Task):
         return f"(N, classes, {shape[1]}, {shape[2]})"
 
     def metric(self, classes: int) -> MeanIoU:
-        return MeanIoU(classes)
+        return MeanIoU(classes, self.ignore)
 
     def augment(
         self, images: Tensor, labels: Tensor, how: Augmentation, generator: torch.Generator

@@ -69,6 +69,21 @@ def test_images_that_do_not_count_are_no_mistakes() -> None:
     assert metric.value() == 0.5
 
 
+@pytest.mark.parametrize("ignored", [0, 2, -1])
+@pytest.mark.parametrize(("name", "places"), [("classification", (6,)), ("segmentation", (6, 4, 3))])
+def test_what_a_derived_task_ignores_its_metric_ignores(name: str, places: tuple[int, ...], ignored: int) -> None:
+    """Its loss does so by the attribute; the number of a class, too, may be the one that counts nowhere."""
+    task = type("Derived", (type(get_task(name)),), {"name": "derived", "ignore": ignored})()
+    outputs, labels = torch.zeros(6, 3, *places[1:]), torch.full(places, 1)
+    outputs[:3, 1], outputs[3:, max(ignored, 0)] = 1.0, 1.0  # right, and what would be right of those that do not count
+    labels[3:] = ignored
+    metric = task.metric(3)
+    metric.add(outputs, labels)
+    assert metric.value() == 1.0
+    right, counted = task.right(outputs, labels)
+    assert right == counted == labels[:3].numel()
+
+
 def test_the_task_follows_from_the_labels() -> None:
     assert known() == ["classification", "segmentation"]
     assert task_of(data()).name == "segmentation"
