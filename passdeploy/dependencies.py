@@ -42,6 +42,9 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
     """
     config, shared = run.config.to_json(), run.space.digest
     common: dict[str, Any] = {"passdeploy": version()}
+    # Digests of earlier stages do not tell: a latency model from a file, a score of the weights alone and the weights
+    # that were given are the same bytes whatever a forward pass does with them.
+    code = {"network": run.subject.architecture}
     # Virtual machines share names. On a GPU the host's CPU does not count.
     stamp = cpu_stamp() if run.target.compute_capability is None else None
     here: dict[str, Any] = {"measured": run.measured, "cpu": stamp}
@@ -58,11 +61,10 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
         where = here if profile is None else {}
         return (
             common
+            | code
             | where
             | {
                 "dense": shared("dense"),
-                # Untrained weights of two networks can be the same bytes where their code is not.
-                "network": run.subject.architecture,
                 "target": run.target_facts(),
                 "profile": config["profile"],
                 "scope": config["scope"],
@@ -77,10 +79,11 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
         )  # fmt: skip
         made = {"profile": shared("profile"), "dense": shared("dense"), "data": run.subject.data_digest}
         decay = {"weight_decay": config["finetune"]["weight_decay"]}  # the search trains the same weights
-        return common | made | decay | {k: config[k] for k in keys}
+        return common | code | made | decay | {k: config[k] for k in keys}
     if stage == "alternatives":
         return (
             common
+            | code
             | here
             | {
                 "dense": shared("dense"),
@@ -96,15 +99,16 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
     asked = {"budget": vars(budget.budget)}
     if stage == "fit":
         where = {"target": run.target_facts(), "scope": config["scope"]}
-        return common | asked | here | where | {"search": shared("search"), "profile": shared("profile")}
+        return common | code | asked | here | where | {"search": shared("search"), "profile": shared("profile")}
     if stage == "finetune":
         keys = ("finetune", "epochs", "train_batch", "seed")
         # What fit found says nothing of the weights that training goes on from.
         made = {"fit": digest("fit"), "search": shared("search"), "dense": shared("dense")}
-        return common | made | {"data": run.subject.data_digest, **{k: config[k] for k in keys}}
+        return common | code | made | {"data": run.subject.data_digest, **{k: config[k] for k in keys}}
     if stage == "compile":
+        made = {"finetune": digest("finetune"), "data": run.subject.data_digest}  # images calibrate, judge and prove
         floor = {"min_accuracy": config["min_accuracy"]}
-        return common | floor | here | {"finetune": digest("finetune"), "target": run.target_facts()}
+        return common | code | floor | here | made | {"target": run.target_facts()}
     if stage == "bench":
         # Not the alternatives: who asks for them later keeps what the budget was judged on, and gets the times
         # that they were given beside the dense engine alone.
@@ -113,7 +117,10 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
     upstream = {name: digest(name) for name in before if name not in left_out}
     computed = json_digest({key: value for key, value in config.items() if key not in NOT_INPUTS})
     upstream |= {name: shared(name) for name in ("dense", "profile", "search")}
-    return common | asked | upstream | beside | {"config": computed}
+    # Names of classes, numbers of images and what can't be pruned stand in a report and in a bundle.
+    told = code | {"data": run.subject.data_digest}
+    told |= {"licence": run.subject.data.licence} if stage == "ship" else {}
+    return common | asked | upstream | beside | told | {"config": computed}
 
 
 def starts_over(space: Workspace, stage: str, inputs: dict[str, Any]) -> str | None:

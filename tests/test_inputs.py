@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from passdeploy.data.base import Augmentation, SubSplit
+from passdeploy.dependencies import SHARED_STAGES
 from tests import scripted
 
 
@@ -60,3 +61,30 @@ def test_training_depends_on_the_images_and_on_what_is_done_to_them(copied: Call
         data.augmentation = Augmentation(flip=True, shift=1)
     assert not running.space.current("search", running.inputs("search"))
     assert not budget.space.current("finetune", running.inputs("finetune", budget))
+
+
+@pytest.mark.parametrize("stage", ["profile", "search", "fit", "finetune", "compile", "report", "ship"])
+def test_what_the_network_executes_is_an_input_of_all_that_executes_it(copied: Callable[[], Path], stage: str) -> None:
+    """Also where weights, latencies and scores come out the same: dropout, or a profile that was given."""
+    running = opened(copied())
+    (budget,) = running.runs
+    run = None if stage in SHARED_STAGES else budget
+    space = running.space if run is None else budget.space
+    assert space.current(stage, running.inputs(stage, run))
+    running.subject.architecture = "of other code"
+    assert not space.current(stage, running.inputs(stage, run))
+
+
+@pytest.mark.parametrize("change", ["classes", "licence"])
+def test_a_bundle_says_what_the_data_say_now(copied: Callable[[], Path], change: str) -> None:
+    """A folder that was given another name, or a licence that was looked up: the networks come out the same."""
+    running = opened(copied())
+    (budget,) = running.runs
+    data = running.subject.data
+    if change == "classes":
+        data.classes = tuple(f"{name}s" for name in data.classes)
+    else:
+        data.licence = "CC-BY-4.0"
+    assert not budget.space.current("ship", running.inputs("ship", budget))
+    assert budget.space.current("report", running.inputs("report", budget)) == (change == "licence")
+    assert budget.space.current("bench", running.inputs("bench", budget))
