@@ -138,7 +138,8 @@ class ImageData:
     """A data set with its three splits.
 
     `val` is always cut from the training data; whatever is chosen is chosen on it. `test` is only ever reported. `task`
-    is the name of a task (`passdeploy.tasks`); None: the labels say (one per image, or one per pixel).
+    is the name of a task (`passdeploy.tasks`); None: the labels say (one per image, or one per pixel). `files` is a
+    digest of what is known of all image files, where there are some.
     """
 
     name: str
@@ -150,6 +151,7 @@ class ImageData:
     test: Split
     licence: str = "unknown"
     task: str | None = None
+    files: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -161,9 +163,9 @@ class ImageData:
         return (3, *self.preprocess.size)
 
     def digest(self) -> str:
-        """SHA-256 over what is declared, labels and a sample of the pixels: tells one data set from another."""
+        """SHA-256 over what is declared, labels, files and a sample of the pixels: tells one data set from another."""
         declared = (self.name, self.classes, self.preprocess, self.augmentation, self.task)
-        h = hashlib.sha256(repr(declared).encode())
+        h = hashlib.sha256(f"{declared!r}{self.files}".encode())
         for split in (self.train, self.val, self.test):
             h.update(split.labels.numpy().tobytes())
             some = torch.linspace(0, len(split) - 1, min(16, len(split))).long()

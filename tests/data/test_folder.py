@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -81,6 +82,24 @@ def test_same_folder_same_splits(tmp_path: Path) -> None:
     assert first.digest() != other.digest()
     picture((0, 0, 0)).save(root / "red" / "more.png")
     assert load_folder(root).digest() != first.digest()
+
+
+def test_a_file_that_was_replaced_makes_other_data(tmp_path: Path) -> None:
+    """Whichever it is: the pixels of a few are looked at only."""
+    root = tmp_path / "photos"
+    fill(root / "train", {"red": 5, "green": 5})
+    fill(root / "test", {"red": 40, "green": 40})
+    before = load_folder(root).digest()
+    assert load_folder(Path(shutil.copytree(root, tmp_path / "elsewhere" / "photos"))).digest() == before
+    found = {before}
+    for file in sorted((root / "test").rglob("*.png"))[:6]:
+        content = file.read_bytes()
+        picture((1, 2, 3)).save(file, compress_level=0)
+        assert file.stat().st_size != len(content)
+        found.add(load_folder(root).digest())
+        file.write_bytes(content)
+    assert len(found) == 7
+    assert load_folder(root).digest() == before
 
 
 @pytest.mark.parametrize("name", ["val", "test", "valid", "validation", "Test"])
