@@ -22,7 +22,7 @@ NOT_INPUTS = ("require_measured", "alternatives")
 CHANGED = {
     "passdeploy": "the version of passdeploy",
     "network": "the network (or the code of its classes)",
-    "data": "the data",
+    "data": "the data (or the code of a task of your own)",
 }
 """Inputs in words, where their key says too little."""
 

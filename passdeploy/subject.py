@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,7 @@ from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
 from passdeploy.groups.check import first_line
 from passdeploy.groups.wrapped import copied, plain_network
+from passdeploy.plugins import users_code
 from passdeploy.surgery import relative_difference
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.weights import load_weights, packaged_weights, unwrap
@@ -81,8 +82,12 @@ class Subject:
 
     @cached_property
     def data_digest(self) -> str:
-        """SHA-256 that tells the data from others, see `ImageData.digest`."""
-        return self.data.digest()
+        """SHA-256 that tells the data from others, see `ImageData.digest`, and a task of one's own by its code."""
+        digest = self.data.digest()
+        with users_code(f"task {self.task.name}: its metric"):
+            kinds = {*type(self.task).__mro__, *type(self.task.metric(self.data.num_classes)).__mro__}
+        own = _sources(kind for kind in kinds if kind.__module__.split(".")[0] not in ("passdeploy", "typing", "abc"))
+        return hashlib.sha256("\n".join([digest, *own]).encode()).hexdigest() if own else digest
 
     @cached_property
     def architecture(self) -> str:
@@ -115,12 +120,18 @@ def _described(network: nn.Module) -> str:
     for name, module in network.named_modules():
         values = {key: value for key, value in vars(module).items() if key != "training" and _is_plain(value)}
         parts.append(f"{name} {type(module).__qualname__} {sorted(values.items())}")
-    kinds = {kind for module in network.modules() for kind in type(module).__mro__}
-    for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
-        if kind is not object and kind.__module__.split(".")[0] != "torch":
-            with contextlib.suppress(OSError, TypeError):  # typed into a console, or made while running
-                parts.append(inspect.getsource(kind))
+    parts += _sources({kind for module in network.modules() for kind in type(module).__mro__})
     return re.sub(r"0x[0-9a-f]+", "", "\n".join(parts))  # where a function lies in memory
+
+
+def _sources(kinds: Iterable[type]) -> list[str]:
+    """Of classes that are not PyTorch's, where there is one; in the same order in each process."""
+    found = []
+    for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
+        if kind.__module__.split(".")[0] not in ("builtins", "torch"):
+            with contextlib.suppress(OSError, TypeError):  # typed into a console, or made while running
+                found.append(inspect.getsource(kind))
+    return found
 
 
 def _is_plain(value: object) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from passdeploy.feeding import training_batches
 from passdeploy.models.unet import UNet
 from passdeploy.subject import load_subject
 from passdeploy.tasks import get_task, known, task_of
+from passdeploy.tasks.base import registered
 from passdeploy.training import TrainSettings, evaluate, train
 from tests import scripted
 
@@ -82,6 +84,24 @@ def test_what_a_derived_task_ignores_its_metric_ignores(name: str, places: tuple
     assert metric.value() == 1.0
     right, counted = task.right(outputs, labels)
     assert right == counted == labels[:3].numel()
+
+
+def test_the_code_of_a_task_of_ones_own_is_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what trained and judged all that lies in a run directory."""
+    monkeypatch.syspath_prepend(tmp_path)
+    config, found = make_config({"model": "tiny-resnet", "data": "stripes"}), []
+    for module, ignored in (("judged_so", -1), ("judged_alike", -1), ("judged_otherwise", 2)):
+        (tmp_path / f"{module}.py").write_text(
+            "from passdeploy.tasks.classification import Classification\n"
+            "class Mine(Classification):\n"
+            "    name = 'mine'\n"
+            f"    ignore = {ignored}\n"
+        )
+        monkeypatch.setitem(registered(), "mine", importlib.import_module(module).Mine())
+        mine = dataclasses.replace(scripted.data(), task="mine")
+        found.append(load_subject(config, data=mine).data_digest)
+    assert found[0] == found[1] != found[2]
+    assert load_subject(config, data=scripted.data()).data_digest == scripted.data().digest()
 
 
 def test_the_task_follows_from_the_labels() -> None:
