@@ -38,7 +38,7 @@ def load_file(path: Path) -> dict[str, Any]:
         raise BadInput(f"--config {path}: is not text in UTF-8; save it as that") from None
     except OSError as error:
         raise BadInput(f"--config {path}: cannot be read ({error.strerror}); check the path") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter of what looks like a date and is none
         line = str(error).replace("\n", " ")
         raise BadInput(f"--config {path}: is not valid YAML ({line})") from None
     if values is None:

@@ -86,7 +86,11 @@ def test_what_is_used_when_nothing_is_given(tmp_path: Path, monkeypatch: pytest.
 def test_an_empty_file_is_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("")
     assert load_file(tmp_path / "a.yaml") == {}
-    (tmp_path / "b.yaml").write_text("a: [")
+
+
+@pytest.mark.parametrize("text", ["a: [", "data: 2024-02-30"])
+def test_what_is_no_yaml_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "b.yaml").write_text(text)
     with pytest.raises(BadInput, match="not valid YAML") as refused:
         load_file(tmp_path / "b.yaml")
     assert "\n" not in str(refused.value)
