@@ -573,8 +573,17 @@ def test_a_mistake_of_ours_is_a_line_and_no_missed_goal(passdeploy: Call, monkey
     assert said.code == 70, "1 says that a goal was not met"
     assert said.line() == "error: internal error: RuntimeError: shapes do not fit; --debug shows where"
     assert json.loads(passdeploy("targets", "--json").out)["kind"] == "InternalError"
-    with pytest.raises(RuntimeError, match="shapes do not"):
-        passdeploy("targets", "--debug")
+    shown = passdeploy("targets", "--debug", "--json")
+    assert shown.code == 70
+    assert "Traceback" in shown.err and 'raise RuntimeError("shapes do not' in shown.err
+    assert json.loads(shown.out)["kind"] == "InternalError"
+
+
+def test_the_traceback_of_bad_input_changes_no_status(passdeploy: Call) -> None:
+    said = passdeploy("run", "--model", "tiny-resnt", "--data", "stripes", "--debug")
+    assert said.code == 2
+    assert "Traceback" in said.err
+    assert said.err.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 # Before torch is imported: spinning threads of one library spoil the other's measurements. A spin of some ten
@@ -89,11 +90,11 @@ def main() -> None:
         code = INTERRUPTED
     except PassdeployError as error:
         if debug:
-            raise
+            traceback.print_exc()
         fail(error, as_json)
     except Exception as error:
-        if debug:
-            raise
+        if debug:  # the status stays what it is: that of an uncaught error says that a goal was not met
+            traceback.print_exc()
         if isinstance(error, OSError) and error.errno in SYSTEM:
             name = error.filename or "writing"
             fix = "free some space" if error.errno in NotWritten.ERRNOS else "check who may read and write it"
