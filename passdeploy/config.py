@@ -293,7 +293,7 @@ def groups_flags(
         found = {}
         for text in given:
             name, _, width = text.rpartition("=")
-            if not name or not width.isdigit():
+            if not name or not width.isdecimal():
                 raise BadInput(f"{flag} {text}: expected NAME=CHANNELS, such as layer1.*=16")
             found[name] = int(width)
         return found

@@ -7,6 +7,7 @@ why surgery exists; and the masked engine must compute what the thin one does.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,12 @@ def _outputs(run: Run, engine: Engine, graph: Path, images: np.ndarray) -> np.nd
         return np.concatenate([runner.run({INPUT: part})[OUTPUT] for part in parts])
 
 
+def _interval(measured: Mapping[str, float | None]) -> tuple[float, float] | None:
+    """None where an end is not known, as with too few blocks."""
+    low, high = measured["low"], measured["high"]
+    return None if low is None or high is None else (low, high)
+
+
 def attach(root: Path) -> None:
     """Writes a budget's report again with what `compile_masked` found, if that holds for its structure."""
     facts_path, report_path, structure_path = root / FOLDER / FACTS, root / "report.json", root / "structure.json"
@@ -130,7 +137,7 @@ def attach(root: Path) -> None:
         masked=read("masked"),
         thin=read("thin"),
         speedup=speedup["masked"]["value"] if speedup else None,
-        speedup_ci95=(speedup["masked"]["low"] or 0.0, speedup["masked"]["high"] or float("inf")) if speedup else None,
+        speedup_ci95=_interval(speedup["masked"]) if speedup else None,
         thin_speedup=speedup["thin"]["value"] if speedup else None,
     )
     write_reports(load_report(report_path).model_copy(update={"masked": masked}), root)

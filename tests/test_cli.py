@@ -540,10 +540,11 @@ def test_groups_under_control_of_the_user(passdeploy: Call) -> None:
     assert "fixed at 12" in passdeploy("groups", "--model", "resnet20", *flags).out
 
 
-def test_a_width_that_is_none_is_refused(passdeploy: Call) -> None:
-    said = passdeploy("groups", "--model", "resnet20", "--min-width", "layer1")
+@pytest.mark.parametrize("given", ["layer1", "layer1=many", "layer1=²"])
+def test_a_width_that_is_none_is_refused(passdeploy: Call, given: str) -> None:
+    said = passdeploy("groups", "--model", "resnet20", "--min-width", given)
     assert said.code == 2
-    assert "--min-width layer1: expected NAME=CHANNELS" in said.err
+    assert f"--min-width {given}: expected NAME=CHANNELS" in said.err
 
 
 @pytest.mark.parametrize(

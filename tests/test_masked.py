@@ -46,6 +46,11 @@ def test_dense_masked_and_thin_stand_side_by_side(folder: Path) -> None:
     for page in ("report.md", "report.html"):
         text = (folder / page).read_text()
         assert "Masked is not thin" in text and "only surgery turns masks into time" in text
+    facts["speedup"]["masked"]["high"] = None  # too few blocks for one
+    (out / "masked.json").write_text(json.dumps(facts))
+    masked.attach(folder)
+    report = load_report(folder)
+    assert report.masked is not None and report.masked.speedup_ci95 is None and report.masked.speedup is not None
 
 
 @pytest.mark.parametrize("by_kernel", [False, True])
