@@ -234,6 +234,14 @@ def save_profile(
 
     if save.resolve().is_relative_to(out.resolve()):
         raise BadInput(f"--save {save}: lies in --out {out}, which --fresh would delete; give a file outside of it")
+    try:  # neither what takes minutes to measure nor what --fresh deletes may be lost for a mistyped path
+        save.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=save.parent):
+            pass
+    except OSError as error:
+        raise BadInput(f"--save {save}: cannot be written ({error.strerror}); choose another file") from None
+    if save.is_dir():
+        raise BadInput(f"--save {save}: is a folder; give a file")
     # A file that a run reads its latency model from may well be the one that is to be written.
     config = config.model_copy(update={"profile_file": None, "axis": "latency"})
     if config.profile.cache == "use":
@@ -243,14 +251,6 @@ def save_profile(
         raise BadInput(
             f"--target {config.target}: nothing can be measured here ({running.unmeasurable}); run this where it can"
         )
-    try:  # what has taken minutes to measure must not be lost for a path that was mistyped
-        save.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=save.parent):
-            pass
-    except OSError as error:
-        raise BadInput(f"--save {save}: cannot be written ({error.strerror}); choose another file") from None
-    if save.is_dir():
-        raise BadInput(f"--save {save}: is a folder; give a file")
     running.shared("profile")
     copy_file(running.space.folder("profile") / "profile.json", save)
     return stage_model(running).summary()

@@ -41,7 +41,8 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(
     (tmp_path / "file").write_text("")
     for save, wanted in ((tmp_path / "file" / "p.json", "cannot be written"), (tmp_path, "is a folder")):
         with pytest.raises(BadInput, match=f"--save .*{wanted}"):
-            save_profile(make_config(VALUES), tmp_path / "run", save, quiet=True)
+            save_profile(make_config(VALUES), tmp_path / "run", save, fresh=True, quiet=True)
+    assert not (tmp_path / "run").exists(), "nor is anything deleted for it"
 
 
 @pytest.mark.parametrize("fresh", [False, True])

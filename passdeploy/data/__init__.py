@@ -47,8 +47,8 @@ def cache_dir() -> Path:
 
 def search_path() -> list[Path]:
     """Folders that are looked through for data sets, first match wins."""
-    given = os.environ.get("PASSDEPLOY_DATA")
-    return [Path(p) for p in (given.split(os.pathsep) if given else [])] + [cache_dir(), Path("/usr/share/datasets")]
+    given = os.environ.get("PASSDEPLOY_DATA", "").split(os.pathsep)
+    return [*(Path(p) for p in given if p), cache_dir(), Path("/usr/share/datasets")]
 
 
 def load(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 from pathlib import Path
 
@@ -81,6 +82,11 @@ def test_found_in_a_given_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     data = datasets.load("fashion-mnist")
     assert len(data.train) + len(data.val) == 40
     assert len(data.test) == 40
+
+
+def test_an_empty_part_of_the_search_path_is_not_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSDEPLOY_DATA", f"/somewhere{os.pathsep}")
+    assert datasets.search_path()[:2] == [Path("/somewhere"), datasets.cache_dir()]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
