@@ -139,7 +139,7 @@ def _compiled_as(given: list[str]) -> tuple[str | None, int]:
             with suppress(PassdeployError):  # what is wrong with it is said when it is opened
                 chosen = open_bundle(path, check_content=False).choose()
                 return chosen.backend, chosen.threads
-        for folder in (path, path / "engine", path / "compile" / "engine"):
+        for folder in (path, path / "engine", path / "compile" / "engine", *([path.parent] if path.is_file() else [])):
             if (folder / "engine.json").is_file():
                 engine = load_engine(folder)
                 return engine.backend, int(engine.meta.get("threads", 1))
