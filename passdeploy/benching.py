@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from passdeploy.console import Ui
-from passdeploy.engines._common import one_line
+from passdeploy.engines._common import one_line, told
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput, PassdeployError, Unavailable
@@ -165,7 +165,7 @@ def opened(
     backend, threads = backend or found[0], threads or found[1]
     runners = Opened()
     rng = np.random.default_rng(0)
-    with ExitStack() as stack:
+    with ExitStack() as stack, told("bench: one of the engines"):  # while they are timed, too
         for label, name in zip(labels, given, strict=True):
             try:
                 source = open_source(name, target, backend, threads)

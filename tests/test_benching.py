@@ -192,6 +192,17 @@ def test_whatever_a_runtime_raises_is_one_line(network: Path, tmp_path: Path, mo
         compare(str(tmp_path / "bundle"))
 
 
+def test_whatever_a_runtime_raises_while_it_is_timed_is_one_line(
+    network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no memory\nfor this")
+
+    monkeypatch.setattr(OrtRunner, "call", refuse)
+    with pytest.raises(BadInput, match="bench: one of the engines cannot be run: no memory for this"):
+        compare(str(network))
+
+
 def test_an_engine_for_a_gpu_is_not_timed_on_a_cpu(network: Path, tmp_path: Path) -> None:
     backend = get_backend("onnxruntime")
     engine = backend.compile(CompileInput(onnx=network), resolve("cpu", backend="onnxruntime"))
