@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from passdeploy.console import Ui
-from passdeploy.engines._common import one_line
+from passdeploy.engines._common import one_line, told
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput, PassdeployError, Unavailable
@@ -139,7 +139,7 @@ def _compiled_as(given: list[str]) -> tuple[str | None, int]:
             with suppress(PassdeployError):  # what is wrong with it is said when it is opened
                 chosen = open_bundle(path, check_content=False).choose()
                 return chosen.backend, chosen.threads
-        for folder in (path, path / "engine", path / "compile" / "engine"):
+        for folder in (path, path / "engine", path / "compile" / "engine", *([path.parent] if path.is_file() else [])):
             if (folder / "engine.json").is_file():
                 engine = load_engine(folder)
                 return engine.backend, int(engine.meta.get("threads", 1))
@@ -165,7 +165,7 @@ def opened(
     backend, threads = backend or found[0], threads or found[1]
     runners = Opened()
     rng = np.random.default_rng(0)
-    with ExitStack() as stack:
+    with ExitStack() as stack, told("bench: one of the engines"):  # while they are timed, too
         for label, name in zip(labels, given, strict=True):
             try:
                 source = open_source(name, target, backend, threads)

@@ -84,14 +84,15 @@ def parse_budget(text: str, percentile: str = "p50", scope: str = "engine") -> B
         raise BadInput(f"--latency {asked!r}: has no unit; {hint}")
     if unit != "x" and unit not in UNITS_MS:
         raise BadInput(f"--latency {asked!r}: unknown unit {match[2]!r} (known: x, {', '.join(UNITS_MS)}); {hint}")
-    if not math.isfinite(value) or value <= 0:
+    amount = value * UNITS_MS.get(unit, 1.0)  # in milliseconds a number may be too large, or so small that it is none
+    if not math.isfinite(amount) or amount <= 0:
         raise BadInput(f"--latency {asked!r}: must be a finite number above zero; {hint}")
     asked = asked[: match.start(2)] + unit  # one spelling: it names folders and rows, and pages look at its end
     if unit == "x":
         if value < 1:
             raise BadInput(f"--latency {asked!r}: a speed-up below 1x would be slower than the dense engine; {hint}")
         return Budget(asked, None, value, percentile, scope)
-    return Budget(asked, value * UNITS_MS[unit], None, percentile, scope)
+    return Budget(asked, amount, None, percentile, scope)
 
 
 def parse_budgets(text: str | list[str], percentile: str = "p50", scope: str = "engine") -> tuple[Budget, ...]:

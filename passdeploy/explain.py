@@ -112,7 +112,9 @@ def _padding(ops: tuple[Operator, ...], widths: np.ndarray, step: int) -> float:
         cin = op.in_free + sum(int(widths[g]) * per for g, per in op.in_units)
         cout = op.out_free + sum(int(widths[g]) * per for g, per in op.out_units)
         height, width = op.in_hw if op.transposed else op.out_hw
-        area = height * width * op.kernel[0] * op.kernel[1] / max(1, op.groups)
+        area = float(height * width * op.kernel[0] * op.kernel[1])
+        if op.groups > 1:  # whole convolution groups go: what each output is a sum of stays as it is
+            area, cin = area * op.cin / op.groups, 1
         useful += cin * cout * area
         rounded = [-(-c // step) * step if c > 3 else c for c in (cin, cout)]
         padded += rounded[0] * rounded[1] * area

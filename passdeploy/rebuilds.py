@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from passdeploy.engines._common import told
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.errors import PassdeployError
 from passdeploy.latency.measure import Settings, interleave
@@ -86,9 +87,10 @@ def _latencies(engines: list[Engine], target: Target, images: np.ndarray, scope:
     """Milliseconds of each, all loaded at once and taking turns; by the ratio to the first, which no drift moves."""
     runners: dict[str, Runner] = {}
     try:
-        for index, engine in enumerate(engines):
-            runners[str(index)] = open_runner(engine, target, images, scope)
-        compared = interleave(runners, SETTINGS)
+        with told("one of the engines"):  # there may be memory for one of them, and not for all
+            for index, engine in enumerate(engines):
+                runners[str(index)] = open_runner(engine, target, images, scope)
+            compared = interleave(runners, SETTINGS)
     finally:
         for runner in reversed(runners.values()):
             runner.close()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from passdeploy.budget import parse_budget
+from passdeploy.errors import BadInput, NotWritten
 from passdeploy.judging import judge, ratio_of
 from passdeploy.latency.measurement import Comparison, Measurement
 from passdeploy.latency.stats import median_ratio
 from passdeploy.remarks import disturbance, host_bound, other_pace
+from passdeploy.stages import bench as stage
 from passdeploy.stages.bench import AGAIN, MOST_PROCESSES, PRECISE, PROCESSES, until_undisturbed
 
 
@@ -81,6 +85,28 @@ def test_a_slow_dense_engine_is_measured_again(fitted: float | None, dense: list
 def test_the_least_disturbed_of_several_measurements_is_called_so() -> None:
     (note,) = other_pace(0.5, 0.7, attempts=3)
     assert "in the measurement that decides, the least disturbed of 3, and took" in note
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [(BadInput("engine: full"), "engine: full"), (RuntimeError("no memory\nat 0"), "RuntimeError: no memory")],
+)
+def test_what_was_measured_is_not_lost_for_layers_that_cannot_be_watched(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, told: str
+) -> None:
+    """Whoever raises it: a runtime's errors are none of ours."""
+    left = [raised, NotWritten("full")]
+
+    def watched(*_: Any) -> None:
+        raise left.pop(0)
+
+    said: list[str] = []
+    run = cast(Any, SimpleNamespace(ui=SimpleNamespace(say=said.append)))
+    monkeypatch.setattr(stage, "_watched", watched)
+    assert stage._layer_times(run, {}) is None
+    assert said == [f"the layers are not timed: {told}"]
+    with pytest.raises(NotWritten):
+        stage._layer_times(run, {})
 
 
 def test_a_report_says_where_the_host_sets_the_pace() -> None:

@@ -111,9 +111,10 @@ def test_onnx_files_are_compiled_as_the_engine_beside_them(network: Path, tmp_pa
     """Else the reference is handicapped, and what is slower passes for faster."""
     backend = get_backend("openvino")
     engine = backend.compile(CompileInput(onnx=network), resolve("cpu", backend="openvino", threads=2))
-    backend.save(engine, tmp_path / "run" / "engine")
-    with benching.opened([str(network), str(tmp_path / "run")]) as runners:
-        assert len(set(runners.made.values())) == 1, runners.made
+    file = backend.save(engine, tmp_path / "run" / "engine")
+    for given in (tmp_path / "run", file):
+        with benching.opened([str(network), str(given)]) as runners:
+            assert len(set(runners.made.values())) == 1, runners.made
     with benching.opened([str(network), str(tmp_path / "run")], backend="onnxruntime", threads=1) as runners:
         assert [(made.backend, made.threads) for made in runners.made.values()] == [("onnxruntime", 1), ("openvino", 2)]
 
@@ -189,6 +190,17 @@ def test_whatever_a_runtime_raises_is_one_line(network: Path, tmp_path: Path, mo
     (tmp_path / "bundle" / "SHA256SUMS").write_text("torn")
     with pytest.raises(BadInput, match="bundle: cannot be timed: "):
         compare(str(tmp_path / "bundle"))
+
+
+def test_whatever_a_runtime_raises_while_it_is_timed_is_one_line(
+    network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no memory\nfor this")
+
+    monkeypatch.setattr(OrtRunner, "call", refuse)
+    with pytest.raises(BadInput, match="bench: one of the engines cannot be run: no memory for this"):
+        compare(str(network))
 
 
 def test_an_engine_for_a_gpu_is_not_timed_on_a_cpu(network: Path, tmp_path: Path) -> None:

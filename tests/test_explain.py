@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from passdeploy.compared import accuracy_points
-from passdeploy.explain import why_not_faster
+from passdeploy.explain import _padding, why_not_faster
+from passdeploy.groups import Operator, macs
 from passdeploy.latency.profile import keep_first
 from tests import scripted
 
@@ -51,6 +52,17 @@ def test_the_launch_floor_is_its_share_of_what_was_measured(single: Path) -> Non
     assert measured.share == predicted.share and measured.share is not None
     assert measured.value == pytest.approx(2.0 * measured.share)
     assert measured.value != predicted.value
+
+
+def test_a_depthwise_convolution_is_padded_once() -> None:
+    """Its channels are inputs and outputs at the same time, and each output is a sum over one of them."""
+    at, owned = ((1, 1), 96, (8, 8), (8, 8), 96, 96), ((0, 1),)
+    deep = Operator("deep", "depthwise", (3, 3), *at, owned, owned, (), 0, 0)
+    wide = Operator("wide", "conv", (1, 1), (1, 1), 1, (8, 8), (8, 8), 64, 64, (), (), (), 64, 64)
+    widths = np.array([40.0])
+    assert _padding((deep,), widths, 16) == pytest.approx(1 - 40 / 48)
+    useful = float(macs((deep, wide), widths))
+    assert _padding((deep, wide), widths, 16) == pytest.approx(1 - useful / (useful + 8 * 9 * 64))
 
 
 def test_points_stand_at_the_percentile_of_the_budget() -> None:

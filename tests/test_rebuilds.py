@@ -75,6 +75,18 @@ def test_a_backend_whose_builds_vary_builds_again(
     assert found.reason == "TensorRT: its process was killed", "the run goes on with the engine it has"
 
 
+def test_a_runtime_that_has_no_memory_for_all_of_them_costs_no_run(
+    made: tuple[Engine, CompileInput, Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr("passdeploy.rebuilds.interleave", full)
+    found = rebuilds(*made, IMAGES, "engine")
+    assert (found.of, found.n, found.spread) == (None, 0, None)
+    assert found.reason == "one of the engines cannot be run: CUDA out of memory. Tried to allocate"
+
+
 def test_without_the_target_nothing_is_claimed(made: tuple[Engine, CompileInput, Target]) -> None:
     engine, source, target = made
     away = replace(target, device="NVIDIA H100", attached=False)

@@ -82,6 +82,9 @@ class Inductor(Backend):
 
         return torch.__version__
 
+    def libraries(self) -> str:
+        return self.version() + (", max_autotune" if os.environ.get(AUTOTUNE) == "1" else "")  # other kernels, then
+
     def rebuild(self, source: CompileInput, target: Target) -> Engine:
         return self.compile(source, target, fresh=True)
 

@@ -175,7 +175,7 @@ def _next_target(search: _Search, first: float, longest: float) -> float | None:
         fast = max(t for t, c in search.asked if c.failed and t < slow)
         return math.sqrt(slow * fast) if slow > TIGHT * fast else None
     target = missed[0] * max(search.over(missed[1]), 0.02) / AIM
-    others = [(t, c) for t, c in search.asked if c is not missed[1]]
+    others = [(t, c) for t, c in search.asked if c is not missed[1] and not c.failed]
     if others:
         # Through the two fastest misses: what no structure can save (launch floors) makes latency affine at best.
         slower = min(others, key=lambda p: p[0])

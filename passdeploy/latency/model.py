@@ -225,8 +225,9 @@ class LatencyModel:
             trust = np.array([s.get("trust", 1.0) for s in data["samples"]], dtype=float)
             step, ridge = int(data["step"]), float(data["ridge"])
             usable = np.isfinite(trust).all() and (trust >= 0).all() and trust.any() and 0 < ridge < math.inf
+            usable = usable and ((widths >= 0) & (widths <= features.units)).all()
             if not (usable and step > 0 and features.bytes_per_weight > 0):
-                raise BadInput("profile: holds a trust, ridge, step or bytes_per_weight that can't be")
+                raise BadInput("profile: holds a kept, trust, ridge, step or bytes_per_weight that can't be")
             error = {key: _error(data["error"][key]) for key in ("mape", "max_ape", "repeatability")}
             if data.get("form") != FORM:  # of the samples only the measuring is still true
                 chosen = cross_validate(operators, units, widths, ratios, trust, [step], features.bytes_per_weight)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import NotWritten, PassdeployError
+from passdeploy.groups.check import first_line
 from passdeploy.latency.log import MeasurementLog
 from passdeploy.latency.measurement import Comparison, pooled
 from passdeploy.remarks import OTHER_PACE
@@ -165,8 +166,9 @@ def _layer_times(run: Run, folders: dict[str, Path]) -> dict[str, dict[str, floa
         return _watched(run, folders)
     except NotWritten:
         raise
-    except PassdeployError as error:
-        run.ui.say(f"the layers are not timed: {error}")
+    except Exception as error:  # whatever a runtime raises
+        why = str(error) if isinstance(error, PassdeployError) else first_line(error)
+        run.ui.say(f"the layers are not timed: {why}")
         return None
 
 

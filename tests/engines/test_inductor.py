@@ -374,6 +374,15 @@ def test_the_cpus_features_are_known_here() -> None:
     assert any(flag.startswith(("avx", "asimd")) for flag in flags)
 
 
+def test_engines_depend_on_what_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured of those that were not is not theirs."""
+    inductor = get_backend("inductor")
+    monkeypatch.delenv("PASSDEPLOY_MAX_AUTOTUNE", raising=False)
+    assert inductor.libraries() == inductor.version()
+    monkeypatch.setenv("PASSDEPLOY_MAX_AUTOTUNE", "1")
+    assert inductor.libraries() == f"{inductor.version()}, max_autotune"
+
+
 def test_no_compiler_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)

@@ -270,6 +270,24 @@ def test_what_cannot_be_measured_is_measured_once_and_worked_around(asked):
     assert failed and all(len(c.timings) == 1 for c in failed)
 
 
+def test_what_cannot_be_measured_says_nothing_of_how_latency_falls():
+    """The first one fails and the next is outside: that one alone says where to look, not 1 % further on."""
+    world = World(lambda k: 4 + 6 * k / UNITS)
+    plain = world.measure
+
+    def refusing(structure):
+        k = sum(structure.masks["g"])
+        if 155 <= k <= 170:
+            world.measured.append(k)
+            return Timing(0.0, 0.0, None, None)
+        return plain(structure)
+
+    world.measure = refusing
+    found = world.run("1.5x", margin=1.02)
+    assert found.feasible and 1.5 <= world.speed(found) <= 1.5 * OVERSHOOT
+    assert world.measured[:2] == [164, 148] and world.measured[2] < 0.9 * 148 and found.measurements <= 6
+
+
 @pytest.mark.parametrize(("asked", "fails", "best"), [("2.5x", 26, 32), ("2.5x", 60, None), ("2x", 200, None)])
 def test_a_fastest_structure_that_cannot_be_measured_does_not_end_it(asked, fails, best):
     """Slower ones can be: of the first 32 units, or none that is inside; treads of 32."""
