@@ -84,6 +84,7 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
     Raises:
         Refused: The backend can't run the engine here.
     """
+    from passdeploy.engines._common import told
     from passdeploy.engines._end_to_end import EndToEnd
     from passdeploy.engines.base import Engine, get_backend
     from passdeploy.latency.measure import BENCH, interleave
@@ -106,7 +107,7 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
             else:
                 missing = dense
         engines["engine"] = sealed_engine(contents, engine)
-        with ExitStack() as stack:
+        with ExitStack() as stack, told("the engine"):  # while it is timed, too
             timed: dict[str, Any] = {}
             for name, made in engines.items():
                 runner = stack.enter_context(backend.runner(made, target))

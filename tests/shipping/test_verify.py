@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -324,6 +324,18 @@ def test_end_to_end_is_measured_with_its_transfers(tmp_path: Path) -> None:
     budget = {"asked": "1s", "latency_ms": 1000.0, "percentile": "p50", "scope": "end_to_end"}
     source = make_source(tmp_path / "run", report=report(status="unverified", budget=budget))
     assert verify(write_bundle(tmp_path / "bundle", source), measure=True).status == "within_budget"
+
+
+def test_what_a_runtime_raises_while_it_is_timed_is_one_line(
+    sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interleave(*_: object) -> NoReturn:
+        raise RuntimeError("out of memory\nat a place in a library")
+
+    monkeypatch.setattr("passdeploy.latency.measure.interleave", interleave)
+    result = verify(sealed_bundle, measure=True)
+    assert result.reason is not None
+    assert "cannot be measured here: the engine cannot be run: out of memory" in result.reason
 
 
 def test_a_status_about_something_else_is_not_measured_away(tmp_path: Path) -> None:
