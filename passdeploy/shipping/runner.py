@@ -183,7 +183,7 @@ def load(
             ``cuda_graphs`` (TensorRT).
 
     Raises:
-        BadInput: There is no such folder or GPU, or the backend has no such option.
+        BadInput: There is no such folder or GPU, or the backend has no such option or takes no such value of it.
         Refused: The bundle is not what was sealed or does not fit this machine; one line that says why.
     """
     contents = open_bundle(Path(bundle), Path(key) if key is not None else None)

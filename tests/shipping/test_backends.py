@@ -81,6 +81,12 @@ def test_openvino_from_threads(openvino: Path) -> None:
         model.call()
 
 
+def test_no_stream_at_all_is_refused(openvino: Path) -> None:
+    """Every call would wait for one for ever."""
+    with pytest.raises(BadInput, match=r"^streams=0: must be a whole number, 1 or more$"):
+        load(openvino, streams=0)
+
+
 def test_openvino_without_torch(openvino: Path) -> None:
     program = (
         "import sys; from passdeploy.shipping.runner import load; load(sys.argv[1]).close();"

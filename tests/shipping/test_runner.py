@@ -129,6 +129,12 @@ def test_an_option_of_another_backend_is_refused_by_name(sealed_bundle: Path) ->
         load(sealed_bundle, cuda_graphs=True)
 
 
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
+def test_a_number_of_threads_that_is_none_is_refused(sealed_bundle: Path, threads: object) -> None:
+    with pytest.raises(BadInput, match=r"^threads=.*: must be a whole number, 1 or more$"):
+        load(sealed_bundle, threads=threads)
+
+
 def test_in_batches_fills_up_and_cuts_off() -> None:
     seen: list[int] = []
 

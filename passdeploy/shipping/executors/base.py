@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ _EXECUTORS = {
     "tensorrt_rtx": "tensorrt",
 }
 """Backend -> module of this package; any other backend goes through `passdeploy.engines` and what that imports."""
+_COUNTS = ("threads", "streams")
+"""Options that are numbers of something."""
 
 
 class Executor:
@@ -74,13 +77,17 @@ def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], **optio
         options: Settings of the backend's executor, such as ``streams`` and ``device`` of TensorRT's.
 
     Raises:
+        BadInput: The backend has no such option, or an option is not what it must be.
         Refused: The backend is missing or does not take the engine; one line that says what to do.
     """
     module = importlib.import_module(f"passdeploy.shipping.executors.{_EXECUTORS.get(engine.backend, 'engines')}")
     known = list(inspect.signature(module.create).parameters)[3:]
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise BadInput(f"{option}=: {engine.backend} has no such option; it takes {', '.join(known) or 'none'}")
+        # Without a stream every call would wait for one for ever.
+        if option in _COUNTS and value is not None and not (isinstance(value, Integral) and value >= 1):
+            raise BadInput(f"{option}={value!r}: must be a whole number, 1 or more")
     try:
         executor: Executor = module.create(engine, data, manifest, **options)
     except ImportError as error:

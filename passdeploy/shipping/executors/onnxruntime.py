@@ -81,7 +81,7 @@ def create(
         raise BadInput(f"device=: engine {engine.id} runs on a CPU")
     settings = {str(key): str(value) for key, value in engine.meta.get("session", {}).items()}
     try:
-        loaded = session(data, threads or engine.threads, providers, settings)
+        loaded = session(data, engine.threads if threads is None else threads, providers, settings)
     except BadInput as error:
         raise Refused(f"engine {engine.id}: {error}") from None
     return OrtExecutor(loaded, "cuda" if on_gpu else "cpu", device or 0)
