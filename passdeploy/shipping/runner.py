@@ -125,10 +125,16 @@ class Model:
         """Runs the sample images; returns max|a-b| / max|a| against the expected outputs.
 
         Raises:
-            Refused: Above the engine's tolerance, or not finite.
+            Refused: Above the engine's tolerance, or not finite, or the runtime fails on them.
         """
         images, expected = self.contents.samples()
-        actual = self.run(images)
+        try:
+            actual = self.run(images)
+        except Refused:
+            raise
+        except Exception as error:  # of libraries that are missing or do not fit some tell at the first inference only
+            told = " ".join(str(error).split())[:200] or type(error).__name__
+            raise Refused(f"engine {self.engine.id}: cannot run the sample images here ({told})") from None
         if actual.shape != expected.shape:
             raise Refused(
                 f"engine {self.engine.id}: gives outputs {list(actual.shape)}, the samples say {list(expected.shape)}"

@@ -338,6 +338,18 @@ def test_what_a_runtime_raises_while_it_is_timed_is_one_line(
     assert "cannot be measured here: the engine cannot be run: out of memory" in result.reason
 
 
+def test_what_a_runtime_raises_at_the_first_inference_is_one_line(
+    sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that is made, and then finds that its cuDNN is not the one that it needs."""
+
+    def run(*_: object) -> NoReturn:
+        raise RuntimeError("CUDNN failure 4000\nat a place in a library")
+
+    monkeypatch.setattr("passdeploy.shipping.executors.onnxruntime.OrtExecutor.run", run)
+    assert "cannot run the sample images here (CUDNN failure 4000 at a place in a library)" in refused(sealed_bundle)
+
+
 def test_a_status_about_something_else_is_not_measured_away(tmp_path: Path) -> None:
     source = make_source(tmp_path / "run", report=report(status="accuracy_below_floor"))
     result = verify(write_bundle(tmp_path / "bundle", source), measure=True)
