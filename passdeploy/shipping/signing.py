@@ -34,6 +34,26 @@ def _hashing() -> Any:
     return model_signing.hashing.Config().set_ignored_paths(paths=[SUMS, SIGNATURE], ignore_git_paths=False)
 
 
+def _hashing_of(sealed: Sealed) -> Any:
+    """Hashes the files anew, and holds them against those that were read: what is signed is what is used.
+
+    Files could else be put back for the moment in which the signature is checked. It has to cover all of them, too,
+    whatever it says itself of paths to be left out.
+    """
+    hashing = _hashing()
+    of_files = hashing.hash
+
+    def checked(*given: Any, **options: Any) -> Any:
+        found = of_files(*given, **options)
+        listed = {name: digest for name, digest in sealed.sums.items() if name != SIGNATURE}
+        if {file.identifier: file.digest.digest_hex for file in found.resource_descriptors()} != listed:
+            raise ValueError("the files that it covers are not those that were read")
+        return found
+
+    hashing.hash = checked
+    return hashing
+
+
 def sign(folder: Path, key: Path) -> Path:
     """Writes the signature of a bundle that is not yet sealed; returns its path.
 
@@ -122,7 +142,7 @@ def check_signature(sealed: Sealed, key: Path) -> None:
         raise BadInput(f"{key}: not a public key to verify with ({_line(error)})") from None
     try:
         folder = sealed.folder.resolve()  # a link to a model is refused there
-        config.set_hashing_config(_hashing()).verify(folder, folder / SIGNATURE)
+        config.set_hashing_config(_hashing_of(sealed)).verify(folder, folder / SIGNATURE)
     except Exception as error:  # whatever the library raises on a forged file is a refusal
         raise Refused(f"{SIGNATURE}: the signature does not hold for this bundle and key ({_line(error)})") from None
 

@@ -11,7 +11,7 @@ from passdeploy.errors import BadInput
 from passdeploy.shipping import sums
 from passdeploy.shipping.bundle import BundleSource, write_bundle
 from passdeploy.shipping.runner import load
-from passdeploy.shipping.signing import sign_bundle
+from passdeploy.shipping.signing import check_signature, sign_bundle
 from passdeploy.shipping.sums import Refused
 from passdeploy.shipping.verify import verify
 from tests.shipping.conftest import make_source, report
@@ -106,6 +106,32 @@ def test_whoever_tampers_and_seals_again_is_found_out(signed: Path, keys: Keys) 
     (signed / "README.txt").unlink()
     reseal(signed)
     assert "the signature does not hold" in reason(signed, keys[1])
+
+
+def test_what_is_signed_is_what_was_read(signed: Path, keys: Keys) -> None:
+    """Whoever puts the files back for the moment in which the signature is checked is found out."""
+    path = signed / "README.txt"
+    before = path.read_bytes()
+    path.write_bytes(before + b" ")
+    reseal(signed)
+    sealed = sums.open_sealed(signed)
+    path.write_bytes(before)
+    reseal(signed)
+    with pytest.raises(Refused, match=r"does not hold .*not those that were read"):
+        check_signature(sealed, keys[1])
+    check_signature(sums.open_sealed(signed), keys[1])
+
+
+def test_a_signature_that_leaves_files_out_is_refused(bundle: Path, keys: Keys) -> None:
+    """As its own command line can make one: what is not signed could be exchanged."""
+    command = [sys.executable, "-m", "model_signing", "sign", "key", str(bundle), "--private_key", str(keys[0])]
+    command += ["--signature", str(bundle / "model.sig"), "--ignore-paths", str(bundle / "SHA256SUMS")]
+    for more, held in (([], True), (["--ignore-paths", str(bundle / "README.txt")], False)):
+        (bundle / "model.sig").unlink(missing_ok=True)
+        done = subprocess.run([*command, *more], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        reseal(bundle)
+        assert verify(bundle, keys[1]).ok is held
 
 
 def test_damage_to_the_signature_is_found_without_and_with_the_key(signed: Path, keys: Keys) -> None:
