@@ -149,11 +149,18 @@ class Sealed:
         """Writes the bundle's files, checked once more, into a new folder; returns it.
 
         Their modes are this process's: of a bundle that is protected against writing the copy can be replaced.
+
+        Raises:
+            Refused: A file was changed since `open_sealed`.
         """
-        for name in (*self.sums, SUMS):
+        sums = (self.folder / SUMS).read_bytes()
+        if digest_bytes(sums) != self.root:
+            raise Refused(f"{SUMS}: was changed while it was read; get the bundle again")
+        for name in self.sums:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes((self.folder / SUMS).read_bytes() if name == SUMS else self.read(name))
+            path.write_bytes(self.read(name))
+        (folder / SUMS).write_bytes(sums)
         return folder
 
     def under(self, prefix: str) -> Iterator[str]:

@@ -137,6 +137,15 @@ def test_what_changes_after_opening_is_noticed_when_read(folder: Path) -> None:
         sealed.read("../secret")
 
 
+def test_a_copy_is_of_the_bundle_that_was_opened(folder: Path, tmp_path: Path) -> None:
+    sealed = sums.open_sealed(folder)
+    assert sums.open_sealed(sealed.copy(tmp_path / "copy")).root == sealed.root
+    (folder / "added").write_text("")
+    sums.write(folder)
+    with pytest.raises(Refused, match="SHA256SUMS: was changed"):
+        sealed.copy(tmp_path / "other")
+
+
 def test_large_bundles_are_hashed_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(9):
         (tmp_path / f"{index}.bin").write_bytes(bytes([index]) * (1000 + index))
