@@ -182,6 +182,7 @@ def test_mlserver_and_kserve(sealed_bundle: Path, tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "m/net/model-settings.json").read_text())
     assert settings["implementation"] == "passdeploy_runtime.PassdeployRuntime"
     assert settings["inputs"][0]["shape"] == [-1, *SHAPE]
+    assert "version" not in settings["parameters"], "a new bundle takes the place of the old one"
     assert (tmp_path / "m/net/passdeploy_runtime.py").is_file()
     told = write_repository(tmp_path / "k", sealed_bundle, "kserve", name="Net_1", storage_uri="s3://b/k")
     assert told.kind == "onnxruntime"

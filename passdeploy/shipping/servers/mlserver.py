@@ -55,9 +55,7 @@ def write_model(
         "implementation": "passdeploy_runtime.PassdeployRuntime",
         "inputs": [{"name": contents.manifest["input"]["name"], "datatype": "FP32", "shape": [-1, *shape]}],
         "outputs": [{"name": contents.manifest["output"]["name"], "datatype": "FP32", "shape": [-1, *output]}],
-        "parameters": {
-            "version": contents.sealed.root[:12],
-            "extra": ({} if engine is None else {"engine": chosen[0].id}) | checked_with(folder, key),
-        },
+        # No version: MLServer would keep the old bundle beside a new one, and answer by the larger of the two names.
+        "parameters": {"extra": ({} if engine is None else {"engine": chosen[0].id}) | checked_with(folder, key)},
     }
     (folder / MODEL_SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")

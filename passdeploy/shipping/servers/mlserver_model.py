@@ -47,5 +47,5 @@ class PassdeployRuntime(MLModel):  # type: ignore[misc]
         """Waits for calls under way and frees the engine."""
         model = getattr(self, "_model", None)  # also called when load has failed
         if model is not None:
-            model.close()
+            await asyncio.to_thread(model.close)  # behind the calls that wait for a thread
         return True
