@@ -5,13 +5,19 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from passdeploy.shipping.runner import load
 from passdeploy.shipping.servers import mlserver
+
+
+class Failed(Exception):
+    def __init__(self, told: str, status_code: int = 400) -> None:
+        super().__init__(told)
+        self.status_code = status_code
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def runtime(sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     names: dict[str, dict[str, Any]] = {
         "mlserver": {"MLModel": SimpleNamespace},
         "mlserver.codecs": {"NumpyCodec": codec},
-        "mlserver.errors": {"InferenceError": ValueError},
+        "mlserver.errors": {"InferenceError": type("Wrong", (Failed,), {}), "MLServerError": Failed},
         "mlserver.types": {"InferenceRequest": SimpleNamespace, "InferenceResponse": SimpleNamespace},
     }
     for name, attributes in names.items():
@@ -52,5 +58,16 @@ def test_bytes_are_scaled_as_the_engine_expects(runtime: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_whole_numbers_in_the_layout_of_floats_are_refused(runtime: Any, dtype: type) -> None:
-    with pytest.raises(ValueError, match="expected float32"):
+    with pytest.raises(Failed, match="expected float32") as error:
         predict(runtime, np.zeros((1, 3, 12, 10), dtype))
+    assert error.value.status_code == 400
+
+
+def test_what_fails_in_the_engine_is_not_the_clients_error(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(images: np.ndarray) -> NoReturn:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(runtime._model, "run", run)
+    with pytest.raises(Failed, match="RuntimeError: out of memory") as error:
+        predict(runtime, np.zeros((1, 3, 12, 10), np.float32))
+    assert error.value.status_code == 500

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
-from mlserver.errors import InferenceError
+from mlserver.errors import InferenceError, MLServerError
 from mlserver.types import InferenceRequest, InferenceResponse
 
 HERE = Path(__file__).resolve().parent
+SERVERS_ERROR = 500
+"""HTTP: what MLServer's own InferenceError is not, which blames the request (400)."""
 
 
 class PassdeployRuntime(MLModel):  # type: ignore[misc]
@@ -31,15 +33,22 @@ class PassdeployRuntime(MLModel):  # type: ignore[misc]
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Logits of the first input's images."""
+        """Logits of the first input's images; what is wrong with these is the client's error, all else the server's."""
+        from passdeploy.errors import BadInput
+
         try:
             images = np.asarray(NumpyCodec.decode_input(payload.inputs[0]))
             if np.issubdtype(images.dtype, np.floating):  # of whole numbers the runner scales uint8, and refuses others
                 images = images.astype(np.float32, copy=False)
-            # Off the event loop, which goes on taking requests meanwhile.
-            logits = await asyncio.to_thread(self._model.run, images)
         except Exception as error:
             raise InferenceError(str(error)) from None
+        try:
+            # Off the event loop, which goes on taking requests meanwhile.
+            logits = await asyncio.to_thread(self._model.run, images)
+        except BadInput as error:
+            raise InferenceError(str(error)) from None
+        except Exception as error:
+            raise MLServerError(f"{type(error).__name__}: {error}", SERVERS_ERROR) from None
         output = NumpyCodec.encode_output(self._output, logits)
         return InferenceResponse(id=payload.id, model_name=self.name, model_version=self.version, outputs=[output])
 
