@@ -13,7 +13,7 @@ _STATUS = {
     "within_budget": "the compiled engine was measured on the target and meets the budget",
     "over_budget": "the compiled engine was measured on the target and misses the budget",
     "infeasible": "no structure of this network meets the budget on the target",
-    "unverified": "compiled for a target that was not attached: nothing was measured, no latency is claimed",
+    "unverified": "its engine could not be run where it was made: nothing was measured, no latency is claimed",
     "not_equivalent": "a step does not compute the same function as the one before it: do not use",
     "accuracy_below_floor": "the accuracy is below the floor that was asked for",
 }

@@ -127,7 +127,9 @@ def test_sbom_names_what_runs_an_engine_beside_its_backend(sealed_bundle: Path) 
 def test_without_engines_or_measurements_it_claims_nothing(tmp_path: Path) -> None:
     source = make_source(tmp_path / "run", engines=(), report=report(status="unverified"))
     folder = write_bundle(tmp_path / "bundle", source)
-    assert "nothing was measured" in (folder / "MODEL_CARD.md").read_text()
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "nothing was measured" in card
+    assert "attached" not in card, "a GPU may be, and what runs its engines be missing"
     assert open_bundle(folder).engines == ()
 
 
