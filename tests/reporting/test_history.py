@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from passdeploy.reporting.comparison import by_setting, render_comparison, row_n
 from passdeploy.reporting.files import parse_report, write_reports
 from passdeploy.reporting.history import history, pareto_front, render_history, trends
 from passdeploy.reporting.plots.plane import Mark, pareto
+from passdeploy.reporting.plots.trend import trend
 from passdeploy.reporting.schema import Report
 from tests.reporting.variants import data, runs, variant
 
@@ -61,6 +63,12 @@ def test_a_tree_with_changes_is_not_shown_as_its_commit() -> None:
     page = render_history(history([parse_report(d), *runs()]))
     assert f"<th>{'b' * 10}+</th>" in page
     assert "<th>0f1c2ab</th>" in page
+
+
+def test_the_trend_of_one_run_has_no_negative_latencies() -> None:
+    figure = str(trend("latency, ms", ["0f1c2ab"], {"resnet20": [0.28]}))
+    assert re.findall(r">(-[\d.]+)<", figure) == []
+    assert ">0.0<" in figure
 
 
 def test_other_devices_are_other_lines_in_other_figures() -> None:

@@ -19,7 +19,8 @@ def trend(title: str, ticks: Sequence[str], lines: Mapping[str, Sequence[float |
         return None
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     x = Scale(0, max(len(ticks) - 1, 1), LEFT + 8, right - 8)
-    y = Scale(*padded(values, 0.12), bottom, TOP)
+    low, high = padded(values, 0.12)
+    y = Scale(max(low, 0.0) if min(values) >= 0 else low, high, bottom, TOP)
     parts: list[Markup] = [*y_axis(y, LEFT, right), text(title, 4, 14, "t strong")]
     parts.append(tag("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
     every = max(1, -(-len(ticks) // 6))
