@@ -133,6 +133,7 @@ def test_an_infeasible_run_that_measured_does_not_say_that_nothing_was() -> None
     assert "not measured" not in page and "nothing was measured" not in page.lower()
     assert "no network of this run meets the budget" in page
     assert "predicted latency (a model of measured engines)" in page
+    assert "the encircled one is the fastest" in page, "none was taken"
 
 
 @pytest.mark.parametrize(("asked", "shown"), [("2x", False), ("290us", True)])
@@ -190,6 +191,13 @@ def test_large_networks_fit() -> None:
     page = render_html(parse_report(d))
     outline(page)
     assert len(page) < 400_000
+
+
+def test_no_bar_is_longer_than_its_track() -> None:
+    """Nor where a part of the pruned engine takes longer than any of the dense one."""
+    d = data() | {"layers": [{"name": "conv1", "dense_ms": 0.2, "pruned_ms": 0.3}]}
+    widths = re.findall(r'width="([\d.]+)%" height="44%"', render_html(parse_report(d)))
+    assert widths == ["66.67", "100.00"]
 
 
 def test_the_page_stays_small() -> None:
