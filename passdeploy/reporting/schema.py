@@ -317,7 +317,11 @@ class Report(Section):
         others: list[Latency | None] = []
         if self.alternatives is not None:
             others = [self.alternatives.dense_latency_ms, *(o.latency_ms for o in self.alternatives.precisions)]
-        if not self.target.attached and (any(measured) or any(others) or self.speedup.latency is not None):
+        claims: list[object] = [*measured, *others, self.speedup.latency is not None, bool(self.layers)]
+        claims += [point.latency_ms is not None for point in self.accuracy_points or [] if point.kind != "imported"]
+        if self.masked is not None:
+            claims += [self.masked.dense, self.masked.masked, self.masked.thin, self.masked.speedup is not None]
+        if not self.target.attached and any(claims):
             raise ValueError("the target is not attached: latencies and speedup.latency must be null")
         if self.status == "unverified" and self.speedup.latency is not None:
             raise ValueError("status unverified goes with no measured speed-up: speedup.latency must be null")

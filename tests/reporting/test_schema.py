@@ -98,6 +98,22 @@ def test_claims_need_their_measurement(changes: dict[str, Any], message: str) ->
         s.Report.model_validate(_changed(**changes))
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"layers": [{"name": "conv1", "dense_ms": 0.2, "pruned_ms": 0.1}]},
+        {"accuracy_points": [{"label": "dense", "kind": "dense", "accuracy": 0.9, "latency_ms": 0.5}]},
+        {"masked": {"kernel": False, "masked_vs_thin": 0.0, "dense": None, "masked": None, "thin": None, "speedup": 1}},
+    ],
+)
+def test_no_section_claims_a_latency_of_what_is_not_attached(section: dict[str, Any]) -> None:
+    written = variant("unverified").to_json()
+    s.Report.model_validate(written)
+    with pytest.raises(ValidationError, match="not attached"):
+        s.Report.model_validate(written | section)
+    assert s.Report.model_validate(data() | section)
+
+
 def test_sections_that_contradict_themselves_are_refused() -> None:
     with pytest.raises(ValidationError, match="keeps 5 of 4"):
         s.GroupInfo(name="g", kind="channel", units=4, kept=5)
