@@ -15,7 +15,7 @@ from passdeploy.reporting import verdict as v
 from passdeploy.reporting.comparison import render_comparison, row_names
 from passdeploy.reporting.files import dumps
 from passdeploy.reporting.html import render_html
-from passdeploy.reporting.markdown import render_markdown
+from passdeploy.reporting.markdown import escape, render_markdown
 from passdeploy.reporting.schema import Report
 
 SUMMARY_LIMIT = 1024 * 1024
@@ -161,7 +161,9 @@ def write_step_summary(reports: Sequence[Report], environ: Mapping[str, str] | N
         before = path.stat().st_size if path.exists() else 0
         if before + len(text.encode()) + 1 > SUMMARY_LIMIT:
             text = (
-                "\n".join(f"- {v.verdict(r).label}: {f.times(r.speedup.latency)} {v.subject(r)}" for r in reports)
+                "\n".join(
+                    f"- {v.verdict(r).label}: {f.times(r.speedup.latency)} {escape(v.subject(r))}" for r in reports
+                )
                 + "\n"
             )
         with path.open("a", encoding="utf-8") as file:

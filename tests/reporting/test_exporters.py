@@ -93,9 +93,11 @@ def test_step_summary_is_appended_where_github_wants_it(tmp_path: Path) -> None:
 def test_step_summary_stays_inside_githubs_limit(tmp_path: Path) -> None:
     path = tmp_path / "summary.md"
     path.write_text("x" * (SUMMARY_LIMIT - 2000))
-    write_step_summary([variant("within_budget")], {"GITHUB_STEP_SUMMARY": str(path)})
+    d = data()
+    d["provenance"]["model"] = "<img src=x>"
+    write_step_summary([parse_report(d)], {"GITHUB_STEP_SUMMARY": str(path)})
     assert path.stat().st_size <= SUMMARY_LIMIT
-    assert "within budget: 2.07×" in path.read_text()
+    assert "within budget: 2.07× &lt;img src=x&gt; on" in path.read_text()
 
 
 def test_step_summary_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
