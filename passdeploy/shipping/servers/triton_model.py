@@ -52,7 +52,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from None
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Runs the images of all requests together; a failure goes to the requests that it concerns."""
+        """Runs the images of all requests together; what fails is told to each of them."""
         arrays = [pb_utils.get_input_tensor_by_name(request, self._input).as_numpy() for request in requests]
         try:
             logits = self._model.run(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
