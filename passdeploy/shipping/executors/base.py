@@ -86,7 +86,7 @@ def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any], **optio
         if option not in known:
             raise BadInput(f"{option}=: {engine.backend} has no such option; it takes {', '.join(known) or 'none'}")
         # Without a stream every call would wait for one for ever.
-        if option in _COUNTS and value is not None and not (isinstance(value, Integral) and value >= 1):
+        if option in _COUNTS and value is not None and not (isinstance(value, Integral) and int(value) >= 1):
             raise BadInput(f"{option}={value!r}: must be a whole number, 1 or more")
     try:
         executor: Executor = module.create(engine, data, manifest, **options)
