@@ -80,6 +80,19 @@ def test_never_above_the_target(kind: str, seed: int, ratio: float) -> None:
 
 
 @FAST
+@given(seed=seeds)
+def test_widths_inside_of_removed_blocks_mean_nothing(seed: int) -> None:
+    groups, _ = network()
+    for depth in (True, False):
+        chosen, rng = allocator("latency", depth=depth), np.random.default_rng(seed)
+        rows = np.array([[rng.choice(grid) for grid in chosen.grids] for _ in range(5)])
+        for row, alive in zip(rows, chosen.alive(rows), strict=True):
+            kept = dict(zip(groups.names, row, strict=True))
+            gone = {name for g in groups.groups if g.kind == "depth" and not kept[g.name] for name in groups.inner(g)}
+            assert {name for name, there in zip(groups.names, alive, strict=True) if not there} == gone
+
+
+@FAST
 @given(seed=seeds, ratio=ratios)
 def test_structures_are_canonical_and_keep_the_most_important(seed: int, ratio: float) -> None:
     groups, _ = network()
