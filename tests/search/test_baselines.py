@@ -190,6 +190,12 @@ def test_knapsack_finds_the_optimum(seed: int) -> None:
     assert sum(loss[i] for loss, i in zip(losses, chosen, strict=True)) == pytest.approx(_enumerate(losses, weights))
 
 
+@pytest.mark.parametrize("far", [1e30, np.inf])
+def test_knapsack_without_room_takes_what_weighs_nothing(far: float) -> None:
+    """A target that lies a rounding error above the fastest: every other option weighs more than an integer holds."""
+    assert _multiple_choice([np.array([3.0, 1.0, 0.0])] * 2, [np.array([0.0, far, far])] * 2) == [0, 0]
+
+
 def test_knapsack_trades_width_against_depth(context: SearchContext) -> None:
     """Blocks whose channels matter little go; where they matter most they stay."""
     allocator = context.allocator("knapsack")
