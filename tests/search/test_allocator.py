@@ -145,6 +145,23 @@ def test_nothing_is_given_up_for_nothing(seed: int, ratio: float) -> None:
         assert not (helps & (chosen.predict(wider) <= target)).any()
 
 
+class Widest:
+    """A scripted latency: what keeps the largest share of its units decides alone."""
+
+    def predict_many(self, widths: np.ndarray) -> np.ndarray:
+        shares: np.ndarray = widths / np.array(list(network()[0].units.values()))
+        channels = [group.kind == "channel" for group in network()[0].groups]
+        return shares[:, channels].max(1)
+
+
+def test_a_target_that_no_single_step_comes_nearer_to_is_reached() -> None:
+    chosen = LatencyAllocator(network()[0], Widest(), width_grids(network()[0], 4, 0.1, depth=False))
+    found = chosen.solve(importance(0), 0.6)
+    assert found is not None and found.predicted_ms <= 0.6
+    assert list(found.widths) == [grid[grid <= 0.6 * grid[-1]][-1] if len(grid) > 1 else 1 for grid in chosen.grids]
+    assert chosen.solve(importance(0), 0.4) is None
+
+
 @FAST
 @given(seed=seeds, ratio=st.floats(0.35, 0.95))
 def test_it_loses_no_more_than_either_of_the_searches_it_starts_from(seed: int, ratio: float) -> None:
