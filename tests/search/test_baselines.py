@@ -11,7 +11,7 @@ import torch
 from passdeploy.config import make_config
 from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
 from passdeploy.errors import BadInput
-from passdeploy.groups import find_groups, operators
+from passdeploy.groups import ChannelGroup, Groups, Member, find_groups, operators
 from passdeploy.latency.roofline import Roofline
 from passdeploy.models.cifar_resnet import CifarResNet
 from passdeploy.search.baselines.gradients import taylor
@@ -221,6 +221,20 @@ def test_knapsack_trades_width_against_depth(context: SearchContext) -> None:
             group.name for group in groups.groups if group.kind == "depth" and not found.structure.masks[group.name][0]
         ]
         assert bool(gone) == cheap
+
+
+def test_a_block_is_worth_its_channels_once(context: SearchContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In MDP, whatever blocks it has inside."""
+    layers = [Member(name, "out", tuple((i,) for i in range(4)), 4) for name in ("a", "b")]
+    blocks = [
+        ChannelGroup("depth:outer", "depth", 1, branch=("a", "b", "c"), gate="c"),
+        ChannelGroup("depth:nested", "depth", 1, branch=("b",), gate="b"),
+    ]
+    groups = Groups((*blocks, *(ChannelGroup(layer.module, "channel", 4, (layer,)) for layer in layers)))
+    ones = {name: torch.ones(units, dtype=torch.float64) for name, units in groups.units.items()}
+    monkeypatch.setattr("passdeploy.search.baselines.mdp.taylor", lambda _: dict(ones))
+    (importance,) = get_method("mdp")(SearchContext(**{**vars(context), "groups": groups})).importance
+    assert (float(importance["depth:outer"]), float(importance["depth:nested"])) == (8.0, 4.0)
 
 
 def test_knapsack_says_when_nothing_is_that_fast(context: SearchContext) -> None:
