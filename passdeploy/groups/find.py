@@ -246,6 +246,7 @@ def find_groups(
             frozen["depth"] = f"the network can't be traced symbolically: {first_line(error)}"
         for b in ways:
             if any(matches(name, exclude) for name in (b.name, *b.modules)):
+                frozen[f"depth:{b.name}"] = "excluded by the user"
                 continue
             block = ChannelGroup(f"depth:{b.name}", "depth", 1, branch=b.modules, gate=b.gate, starts=b.starts)
             why = apart.get(gate_name(clone, b.gate))  # the weight that is masked with the block

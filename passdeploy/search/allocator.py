@@ -95,6 +95,8 @@ class Allocator:
             if group.kind == "depth":
                 for name in groups.inner(group):
                     self.gates[row, names.index(name)] = True
+        self._blocks = np.flatnonzero(self.depth)
+        self._inside = self.gates[self._blocks].astype(float)  # of the other groups there is nothing to be multiplied
         self.dense_ms = float(predictor.predict_many(self.full[None].astype(float))[0])
 
     def holding(self, blocks: Mapping[str, bool]) -> Self:
@@ -116,8 +118,8 @@ class Allocator:
 
     def alive(self, widths: np.ndarray) -> np.ndarray:
         """Maps (n, groups) to booleans: False where a removed block makes the group's width meaningless."""
-        removed = ((widths == 0) & self.depth).astype(float)
-        return (removed @ self.gates.astype(float)) == 0
+        removed = (widths[:, self._blocks] == 0).astype(float)
+        return (removed @ self._inside) == 0
 
     def left(self, widths: np.ndarray) -> np.ndarray:
         """Units that a row of widths (groups,) leaves: none inside of removed blocks."""

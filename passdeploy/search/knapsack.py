@@ -105,7 +105,9 @@ def _multiple_choice(losses: list[np.ndarray], weights: list[np.ndarray]) -> lis
     for loss, weight in zip(losses, weights, strict=True):
         best = np.full(BUCKETS + 1, np.inf)
         choice = np.zeros(BUCKETS + 1, dtype=int)
-        for option, (cost, size) in enumerate(zip(loss, np.ceil(weight - 1e-9).astype(int), strict=True)):
+        # where next to no room is left, weights are larger than any integer
+        sizes = np.ceil(np.minimum(weight, BUCKETS + 1) - 1e-9).astype(int)
+        for option, (cost, size) in enumerate(zip(loss, sizes, strict=True)):
             if size > BUCKETS:
                 continue
             moved = np.full(BUCKETS + 1, np.inf)
@@ -113,7 +115,7 @@ def _multiple_choice(losses: list[np.ndarray], weights: list[np.ndarray]) -> lis
             better = moved < best
             best[better], choice[better] = moved[better], option
         totals = best
-        choices.append((choice, np.ceil(weight - 1e-9).astype(int)))
+        choices.append((choice, sizes))
     bucket = int(np.argmin(totals))
     chosen = []
     for choice, sizes in reversed(choices):

@@ -48,10 +48,13 @@ class LatencyAllocator(KnapsackAllocator):
     def _widths(self, importance: Importance, target_ms: float) -> tuple[np.ndarray | None, float]:
         cost = self.tables(importance)
         widths = self._greedy(cost, target_ms, self.widest(), blocks=True)
-        if widths is None or (widths == self.widest()).all():
+        if widths is not None and (widths == self.widest()).all():
             return widths, 0.0
+        if widths is None and float(self.predict(self.fastest()[None])[0]) > target_ms:
+            return None, 0.0
+        # Where no single move makes it faster, as of two branches that take equally long, several may together.
         packed, _ = super()._widths(importance, target_ms)
-        starts = [widths] if packed is None else [widths, packed]
+        starts = [start for start in (widths, packed) if start is not None]
         found = [self._exchange(start, cost, target_ms, blocks=True) for start in starts]
         best = min(found, key=lambda row: float(self.losses(row[None], cost)[0]))
         return best, self._price(best, cost, blocks=True)

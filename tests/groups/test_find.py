@@ -279,7 +279,9 @@ def test_exclude() -> None:
     assert not any("layer3" in name for name in groups.names)
     assert "depth:layer2.1" in groups.names
     assert "conv1" not in groups.names  # tied to layer1.0.conv2
-    assert groups.frozen["layer3.1.conv1"] == "excluded by the user"
+    for name in ("layer3.1.conv1", "depth:layer3.1", "depth:layer1.0"):  # a block stays with any of its layers
+        assert groups.frozen[name] == "excluded by the user"
+    assert "depth:layer2.1" not in groups.frozen
 
 
 def test_exclude_that_names_nothing() -> None:

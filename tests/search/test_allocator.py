@@ -80,6 +80,19 @@ def test_never_above_the_target(kind: str, seed: int, ratio: float) -> None:
 
 
 @FAST
+@given(seed=seeds)
+def test_widths_inside_of_removed_blocks_mean_nothing(seed: int) -> None:
+    groups, _ = network()
+    for depth in (True, False):
+        chosen, rng = allocator("latency", depth=depth), np.random.default_rng(seed)
+        rows = np.array([[rng.choice(grid) for grid in chosen.grids] for _ in range(5)])
+        for row, alive in zip(rows, chosen.alive(rows), strict=True):
+            kept = dict(zip(groups.names, row, strict=True))
+            gone = {name for g in groups.groups if g.kind == "depth" and not kept[g.name] for name in groups.inner(g)}
+            assert {name for name, there in zip(groups.names, alive, strict=True) if not there} == gone
+
+
+@FAST
 @given(seed=seeds, ratio=ratios)
 def test_structures_are_canonical_and_keep_the_most_important(seed: int, ratio: float) -> None:
     groups, _ = network()
@@ -130,6 +143,23 @@ def test_nothing_is_given_up_for_nothing(seed: int, ratio: float) -> None:
         cost = chosen.tables(scores)
         helps = chosen.losses(wider, cost) < chosen.losses(found.widths[None], cost)[0] - 1e-12
         assert not (helps & (chosen.predict(wider) <= target)).any()
+
+
+class Widest:
+    """A scripted latency: what keeps the largest share of its units decides alone."""
+
+    def predict_many(self, widths: np.ndarray) -> np.ndarray:
+        shares: np.ndarray = widths / np.array(list(network()[0].units.values()))
+        channels = [group.kind == "channel" for group in network()[0].groups]
+        return shares[:, channels].max(1)
+
+
+def test_a_target_that_no_single_step_comes_nearer_to_is_reached() -> None:
+    chosen = LatencyAllocator(network()[0], Widest(), width_grids(network()[0], 4, 0.1, depth=False))
+    found = chosen.solve(importance(0), 0.6)
+    assert found is not None and found.predicted_ms <= 0.6
+    assert list(found.widths) == [grid[grid <= 0.6 * grid[-1]][-1] if len(grid) > 1 else 1 for grid in chosen.grids]
+    assert chosen.solve(importance(0), 0.4) is None
 
 
 @FAST

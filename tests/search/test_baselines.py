@@ -11,7 +11,7 @@ import torch
 from passdeploy.config import make_config
 from passdeploy.data.base import ArraySplit, Augmentation, ImageData, Preprocess
 from passdeploy.errors import BadInput
-from passdeploy.groups import find_groups, operators
+from passdeploy.groups import ChannelGroup, Groups, Member, find_groups, operators
 from passdeploy.latency.roofline import Roofline
 from passdeploy.models.cifar_resnet import CifarResNet
 from passdeploy.search.baselines.gradients import taylor
@@ -190,6 +190,12 @@ def test_knapsack_finds_the_optimum(seed: int) -> None:
     assert sum(loss[i] for loss, i in zip(losses, chosen, strict=True)) == pytest.approx(_enumerate(losses, weights))
 
 
+@pytest.mark.parametrize("far", [1e30, np.inf])
+def test_knapsack_without_room_takes_what_weighs_nothing(far: float) -> None:
+    """A target that lies a rounding error above the fastest: every other option weighs more than an integer holds."""
+    assert _multiple_choice([np.array([3.0, 1.0, 0.0])] * 2, [np.array([0.0, far, far])] * 2) == [0, 0]
+
+
 def test_knapsack_trades_width_against_depth(context: SearchContext) -> None:
     """Blocks whose channels matter little go; where they matter most they stay."""
     allocator = context.allocator("knapsack")
@@ -215,6 +221,20 @@ def test_knapsack_trades_width_against_depth(context: SearchContext) -> None:
             group.name for group in groups.groups if group.kind == "depth" and not found.structure.masks[group.name][0]
         ]
         assert bool(gone) == cheap
+
+
+def test_a_block_is_worth_its_channels_once(context: SearchContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In MDP, whatever blocks it has inside."""
+    layers = [Member(name, "out", tuple((i,) for i in range(4)), 4) for name in ("a", "b")]
+    blocks = [
+        ChannelGroup("depth:outer", "depth", 1, branch=("a", "b", "c"), gate="c"),
+        ChannelGroup("depth:nested", "depth", 1, branch=("b",), gate="b"),
+    ]
+    groups = Groups((*blocks, *(ChannelGroup(layer.module, "channel", 4, (layer,)) for layer in layers)))
+    ones = {name: torch.ones(units, dtype=torch.float64) for name, units in groups.units.items()}
+    monkeypatch.setattr("passdeploy.search.baselines.mdp.taylor", lambda _: dict(ones))
+    (importance,) = get_method("mdp")(SearchContext(**{**vars(context), "groups": groups})).importance
+    assert (float(importance["depth:outer"]), float(importance["depth:nested"])) == (8.0, 4.0)
 
 
 def test_knapsack_says_when_nothing_is_that_fast(context: SearchContext) -> None:

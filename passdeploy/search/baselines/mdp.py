@@ -16,8 +16,10 @@ from passdeploy.search.method import SearchContext, SearchResult, constant_resul
 def mdp(context: SearchContext) -> SearchResult:
     """Taylor importance, knapsack over widths and blocks."""
     importance = taylor(context)
+    channels = {group.name for group in context.groups.groups if group.kind == "channel"}
     for group in context.groups.groups:
         if group.kind == "depth":
-            inner = [importance[name].sum() for name in context.groups.inner(group) if name in importance]
+            # a block inside of it is its channels, which are counted already
+            inner = [importance[name].sum() for name in context.groups.inner(group) if name in channels]
             importance[group.name] = torch.stack(inner).sum()[None] if inner else importance[group.name]
     return constant_result(context, importance, "knapsack", depth=True)
