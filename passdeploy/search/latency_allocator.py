@@ -54,7 +54,7 @@ class LatencyAllocator(KnapsackAllocator):
             return None, 0.0
         # Where no single move makes it faster, as of two branches that take equally long, several may together.
         packed, _ = super()._widths(importance, target_ms)
-        starts = [start for start in (widths, packed) if start is not None]
+        starts = [start for start in (widths, packed) if start is not None] or [self.fastest()]
         found = [self._exchange(start, cost, target_ms, blocks=True) for start in starts]
         best = min(found, key=lambda row: float(self.losses(row[None], cost)[0]))
         return best, self._price(best, cost, blocks=True)
