@@ -149,7 +149,8 @@ def train(
         teacher: Its outputs on the same augmented images are matched when `settings.distill` > 0.
         checkpoint: Continued from when it holds a state.
         progress: Called after each step.
-        curve_every: Steps between two points of the returned curve.
+        curve_every: Steps between two points of the returned curve; the last one stands for half as many to half as
+            many again.
     """
     device, checkpoint = training_device(), checkpoint or Checkpoint(None)
     how = place(model.train(), device, data.input_shape)
@@ -188,7 +189,8 @@ def train(
                 right + hits / max(1, places) * len(labels),
                 seen + len(labels),
             )
-            if (step + 1) % curve_every == 0 or step + 1 == total:
+            left = total - (step + 1)
+            if left == 0 or ((step + 1) % curve_every == 0 and 2 * left >= curve_every):  # no point of a step or two
                 curve.add(step + 1, loss_sum / seen, right / seen)
                 loss_sum, right, seen = 0.0, 0.0, 0
             if checkpoint.due():

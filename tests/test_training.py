@@ -47,6 +47,12 @@ def _threads(one_thread: None) -> None:
     """All on one thread."""
 
 
+@pytest.mark.parametrize(("total", "at"), [(9, [4, 9]), (10, [4, 8, 10]), (3, [3]), (8, [4, 8])])
+def test_the_curves_last_point_is_no_single_step(total: int, at: list[int]) -> None:
+    settings = TrainSettings(epochs=0, min_steps=total, batch=8)
+    assert train(model(), DATA, settings, curve_every=4).step == at
+
+
 @pytest.mark.parametrize("stop_at", [1, 5, 11, 15])
 def test_resumed_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
     settings = TrainSettings(epochs=0.1, min_steps=16, batch=16, distill=0.5, lr=0.05)
