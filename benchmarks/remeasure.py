@@ -59,13 +59,17 @@ print(json.dumps(found))
 """
 
 
+def once(dense: Path, model: Path, **variables: str) -> dict[str, dict[str, float]]:
+    """What one fresh process measures, with these variables in its environment: by ``run`` and ``bound``."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, "-c", MEASURE, str(dense), str(model)]
+    found = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    return json.loads(found)  # type: ignore[no-any-return]
+
+
 def measure(dense: Path, model: Path, processes: int = 5) -> dict[str, object]:
     """Medians over fresh processes: called by `session.run`, and (under "bound") the engine alone."""
-    environment = dict(os.environ, OMP_WAIT_POLICY="passive", OMP_NUM_THREADS="1")
-    rows = []
-    for _ in range(processes):
-        command = [sys.executable, "-c", MEASURE, str(dense), str(model)]
-        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, env=environment).stdout))
+    rows = [once(dense, model) for _ in range(processes)]
     ways = {
         way: {
             "ratio": statistics.median(row[way]["ratio"] for row in rows),

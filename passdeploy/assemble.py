@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from passdeploy import huge_pages
 from passdeploy.compared import accuracy_points, alternative_points, alternatives_beside, latency_of
 from passdeploy.dependencies import BUDGET_STAGES, skipped
 from passdeploy.environment import environment
@@ -113,7 +114,8 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     if run.subject.task.name != "classification":
         notes.append(f"Accuracy is the {run.subject.task.metric_name} ({run.subject.task.name}).")
     rebuilds = _rebuilds(optional("compile", "engine/engine.json"))
-    notes += build_spread(rebuilds) + disturbance(bench) + host_bound(bench)
+    advice = huge_pages.advice() if run.target.compute_capability is None else None
+    notes += build_spread(rebuilds) + disturbance(bench, advice) + host_bound(bench)
     if measured and bench:
         notes += other_pace(fit.get("pace_ms"), bench["dense"]["p50"], len(bench.get("attempts", [None])))
     messages = untrained(run.subject, dense["accuracy"]["validation"]) + list(fit["messages"]) + notes

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Container
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from passdeploy.budget import FASTEST, parse_budgets
 from passdeploy.errors import BadInput, nearest
@@ -19,10 +21,26 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+def _kinds(annotation: object) -> set[object]:
+    """The types in an annotation such as ``Positive | None``."""
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return set().union(*map(_kinds, get_args(annotation)))
+    return {annotation} if isinstance(annotation, type) else set()
+
+
 class Section(BaseModel):
     """A part of the configuration; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: object, info: ValidationInfo) -> object:
+        """YAML reads a bare yes or on as true, which would count as 1."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise PydanticCustomError("number", "must be a number")
+        return value
 
 
 class PromptConfig(Section):

@@ -21,6 +21,7 @@ NOT_INPUTS = ("require_measured", "alternatives")
 
 CHANGED = {
     "passdeploy": "the version of passdeploy",
+    "cpu": "the CPU (or whether its memory comes in huge pages)",
     "network": "the network (or the code of its classes)",
     "data": "the data (or the code of a task of your own)",
 }

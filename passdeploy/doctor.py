@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from passdeploy import environment
+from passdeploy import environment, huge_pages
 from passdeploy._probes import Finding, check_packages, run, short
 from passdeploy.errors import PassdeployError
 from passdeploy.targets import (
@@ -47,7 +47,7 @@ def diagnose() -> list[Finding]:
     Never raises because something is broken: that is a finding.
     """
     findings = [_load()]  # before anything of ours is running
-    findings += [_python(), _torch(), _cpu(), _governor(), _memory(), _disk(), _compiler()]
+    findings += [_python(), _torch(), _cpu(), _governor(), _huge_pages(), _memory(), _disk(), _compiler()]
     findings += [_gpu(), _cuda_torch(), _nvcc(), *check_packages(), *_data(), *_targets(list_targets())]
     return sorted(findings, key=lambda finding: AREAS.index(finding.area))
 
@@ -113,6 +113,16 @@ def _governor() -> Finding:
     steady = governor == "performance"
     fix = None if steady else "for steadier latencies: sudo cpupower frequency-set -g performance"
     return Finding("machine", "clock governor", steady, governor, fix)
+
+
+def _huge_pages() -> Finding:
+    if huge_pages.used():
+        return Finding("machine", "huge pages", True, "weights lie in huge pages; serve them so, too")
+    advice = huge_pages.advice()
+    if advice is None:
+        return Finding("machine", "huge pages", True, "not to be had with this system or its C library")
+    fix = f"faster where weights do not fit the caches, here and where they are served: {advice}"
+    return Finding("machine", "huge pages", False, "weights lie in small pages", fix)
 
 
 def _load() -> Finding:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from passdeploy import huge_pages
 from passdeploy.targets import attached_gpus, cpu_name
 
 PACKAGES = (
@@ -22,7 +23,10 @@ PACKAGES = (
 )  # fmt: skip
 VARIABLES = (
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+    "GLIBC_TUNABLES",
 )  # fmt: skip
+HUGE_PAGES = "huge pages"
+"""The setting that says whether weights lay in them."""
 
 
 def environment() -> dict[str, Any]:
@@ -30,7 +34,7 @@ def environment() -> dict[str, Any]:
 
     Returns:
         ``cpu``, ``gpu`` and ``driver`` (None without one), ``versions`` of the packages that are installed, and
-        ``settings``: threads, governor, load, memory, system, and the variables that change a latency.
+        ``settings``: threads, governor, load, memory, huge pages, system, and the variables that change a latency.
     """
     gpus = nvidia_smi()
     return {
@@ -167,6 +171,7 @@ def _settings() -> dict[str, str]:
         "virtual machine": "yes" if is_virtual() else "no",
         "load": "not said" if load is None else f"{load:.2f}",
         "memory": f"{memory_bytes() / 2**30:.1f} GiB",
+        HUGE_PAGES: "yes" if huge_pages.used() else "no",
     }
     return values | {name: os.environ[name] for name in VARIABLES if name in os.environ}
 

@@ -62,15 +62,22 @@ def host_bound(bench: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def disturbance(bench: dict[str, Any] | None) -> list[str]:
-    """What a reader should know where fresh processes did not agree, or the blocks in them."""
+def disturbance(bench: dict[str, Any] | None, advice: str | None = None) -> list[str]:
+    """What a reader should know where fresh processes did not agree, or the blocks in them.
+
+    Args:
+        bench: Of the bench stage.
+        advice: What may bring processes closer (`passdeploy.huge_pages.advice`).
+    """
     bench, notes = bench or {}, []
     processes = bench.get("processes") or [1.0]
     apart = max(processes) / min(processes) - 1
     if apart > DISTURBED:
+        closer = f" Weights in huge pages, here and where they are served, may bring them closer: {advice}"
         notes.append(
             f"{len(processes)} processes found ratios that lie {apart:.0%} apart: the machine has something else to "
             "do, or others share its caches. What is quoted is their median, with its interval."
+            + (closer if advice else "")
         )
     for name, engine in (("dense", "dense"), ("thin", "pruned")):
         if name in bench and (timed := Measurement.from_json(bench[name])).noisy:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from passdeploy import data as datasets
 from passdeploy import models
 from passdeploy.config import PromptConfig, RunConfig
-from passdeploy.data.base import ImageData, check_data
+from passdeploy.data.base import ImageData
+from passdeploy.data.checks import check_data
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
 from passdeploy.groups.check import first_line

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from passdeploy import huge_pages
 from passdeploy.errors import BadInput, Unavailable, nearest
 
 
@@ -91,13 +92,16 @@ _CPU_FACTS = ("cpu family", "model", "stepping", "cache size", "flags", "CPU ", 
 
 @cache
 def cpu_stamp() -> str:
-    """Tells CPUs of one name apart, as those of virtual machines are: a digest of family, model, caches and flags."""
+    """Tells CPUs of one name apart, as those of virtual machines are: a digest of family, model, caches and flags.
+
+    One and the same CPU has two: whether weights lie in huge pages is felt as another CPU would be.
+    """
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
         return ""
     told = [s for s in first.splitlines() if s.startswith(_CPU_FACTS)]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12] + "-huge" * huge_pages.used()
 
 
 @cache

@@ -90,16 +90,25 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def finite(loss: Tensor, step: int, lr: float) -> float:
-    """The loss as a number.
+def finite(loss: Tensor, step: int, lr: float, name: str = "the loss") -> float:
+    """The loss, or what else has that name, as a number.
 
     Raises:
         BadInput: It is not finite.
     """
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise BadInput(f"training diverged: the loss is {value} at step {step + 1}; lower the learning rate ({lr:g})")
+        raise BadInput(f"training diverged: {name} is {value} at step {step + 1}; lower the learning rate ({lr:g})")
     return value
+
+
+def clip_gradients(model: nn.Module, step: int, lr: float) -> None:
+    """Shortens gradients of more than `LARGEST_GRADIENT`.
+
+    Raises:
+        BadInput: One is not finite, and the weights would be no numbers from here on.
+    """
+    finite(nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT), step, lr, "the gradient's norm")
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -181,11 +190,12 @@ def train(
             loss = task_loss(task, logits, labels, target, settings)
             optimiser.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+            value = finite(loss, step, settings.lr)
+            clip_gradients(model, step, settings.lr)
             optimiser.step()
             hits, places = task.right(logits, labels)
             loss_sum, right, seen = (
-                loss_sum + finite(loss, step, settings.lr) * len(labels),
+                loss_sum + value * len(labels),
                 right + hits / max(1, places) * len(labels),
                 seen + len(labels),
             )

@@ -37,6 +37,8 @@ def test_it_round_trips_through_yaml() -> None:
         ({"profile": {"structures": 8}}, r"profile\.structures: .*greater than or equal to 9"),
         ({"latency": "2y"}, r"unknown unit 'y'"),
         ({"search": 3}, r"search"),
+        ({"epochs": True}, r"epochs: must be a number \(given: True\)"),
+        ({"search": {"trials": True}}, r"search\.trials: must be a number"),
     ],
 )
 def test_refused(values: dict[str, object], wanted: str) -> None:

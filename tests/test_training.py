@@ -209,6 +209,21 @@ def test_a_training_that_diverges_says_so_in_a_line() -> None:
         train(model("none"), DATA, settings)
 
 
+def test_a_gradient_that_is_no_number_is_named_before_it_is_in_the_weights() -> None:
+    class Cusp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.zero = model("none"), nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.inner(images) + (self.zero * 0).abs().sqrt()  # type: ignore[no-any-return]
+
+    cusp = Cusp()
+    with pytest.raises(BadInput, match=r"diverged: the gradient's norm is nan at step 1; lower the learning rate"):
+        train(cusp, DATA, TrainSettings(epochs=0.01, min_steps=1, batch=16, warmup=0.0))
+    assert all(bool(parameter.isfinite().all()) for parameter in cusp.parameters())
+
+
 def test_no_step_is_longer_than_a_gradient_may_be() -> None:
     """VGG-16 from scratch at the default rate on batches of 16 took steps after which its loss was nan."""
     steep = model("none")

@@ -38,9 +38,9 @@ from passdeploy.search.trials import Trials
 from passdeploy.tasks import task_of
 from passdeploy.teacher import Teacher
 from passdeploy.training import (
-    LARGEST_GRADIENT,
     TrainSettings,
     autocast,
+    clip_gradients,
     finite,
     parameter_groups,
     task_loss,
@@ -214,17 +214,20 @@ class _Training:
         self.adam.zero_grad()
         if objective.requires_grad:  # a probe may have found nothing to remove, and nothing else be trained
             objective.backward()
+        value = finite(loss, turn.step, settings.lr)
         prompt = model.stage.prompt
         if prompt is not None and prompt.grad is not None:
-            self.sums[which].prompt_grad += float(prompt.grad.norm())
+            rate = self.context.config.prompt.lr
+            norm = finite(prompt.grad.norm(), turn.step, rate, "the norm of the prompt's gradient")
+            self.sums[which].prompt_grad += norm
         if learn:
             nn.utils.clip_grad_norm_(self.search.hyper.parameters(), 1.0)
         if settings.co_adapt:
-            nn.utils.clip_grad_norm_(model.network.parameters(), LARGEST_GRADIENT)
+            clip_gradients(model.network, turn.step, settings.lr)
             self.weights.step()
         self.adam.step()
         hits, places = self.task.right(logits, labels)
-        self.sums[which].add(finite(loss, turn.step, settings.lr), hits / max(1, places) * len(labels), len(labels))
+        self.sums[which].add(value, hits / max(1, places) * len(labels), len(labels))
 
     def _learning(self, turn: _Turn, asked: float, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The loss under the masks, the same with what the hypernetwork minimises, and the logits."""

@@ -27,6 +27,7 @@ import numpy as np
 
 from passdeploy.engines._common import digest_images
 from passdeploy.engines.base import TOLERANCE
+from passdeploy.environment import HUGE_PAGES
 from passdeploy.errors import BadInput
 from passdeploy.shipping import manifest as m
 from passdeploy.shipping.card import MODEL_CARD, README, model_card, readme
@@ -255,6 +256,7 @@ def _engine(folder: Path, engine: EngineSource, source: BundleSource, onnx: str)
     report = source.report if len(source.engines) == 1 and target.attached else {}
     latency = engine.latency or report.get("pruned", {}).get("latency_ms")
     dense = engine.dense_latency or report.get("dense", {}).get("latency_ms")
+    on_cpu = target.compute_capability is None
     return m.EngineEntry(
         id=name,
         file=copied.file,
@@ -274,6 +276,7 @@ def _engine(folder: Path, engine: EngineSource, source: BundleSource, onnx: str)
         tolerance=engine.tolerance or TOLERANCE[target.precision],
         latency_ms=_latency(latency, target, source.report),
         dense_latency_ms=_latency(dense, target, source.report),
+        huge_pages=on_cpu and report.get("environment", {}).get("settings", {}).get(HUGE_PAGES) == "yes",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from passdeploy.huge_pages import ASK
 from passdeploy.shipping.manifest import BundleManifest, EngineEntry, Latency
 
 MODEL_CARD = "MODEL_CARD.md"
@@ -46,6 +47,14 @@ def _engine_row(engine: EngineEntry) -> str:
     cells = (engine.target, engine.device, f"{engine.backend} {engine.backend_version}", engine.precision)
     rest = f"{engine.batch} | {engine.threads} | {_ms(engine.dense_latency_ms)} | {_ms(engine.latency_ms)}"
     return f"| {' | '.join(map(_cell, cells))} | {rest} |"
+
+
+def _huge_pages(manifest: BundleManifest) -> str:
+    if not any(engine.huge_pages for engine in manifest.engines):
+        return ""
+    return f"""Weights lay in huge pages while it was measured. Where Linux hands them out on request only
+(/sys/kernel/mm/transparent_hugepage/enabled: madvise), start what serves it with `{ASK}`.
+"""
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -105,7 +114,7 @@ Budget: {asked}.
 {engines}
 
 A latency holds for the device it was measured on. `passdeploy verify BUNDLE --measure` measures on yours.
-
+{_huge_pages(manifest)}
 ## What goes in and out
 In: `{manifest.input.name}`, float32, {_shape(manifest.input.shape)}, RGB in [0, 1]: {_preprocess(manifest)}.
 {_FILES}

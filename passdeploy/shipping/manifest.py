@@ -113,6 +113,7 @@ class EngineEntry(_Model):
     tolerance: float = Field(gt=0, description="max|a-b| / max|a| allowed between expected and own sample outputs.")
     latency_ms: Latency | None = Field(default=None, description="null: never measured.")
     dense_latency_ms: Latency | None = None
+    huge_pages: bool = Field(default=False, description="Whether weights lay in huge pages while it was measured.")
 
 
 class Samples(_Model):

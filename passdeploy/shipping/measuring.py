@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from passdeploy import huge_pages
 from passdeploy.budget import Budget, parse_budget
 from passdeploy.errors import BadInput, Unavailable
 from passdeploy.judging import judge
@@ -90,6 +91,7 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
     from passdeploy.latency.measure import BENCH, interleave
 
     target = target_of(engine, manifest)
+    entry = next(e for e in manifest.engines if e.id == engine.id)
     images, _ = contents.samples()
     inputs = {manifest.input.name: np.resize(images, (engine.batch, *images.shape[1:]))}
     budget = _budget(manifest)
@@ -117,7 +119,11 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
             comparison = interleave(timed, replace(BENCH, percentiles=percentiles))
     except (BadInput, Unavailable) as error:
         raise Refused(f"engine {engine.id}: cannot be measured here: {error}") from None
-    return arrived(comparison, budget, manifest, missing)
+    arrival = arrived(comparison, budget, manifest, missing)
+    if entry.huge_pages and not huge_pages.used():
+        said = f"it was measured with weights in huge pages, here they are not: start with {huge_pages.ASK}"
+        return replace(arrival, message=f"{arrival.message}; {said}")
+    return arrival
 
 
 def _dense(

@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from passdeploy.errors import BadInput, nearest
+from passdeploy.huge_pages import ASK
 from passdeploy.shipping.contents import Contents, EngineInfo, open_bundle
 from passdeploy.shipping.packages import packages
 from passdeploy.shipping.replace import replace_folder
@@ -106,6 +107,8 @@ def write_repository(
     name = model_name(name or contents.manifest["name"])
     own = triton.served_by_onnxruntime(contents, engine)
     chosen = [e for e in contents.engines if engine in (None, e.id, e.target)] if own is None else [own]
+    measured_so = {entry["id"] for entry in contents.manifest["engines"] if entry.get("huge_pages")}
+    huge = any(each.id in measured_so for each in chosen)
     folder = Path(folder)
     if folder.resolve().is_relative_to(contents.sealed.folder.resolve()):
         raise BadInput(f"{folder}: is the bundle itself or lies in it; give another folder for the repository")
@@ -150,7 +153,14 @@ def write_repository(
             gpu = "KIND_GPU" in (place / triton.CONFIG).read_text(encoding="utf-8")
             cpus = instances * (chosen[0].threads if chosen else 1)
             kserve.write_service(
-                folder, contents, name, gpu=gpu, cpus=cpus, instances=instances, storage_uri=storage_uri
+                folder,
+                contents,
+                name,
+                gpu=gpu,
+                cpus=cpus,
+                instances=instances,
+                storage_uri=storage_uri,
+                huge_pages=huge,
             )
     except OSError as error:
         raise BadInput(
@@ -158,7 +168,9 @@ def write_repository(
         ) from None
     replaced = chosen[0] if own is None and chosen and chosen[0].precision != "fp32" else None
     unchecked = own if used == "onnxruntime" else None
-    return _described(folder, name, used, server, contents, storage_uri, replaced, unchecked, key)
+    told = _described(folder, name, used, server, contents, storage_uri, replaced, unchecked, key)
+    # For KServe it stands in the service.
+    return replace(told, start=f"{ASK} {told.start}") if huge and server != "kserve" else told
 
 
 def _replaceable(place: Path) -> bool:

@@ -18,11 +18,11 @@ from passdeploy.data.base import (
     ResizedSplit,
     Split,
     SubSplit,
-    check_data,
     evenly,
     resized,
     split_train_val,
 )
+from passdeploy.data.checks import check_data
 from passdeploy.data.images import fit
 from passdeploy.errors import BadInput
 from passdeploy.subject import load_subject
@@ -79,6 +79,13 @@ def test_labels_that_do_not_fit_are_refused(labels: Any, message: str) -> None:
     config = make_config({"model": "tiny-resnet", "data": "stripes"})
     with pytest.raises(BadInput, match=f"stripes: val: {message}"):
         load_subject(config, data=data)
+
+
+def test_one_class_leaves_nothing_to_tell_apart() -> None:
+    single = ArraySplit(PIXELS, torch.zeros(3, dtype=torch.int64))
+    data = dataclasses.replace(scripted.data(), classes=("cat",), train=single, val=single, test=single)
+    with pytest.raises(BadInput, match=r"stripes: 1 class\(es\); two or more are needed"):
+        check_data(data, get_task("classification"))
 
 
 def test_a_list_of_labels_is_refused_before_its_task_is_asked_for() -> None:
@@ -190,6 +197,8 @@ def test_a_loss_of_ones_own_takes_labels_of_its_own_but_the_same_in_all_splits()
     tags = ArraySplit(PIXELS, torch.eye(3).long())
     data = dataclasses.replace(scripted.data(), train=tags, val=tags, test=tags)
     check_data(data, Tags())
+    one = ArraySplit(PIXELS, torch.zeros(3, 1, dtype=torch.int64))
+    check_data(dataclasses.replace(data, classes=("there",), train=one, val=one, test=one), Tags())
     data.test = ArraySplit(PIXELS, LABELS)
     with pytest.raises(BadInput, match=r"test: labels are \(3,\), must be \(3, 3\)"):
         check_data(data, Tags())

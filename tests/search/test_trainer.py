@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from passdeploy.errors import BadInput
 from passdeploy.search.baselines.variants import changed
 from passdeploy.search.hypernetwork import HyperNetwork
 from passdeploy.search.method import SearchContext
+from passdeploy.search.prompt import InputStage
 from passdeploy.search.trainer import search_pass
 from tests.search import test_baselines
 
@@ -51,6 +53,19 @@ def test_frozen_weights_without_a_prompt_leave_the_hypernetwork(context: SearchC
     found = search_pass(changed(context, prompt={"kind": "none"}, co_adapt=False, hyper_every=3))
     for name, value in context.network.named_parameters():
         assert torch.equal(value.detach(), found.network[name])
+
+
+def test_a_prompt_whose_gradient_is_no_number_is_named(context: SearchContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the last step, too: the loss is a number then, and the prompt would not be."""
+    images = InputStage.forward
+
+    def steep(self: InputStage, given: torch.Tensor) -> torch.Tensor:
+        steeply = 0 if self.prompt is None else (self.prompt.sum() * 0).abs().sqrt()  # the teacher has none
+        return images(self, given) + steeply
+
+    monkeypatch.setattr(InputStage, "forward", steep)
+    with pytest.raises(BadInput, match=r"the norm of the prompt's gradient is nan at step 1; lower"):
+        search_pass(changed(context, min_steps=1))
 
 
 def test_every_budget_has_its_own_curve_and_progress(context: SearchContext) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+from passdeploy.huge_pages import ASK
 from passdeploy.shipping.contents import Contents
 
 FILE = "inferenceservice.yaml"
@@ -34,7 +35,15 @@ def memory_gib(model: Path, instances: int, *, gpu: bool) -> int:
 
 
 def write_service(
-    folder: Path, contents: Contents, name: str, *, gpu: bool, cpus: int, instances: int, storage_uri: str | None
+    folder: Path,
+    contents: Contents,
+    name: str,
+    *,
+    gpu: bool,
+    cpus: int,
+    instances: int,
+    storage_uri: str | None,
+    huge_pages: bool,
 ) -> Path:
     """Writes `inferenceservice.yaml`.
 
@@ -46,11 +55,14 @@ def write_service(
         cpus: CPU cores: the threads of all instances.
         instances: Of the model.
         storage_uri: Where KServe finds the repository (s3://, gs://, pvc://, ...); None: a placeholder.
+        huge_pages: Whether the engine was measured with weights in huge pages, which the server then asks for.
     """
     import yaml
 
     memory = f"{memory_gib(folder / name, instances, gpu=gpu)}Gi"
     limits = {"cpu": str(cpus), "memory": memory} | ({"nvidia.com/gpu": "1"} if gpu else {})
+    name_of, value = ASK.split("=", 1)
+    asks = {"env": [{"name": name_of, "value": value}]} if huge_pages else {}
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -66,6 +78,7 @@ def write_service(
                     "protocolVersion": "v2",
                     "storageUri": storage_uri or PLACEHOLDER,
                     "resources": {"requests": dict(limits), "limits": limits},
+                    **asks,
                 }
             }
         },

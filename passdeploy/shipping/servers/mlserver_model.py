@@ -28,7 +28,8 @@ class PassdeployRuntime(MLModel):  # type: ignore[misc]
 
         extra: dict[str, Any] = (self.settings.parameters.extra if self.settings.parameters else None) or {}
         key = HERE / extra["verify_key"] if "verify_key" in extra else None
-        self._model = load(HERE / "bundle", key=key, engine=extra.get("engine"))
+        # Off the event loop: the models that are there go on answering while an engine is verified and compiled.
+        self._model = await asyncio.to_thread(load, HERE / "bundle", key=key, engine=extra.get("engine"))
         self._output: str = self._model.contents.manifest["output"]["name"]
         return True
 
