@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from passdeploy import huge_pages
 from passdeploy.compared import accuracy_points, alternative_points, alternatives_beside, latency_of
 from passdeploy.dependencies import BUDGET_STAGES, skipped
 from passdeploy.environment import environment
 from passdeploy.explain import group_sections, why_not_faster
 from passdeploy.judging import asked_ms, judge, ratio_of
 from passdeploy.layers import by_block
-from passdeploy.remarks import build_spread, disturbance, host_bound, other_pace, untrained
+from passdeploy.remarks import build_spread, disturbance, host_bound, other_pace, small_pages, untrained
 from passdeploy.reporting import schema as s
 from passdeploy.reporting.commit import current_commit
 from passdeploy.reporting.engines import LayerLatency
@@ -114,8 +113,9 @@ def assemble(run: Run, budget: BudgetRun) -> s.Report:
     if run.subject.task.name != "classification":
         notes.append(f"Accuracy is the {run.subject.task.metric_name} ({run.subject.task.name}).")
     rebuilds = _rebuilds(optional("compile", "engine/engine.json"))
-    advice = huge_pages.advice() if run.target.compute_capability is None else None
-    notes += build_spread(rebuilds) + disturbance(bench, advice) + host_bound(bench)
+    notes += build_spread(rebuilds) + disturbance(bench) + host_bound(bench)
+    if measured and run.target.compute_capability is None:
+        notes += small_pages(dense["params"])
     if measured and bench:
         notes += other_pace(fit.get("pace_ms"), bench["dense"]["p50"], len(bench.get("attempts", [None])))
     messages = untrained(run.subject, dense["accuracy"]["validation"]) + list(fit["messages"]) + notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from passdeploy import huge_pages
 from passdeploy.latency.measurement import Measurement
 from passdeploy.reporting import schema as s
 from passdeploy.reporting.format import milliseconds
@@ -17,6 +18,8 @@ HOST_BOUND = 0.9
 """Share of the latency from which on enqueueing is as long as what is enqueued."""
 DISTURBED = 0.08
 """On a quiet machine fresh processes lie at most half as far apart."""
+LARGE = 8e6
+"""Bytes of weights that a core's own cache does not hold: the largest such caches have 2 to 4 MB."""
 GUESSING = 2.0
 """Times the accuracy of guessing that a trained network is better than."""
 
@@ -62,22 +65,15 @@ def host_bound(bench: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def disturbance(bench: dict[str, Any] | None, advice: str | None = None) -> list[str]:
-    """What a reader should know where fresh processes did not agree, or the blocks in them.
-
-    Args:
-        bench: Of the bench stage.
-        advice: What may bring processes closer (`passdeploy.huge_pages.advice`).
-    """
+def disturbance(bench: dict[str, Any] | None) -> list[str]:
+    """What a reader should know where fresh processes did not agree, or the blocks in them."""
     bench, notes = bench or {}, []
     processes = bench.get("processes") or [1.0]
     apart = max(processes) / min(processes) - 1
     if apart > DISTURBED:
-        closer = f" Weights in huge pages, here and where they are served, may bring them closer: {advice}"
         notes.append(
             f"{len(processes)} processes found ratios that lie {apart:.0%} apart: the machine has something else to "
             "do, or others share its caches. What is quoted is their median, with its interval."
-            + (closer if advice else "")
         )
     for name, engine in (("dense", "dense"), ("thin", "pruned")):
         if name in bench and (timed := Measurement.from_json(bench[name])).noisy:
@@ -86,6 +82,22 @@ def disturbance(bench: dict[str, Any] | None, advice: str | None = None) -> list
                 f"blocks stood out and were left out, and blocks differ by {timed.spread:.1%} (standard deviation)."
             )
     return notes
+
+
+def small_pages(params: int) -> list[str]:
+    """What a reader should know where a CPU could be faster by a setting of the system's.
+
+    Args:
+        params: Of the dense network, which is what its engine reads each time.
+    """
+    advice = huge_pages.advice()
+    if advice is None or 4 * params < LARGE:
+        return []
+    return [
+        f"The weights ({4e-6 * params:.0f} MB in fp32) lie in small pages. In huge pages networks that do not fit a "
+        f"cache are faster, dense and pruned, and measurements repeat better: {advice}, here and where the engine is "
+        "served."
+    ]
 
 
 def other_pace(then_ms: float | None, now_ms: float | None, attempts: int = 1) -> list[str]:

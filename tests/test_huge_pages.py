@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from passdeploy import doctor, environment, huge_pages, targets
-from passdeploy.remarks import disturbance
+from passdeploy.remarks import small_pages
 from passdeploy.shipping.bundle import write_bundle
 from passdeploy.shipping.repository import write_repository
 from passdeploy.shipping.verify import verify
@@ -93,11 +93,13 @@ def test_measurements_with_them_are_kept_apart(linux: Path, monkeypatch: pytest.
     assert targets.cpu_stamp.__wrapped__() != plain
 
 
-def test_a_report_advises_them_where_processes_disagree() -> None:
-    apart, close = {"processes": [2.0, 2.3]}, {"processes": [2.0, 2.0]}
-    assert disturbance(apart, "export A=1")[0].endswith("may bring them closer: export A=1")
-    assert "huge" not in disturbance(apart)[0]
-    assert disturbance(close, "export A=1") == []
+@pytest.mark.parametrize(("mode", "params", "said"), [("madvise", 11_000_000, True), ("madvise", 270_000, False),
+                                                      ("always", 11_000_000, False)])  # fmt: skip
+def test_a_report_advises_them_for_large_networks(linux: Path, mode: str, params: int, said: bool) -> None:
+    linux.write_text(f"[{mode}] never\n")
+    notes = small_pages(params)
+    assert bool(notes) == said
+    assert all("(44 MB in fp32)" in note and f"export {huge_pages.ASK}, here" in note for note in notes)
 
 
 def _bundle(folder: Path, huge: str) -> Path:

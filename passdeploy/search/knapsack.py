@@ -43,15 +43,18 @@ class KnapsackAllocator(Allocator):
         return items
 
     def _joint(self, inner: list[int]) -> list[Option]:
-        """Widths of several groups at once: all combinations where they are few, else the same share of each."""
+        """Widths of several groups at once: all combinations where they are few.
+
+        Where they are not, all combinations of fewer levels of each grid, evenly spread, and the same share of each.
+        """
         grids = [self.grids[g] for g in inner]
-        if np.prod([len(grid) for grid in grids], dtype=float) <= COMBINATIONS:
-            return [dict(zip(inner, map(int, row), strict=True)) for row in itertools.product(*grids)]
-        shares = np.linspace(0, 1, max(len(grid) for grid in grids))
-        return [
-            {g: int(grid[round(share * (len(grid) - 1))]) for g, grid in zip(inner, grids, strict=True)}
-            for share in shares
-        ]
+        most = levels = max((len(grid) for grid in grids), default=0)
+        while np.prod([min(levels, len(grid)) for grid in grids], dtype=float) > COMBINATIONS:
+            levels -= 1
+        rows = list(itertools.product(*(_spread(grid, levels) for grid in grids)))
+        if levels < most:
+            rows += zip(*(grid[np.linspace(0, len(grid) - 1, most).round().astype(int)] for grid in grids), strict=True)
+        return [dict(zip(inner, map(int, row), strict=True)) for row in dict.fromkeys(rows)]
 
     def _rows(self, reference: np.ndarray, options: list[Option]) -> np.ndarray:
         rows = np.repeat(reference[None], len(options), axis=0)
@@ -96,6 +99,13 @@ class KnapsackAllocator(Allocator):
         if best is None and self.predict(lowest[None])[0] <= target_ms:
             best = lowest
         return best, 0.0
+
+
+def _spread(grid: np.ndarray, levels: int) -> np.ndarray:
+    """So many of the grid's widths, evenly spread, its ends among them; the widest where it is one."""
+    if levels >= len(grid):
+        return grid
+    return grid[::-1][np.linspace(0, len(grid) - 1, levels).round().astype(int)][::-1]
 
 
 def _multiple_choice(losses: list[np.ndarray], weights: list[np.ndarray]) -> list[int]:

@@ -17,7 +17,7 @@ from passdeploy.models.cifar_resnet import CifarResNet
 from passdeploy.search.baselines.gradients import taylor
 from passdeploy.search.baselines.scratch import reinitialised
 from passdeploy.search.baselines.variants import changed
-from passdeploy.search.knapsack import BUCKETS, KnapsackAllocator, _multiple_choice
+from passdeploy.search.knapsack import BUCKETS, COMBINATIONS, KnapsackAllocator, _multiple_choice
 from passdeploy.search.method import SearchContext, get_method, methods, search_steps
 from passdeploy.structure import Structure
 from passdeploy.targets import Target
@@ -221,6 +221,39 @@ def test_knapsack_trades_width_against_depth(context: SearchContext) -> None:
             group.name for group in groups.groups if group.kind == "depth" and not found.structure.masks[group.name][0]
         ]
         assert bool(gone) == cheap
+
+
+@pytest.mark.parametrize("levels", [3, 16, 70])
+def test_a_block_is_narrowed_where_that_is_cheap(levels: int) -> None:
+    """Of two groups in a block one matters and the other does not: they need not have the same share."""
+    units = 4 * levels
+    layers = [Member(name, "out", tuple((i,) for i in range(units)), units) for name in ("a", "b")]
+    groups = Groups(
+        (
+            ChannelGroup("depth:block", "depth", 1, branch=("a", "b", "c"), gate="c"),
+            *(ChannelGroup(layer.module, "channel", units, (layer,)) for layer in layers),
+        )
+    )
+
+    class Sum:
+        def predict_many(self, widths: np.ndarray) -> np.ndarray:
+            return 1 + widths[:, 0] * widths[:, 1:].sum(1) / units
+
+    grid = 4 * np.arange(1, levels + 1)
+    allocator = KnapsackAllocator(groups, Sum(), [np.array([0, 1]), grid, grid])
+    options = allocator.items()[0]
+    assert len(options) <= 1 + COMBINATIONS + levels
+    assert {tuple(option.values()) for option in options} >= {
+        (1, 4, 4),
+        (1, 4, units),
+        (1, units, 4),
+        (1, units, units),
+    }
+    importance = {"depth:block": np.ones(1), "a": np.full(units, 1e-6), "b": np.full(units, 1.0)}
+    found = allocator.solve(importance, 2.4)
+    assert found is not None
+    assert found.widths[2] == units
+    assert found.widths[1] <= 0.4 * units
 
 
 def test_a_block_is_worth_its_channels_once(context: SearchContext, monkeypatch: pytest.MonkeyPatch) -> None:
