@@ -1,7 +1,7 @@
 """Whether weights lie in huge pages, which changes the latency of networks that do not fit a CPU's caches.
 
 In small pages a CPU looks up where its next weights lie every 4 KiB, and how the pages of a process happen to lie in
-memory makes one and the same engine up to a tenth slower or faster; with huge ones it is faster, and repeats
+memory makes one and the same engine some per cent slower or faster; with huge ones it is faster, and repeats better
 (docs/latency.md). Linux hands them out to everybody, or to whoever asks; the GNU C library asks for all large blocks of
 a process that was started with `ASK`.
 """
