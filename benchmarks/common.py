@@ -1,11 +1,10 @@
 """Where results lie: `benchmarks/results/DEVICE`, a folder per device that something was measured on.
 
-What was measured with the C library's memory in huge pages (docs/latency.md) has a folder of its own beside it.
+What was measured on a CPU with weights in huge pages (docs/latency.md) has a folder of its own beside it.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -18,8 +17,10 @@ def folder_name(device: str) -> str:
 
 
 def device_folder(target: str = "cpu") -> Path:
-    """benchmarks/results/DEVICE of a named target, under the settings of memory that this process has."""
+    """benchmarks/results/DEVICE of a named target, as this process has its memory."""
+    from passdeploy import huge_pages
     from passdeploy.targets import resolve
 
-    huge = "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
-    return RESULTS / folder_name(resolve(target).device + (" huge pages" if huge else ""))
+    found = resolve(target)
+    huge = found.compute_capability is None and huge_pages.used()
+    return RESULTS / folder_name(found.device + " huge pages" * huge)
