@@ -73,6 +73,7 @@ class Model:
 
         Raises:
             BadInput: Wrong type or shape, or the model is closed.
+            Refused: The GPU fails; other runtimes raise what they raise.
         """
         if hasattr(images, "__cuda_array_interface__"):
             return self._run_on_device(images)

@@ -195,6 +195,18 @@ def test_a_cpu_bundle_wants_host_arrays(sealed_bundle: Path, random_images: Imag
         model.run(DeviceArray(HostCuda(), random_images(1)))
 
 
+def test_a_gpu_that_fails_is_no_mistake_of_who_sent_the_images(bench: Bench, random_images: Images) -> None:
+    """Servers answer the one with 400, the other with 500."""
+    made = bench.create()
+    images = random_images(BATCH)
+    with bench.monkeypatch.context() as patch:
+        patch.setattr(bench.cuda, "cudaMemcpyAsync", lambda *_: (400,))
+        with pytest.raises(Refused, match="the inference failed: CUDA: cudaErrorInvalidResourceHandle"):
+            made.run(images)
+    np.testing.assert_allclose(made.run(images), bench.expected(images), rtol=1e-5, atol=1e-5)
+    made.close()
+
+
 def test_a_stream_too_many_gives_everything_back(bench: Bench) -> None:
     bench.install(memory=20_000)
     with pytest.raises(Refused, match="cudaErrorMemoryAllocation"):

@@ -117,11 +117,14 @@ class _Slot:
         from passdeploy.engines._cuda import check
 
         kinds, stream, result = runtime.cudaMemcpyKind, self.stream.handle, self.result
-        check(runtime.cudaMemcpyAsync(self.source.pointer, address, nbytes, getattr(kinds, kind), stream))
-        self.launch()
-        to_host = kinds.cudaMemcpyDeviceToHost
-        check(runtime.cudaMemcpyAsync(self.host_out.pointer, result.pointer, result.nbytes, to_host, stream))
-        self.stream.synchronise()
+        try:
+            check(runtime.cudaMemcpyAsync(self.source.pointer, address, nbytes, getattr(kinds, kind), stream))
+            self.launch()
+            to_host = kinds.cudaMemcpyDeviceToHost
+            check(runtime.cudaMemcpyAsync(self.host_out.pointer, result.pointer, result.nbytes, to_host, stream))
+            self.stream.synchronise()
+        except BadInput as error:  # the images are of the right kind: it is no mistake of who sent them
+            raise Refused(f"the inference failed: {error}") from None
         return np.array(self.host_out.array, dtype=np.float32)
 
     def free(self) -> None:
