@@ -26,12 +26,6 @@ MOST_FAILED = 10
 REPEATED = 6
 """Structures that are measured a second time at the end, to know how well a measurement repeats."""
 
-WIDE = 0.5
-"""Mean share of its units from which on a structure counts as wide."""
-WIDE_ONES = 1 / 3
-"""Share of wide structures that is enough where time is short. They take several times as long to compile and to time
-as narrow ones (VGG-16: 5 s and 0.8 s), and narrow ones are where the relative error of a prediction is largest."""
-
 __all__ = ["MeasureStructure", "keep_first", "profile", "sample", "varied_widths", "widths_of"]
 MeasureStructure = Callable[[Structure], Mapping[str, Any]]
 
@@ -44,10 +38,6 @@ def keep_first(groups: Groups, widths: Sequence[int] | np.ndarray) -> Structure:
             for group, kept in zip(groups.groups, widths, strict=True)
         }
     )
-
-
-def _is_wide(widths: np.ndarray, dense: np.ndarray) -> bool:
-    return float(np.mean(widths / dense)) > WIDE
 
 
 def widths_of(structure: Structure) -> np.ndarray:
@@ -92,7 +82,7 @@ def profile(
     log: MeasurementLog | None = None,
     target_key: str = "",
     steps: Sequence[int] = STEPS,
-    least: int = 36,
+    least: int = 24,
     most: int = 240,
     good_enough: float = GOOD_ENOUGH,
     bytes_per_weight: int = 4,
@@ -111,8 +101,7 @@ def profile(
         log: Measurements are replayed from it and appended to it.
         target_key: Of the target, for the log.
         steps: Width steps among which the fit chooses.
-        least: Structures to measure even when the time is up (half of them when it is up twice over). Where so many
-            would not fit in the time, two thirds of them are narrow ones.
+        least: Structures to measure even when the time is up (half of them when it is up twice over).
         most: Structures at most.
         good_enough: Ends early when the cross-validated mean error is at most this.
         bytes_per_weight: By precision.
@@ -149,16 +138,11 @@ def profile(
         weights=weights, fewest=fewest,
                                 repeatability=repeatability, bytes_per_weight=bytes_per_weight)  # fmt: skip
 
-    def left_for_narrow_ones(widths: np.ndarray) -> bool:
-        behind = bool(measured) and seconds / len(measured) * least > budget_s
-        wide = sum(_is_wide(w, dense) for _, w, _ in measured)
-        return behind and _is_wide(widths, dense) and wide >= WIDE_ONES * len(measured)
-
     repeats_s, tries, fewest = 0.0, 0, FEWEST
     for widths in varied_widths(groups, seed):
         tries += 1
         structure = keep_first(groups, widths)
-        if structure.digest() in seen or left_for_narrow_ones(widths):
+        if structure.digest() in seen:
             if tries > 20 * most:  # a network of very few structures, all of which are measured
                 fewest = min(FEWEST, len(measured) + 1)
                 break

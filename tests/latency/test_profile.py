@@ -77,30 +77,6 @@ def test_slow_measurements_still_give_a_model():
     assert 12 <= len(model.ratios) <= 25 and model.mape is not None
 
 
-@pytest.mark.parametrize(("factor", "enough"), [(1.0, False), (0.1, True)])
-def test_where_time_is_short_it_is_spent_on_narrow_structures(factor, enough):
-    """Wide ones take six times as long: as many as in an even sample would not leave time for the others."""
-
-    class Large(Bench):
-        def __call__(self, structure):
-            self.seconds = factor * (6.0 if wide(widths_of(structure)) else 1.0)
-            return super().__call__(structure)
-
-    def wide(widths):
-        return np.mean(widths / UNITS) > 0.5
-
-    bench = Large()
-    model, log = run(bench, budget_s=60.0, most=100)
-    taken = [wide(w) for w in model.widths[1:]]  # the first is the dense network, which is not measured
-    even = np.mean([wide(w) for w in islice(varied_widths(GROUPS, 0), len(taken))])
-    if enough:
-        assert np.mean(taken) == pytest.approx(even)
-    else:
-        assert len(taken) >= 36
-        assert 0.3 < np.mean(taken) < 0.42 < even
-        assert sum(record.seconds for record in log.records) < 120
-
-
 def test_repeatability_is_measured_not_assumed():
     model, _ = run(Bench(noise=0.02), budget_s=10.0)
     assert 0.005 < model.repeatability < 0.06
@@ -195,11 +171,11 @@ def test_builds_that_fail_take_of_the_time_too():
 
     class Slow(Refuses):
         def __call__(self, structure):
-            clock[0] += 30.0 if self.refused(self.count) else 0.7
+            clock[0] += 30.0 if self.refused(self.count) else 1.0
             return super().__call__(structure)
 
     log = MeasurementLog(clock=lambda: clock[0])
-    model = profile(Slow(lambda count: 36 <= count < 60), OPS, GROUPS, budget_s=30.0, log=log)
+    model = profile(Slow(lambda count: 24 <= count < 60), OPS, GROUPS, budget_s=30.0, log=log)
     assert model.provenance["failed"] == 1
 
 
