@@ -24,7 +24,7 @@ from remeasure import once
 from passdeploy import huge_pages
 from passdeploy.targets import cpu_name
 
-SETTINGS = {"small": "glibc.malloc.hugetlb=0", "huge": huge_pages.ASK.split("=", 1)[1]}
+SETTINGS = {"small": "glibc.malloc.hugetlb=0", "huge": huge_pages.VALUE}
 PROCESSES = 9
 
 
@@ -34,7 +34,7 @@ def evaluate(run: Path) -> dict[str, Any]:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
     for _ in range(PROCESSES):
         for name, tunables in SETTINGS.items():
-            found[name].append(once(dense, run / "model.onnx", GLIBC_TUNABLES=tunables)["bound"])
+            found[name].append(once(dense, run / "model.onnx", **{huge_pages.VARIABLE: tunables})["bound"])
     sizes = {name: path.stat().st_size for name, path in (("dense", dense), ("model", run / "model.onnx"))}
     return {
         "model": report["provenance"]["model"],

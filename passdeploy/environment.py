@@ -23,7 +23,7 @@ PACKAGES = (
 )  # fmt: skip
 VARIABLES = (
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
-    "GLIBC_TUNABLES",
+    huge_pages.VARIABLE,
 )  # fmt: skip
 HUGE_PAGES = "huge pages"
 """The setting that says whether weights lay in them."""

@@ -13,8 +13,9 @@ import platform
 import re
 from pathlib import Path
 
-ASK = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+VARIABLE, VALUE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 """What to set before a process starts; of glibc 2.35 and later (its manual, "Memory Allocation Tunables")."""
+ASK = f"{VARIABLE}={VALUE}"
 _ASKED = re.compile(r"(^|:)glibc\.malloc\.hugetlb=[12](:|$)")
 _MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -37,7 +38,7 @@ def used() -> bool:
     """Whether large blocks of this process's memory come in huge pages."""
     given = mode()
     if given == "madvise":
-        return _ASKED.search(os.environ.get("GLIBC_TUNABLES", "")) is not None and _can_ask()
+        return _ASKED.search(os.environ.get(VARIABLE, "")) is not None and _can_ask()
     return given == "always"
 
 

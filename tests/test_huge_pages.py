@@ -79,7 +79,7 @@ def test_the_variable_does_what_is_said_of_it() -> None:
         "print(re.search(r'AnonHugePages: +(\\d+)', open('/proc/self/smaps_rollup').read())[1])"
     )
     kilobytes = {}
-    for tunables in ("glibc.malloc.hugetlb=0", huge_pages.ASK.split("=", 1)[1]):
+    for tunables in ("glibc.malloc.hugetlb=0", huge_pages.VALUE):
         told = os.environ | {"GLIBC_TUNABLES": tunables}
         kilobytes[tunables] = int(subprocess.check_output([sys.executable, "-c", code], env=told, text=True))
     without, asked = kilobytes.values()
@@ -129,5 +129,5 @@ def test_servers_are_started_as_it_was_measured(tmp_path: Path, huge: str) -> No
     told = write_repository(tmp_path / "kserve", bundle, "kserve", name="net")
     assert told.start.startswith("kubectl")
     model = yaml.safe_load((tmp_path / "kserve" / "inferenceservice.yaml").read_text())["spec"]["predictor"]["model"]
-    name, value = huge_pages.ASK.split("=", 1)
-    assert model.get("env") == ([{"name": name, "value": value}] if huge == "yes" else None)
+    asked = [{"name": "GLIBC_TUNABLES", "value": "glibc.malloc.hugetlb=1"}]
+    assert model.get("env") == (asked if huge == "yes" else None)

@@ -105,7 +105,7 @@ def _spread(grid: np.ndarray, levels: int) -> np.ndarray:
     """So many of the grid's widths, evenly spread, its ends among them; the widest where it is one."""
     if levels >= len(grid):
         return grid
-    return grid[::-1][np.linspace(0, len(grid) - 1, levels).round().astype(int)][::-1]
+    return grid[np.linspace(len(grid) - 1, 0, levels).round().astype(int)][::-1]
 
 
 def _multiple_choice(losses: list[np.ndarray], weights: list[np.ndarray]) -> list[int]:

@@ -15,7 +15,7 @@ from passdeploy.budget import Budget, parse_budget
 from passdeploy.errors import BadInput, Unavailable
 from passdeploy.judging import judge
 from passdeploy.shipping.contents import Contents, EngineInfo
-from passdeploy.shipping.manifest import BundleManifest
+from passdeploy.shipping.manifest import BundleManifest, EngineEntry
 from passdeploy.shipping.sums import Refused
 
 if TYPE_CHECKING:
@@ -44,12 +44,16 @@ class Arrival:
     message: str
 
 
+def _entry(engine: EngineInfo, manifest: BundleManifest) -> EngineEntry:
+    return next(entry for entry in manifest.engines if entry.id == engine.id)
+
+
 def target_of(engine: EngineInfo, manifest: BundleManifest) -> Target:
     """The target of an engine that fits this machine, as attached."""
     from passdeploy.shipping.hardware import this_machine
     from passdeploy.targets import Target
 
-    entry = next(e for e in manifest.engines if e.id == engine.id)
+    entry = _entry(engine, manifest)
     capability = None
     if entry.requires.compute_capabilities:
         gpus = this_machine().gpus
@@ -91,7 +95,6 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
     from passdeploy.latency.measure import BENCH, interleave
 
     target = target_of(engine, manifest)
-    entry = next(e for e in manifest.engines if e.id == engine.id)
     images, _ = contents.samples()
     inputs = {manifest.input.name: np.resize(images, (engine.batch, *images.shape[1:]))}
     budget = _budget(manifest)
@@ -120,7 +123,7 @@ def measure_arrived(contents: Contents, engine: EngineInfo, manifest: BundleMani
     except (BadInput, Unavailable) as error:
         raise Refused(f"engine {engine.id}: cannot be measured here: {error}") from None
     arrival = arrived(comparison, budget, manifest, missing)
-    if entry.huge_pages and not huge_pages.used():
+    if _entry(engine, manifest).huge_pages and not huge_pages.used():
         said = f"it was measured with weights in huge pages, here they are not: start with {huge_pages.ASK}"
         return replace(arrival, message=f"{arrival.message}; {said}")
     return arrival

@@ -6,7 +6,7 @@ import math
 import re
 from pathlib import Path
 
-from passdeploy.huge_pages import ASK
+from passdeploy.huge_pages import VALUE, VARIABLE
 from passdeploy.shipping.contents import Contents
 
 FILE = "inferenceservice.yaml"
@@ -61,8 +61,7 @@ def write_service(
 
     memory = f"{memory_gib(folder / name, instances, gpu=gpu)}Gi"
     limits = {"cpu": str(cpus), "memory": memory} | ({"nvidia.com/gpu": "1"} if gpu else {})
-    name_of, value = ASK.split("=", 1)
-    asks = {"env": [{"name": name_of, "value": value}]} if huge_pages else {}
+    asks = {"env": [{"name": VARIABLE, "value": VALUE}]} if huge_pages else {}
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
