@@ -83,8 +83,11 @@ class Features:
         self.work = kernel * np.where(transposed, in_area, out_area) * np.where(self.grouped, per_group, 1.0)
         self.weight_bytes = kernel * bytes_per_weight * np.where(self.grouped, per_group, 1.0)
         self.in_area, self.out_area = in_area, out_area
-        # The first layer's three channels are no misalignment: every backend has a kernel for it.
+        # The first layer's three channels are no misalignment: every backend has a kernel for it. Nor is what no
+        # structure changes: of a price that all pay alike (ten classes are no multiple of 4) a fit can't tell whether
+        # it is one, and would charge it wherever else widths are odd, thousands of times over.
         self.image = np.array([op.cin <= ODD for op in operators])
+        self._may_in, self._may_out = self.in_units.any(axis=0) & ~self.image, self.out_units.any(axis=0)
         keys = [(_kind(op), op.groups > 1, op.kernel, _pair(op.stride), op.in_hw, op.cin <= ODD) for op in operators]
         names = sorted(set(keys), key=keys.index)
         self.family = np.array([names.index(key) for key in keys])
@@ -141,16 +144,14 @@ class Features:
         few = np.where(cin < s, cin, up_in)
         inputs = np.where(self.grouped, 1.0, cin)
         few = np.where(self.grouped, 1.0, np.where(self.image, cin, few))
-        off_in = ((cin % s > 0) & ~self.image).astype(float)
-        off_out = (cout % s > 0).astype(float)
-        odd_in = ((cin % ODD > 0) & ~self.image).astype(float)
-        odd_out = (cout % ODD > 0).astype(float)
+        off_in, off_out = ((cin % s > 0) & self._may_in).astype(float), ((cout % s > 0) & self._may_out).astype(float)
+        odd_in, odd_out = (cin % ODD > 0) & self._may_in, (cout % ODD > 0) & self._may_out
         out = np.empty((*cin.shape, len(TERMS)))
         work = runs * self.work
         out[..., 0] = work * inputs * cout
         out[..., 1] = work * inputs * up_out
         out[..., 2] = work * few * up_out
-        out[..., 3] = out[..., 0] * np.maximum(odd_in, odd_out)
+        out[..., 3] = out[..., 0] * (odd_in | odd_out)
         out[..., 4] = runs * self.in_area * cin
         out[..., 5] = runs * self.out_area * up_out
         out[..., 6] = out[..., 4] * off_in
@@ -161,7 +162,7 @@ class Features:
         out[..., 11] = (1 - runs) * self.out_area * cout * self._removable
         out[..., 12] = out[..., 4] * odd_in
         out[..., 13] = runs * self.out_area * cout * odd_out
-        out[..., 14] = runs * (odd_in + odd_out)
+        out[..., 14] = runs * (odd_in.astype(float) + odd_out)
         return out
 
     def cost(self, w: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
@@ -181,11 +182,12 @@ class Features:
             both = runs_in * cout
             total += both @ (c[0] * self.work + c[8] * self.weight_bytes)
             if used[3]:
-                odd = (np.fmod(cin, ODD) * ~self.image + np.fmod(cout, ODD)) > 0
+                odd = (np.fmod(cin, ODD) * self._may_in + np.fmod(cout, ODD) * self._may_out) > 0
                 total += (both * odd) @ (c[3] * self.work)
         for unit, (in_area, out_area, number) in ((s, (6, 7, 10)), (ODD, (12, 13, 14))):
             if used[[in_area, out_area, number]].any():
-                off_in, off_out = runs * ((np.fmod(cin, unit) > 0) & ~self.image), runs * (np.fmod(cout, unit) > 0)
+                off_in = runs * ((np.fmod(cin, unit) > 0) & self._may_in)
+                off_out = runs * ((np.fmod(cout, unit) > 0) & self._may_out)
                 total += (off_in * cin) @ (c[in_area] * self.in_area) + (off_out * cout) @ (c[out_area] * self.out_area)
                 total += (off_in + off_out) @ c[number]
         if used[1]:

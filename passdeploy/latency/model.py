@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from passdeploy.groups import Operator
 
-FORM = [*TERMS, *map(str, CACHES)]
+FORM = [*TERMS, *map(str, CACHES), "shared"]
 """What a model is made of: the error of one made of something else says nothing of this one."""
 SCHEMA = "passdeploy.profile/1"
 STEPS = (8, 16, 32, 64)

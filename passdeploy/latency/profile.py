@@ -82,7 +82,7 @@ def profile(
     log: MeasurementLog | None = None,
     target_key: str = "",
     steps: Sequence[int] = STEPS,
-    least: int = 24,
+    least: int = 36,
     most: int = 240,
     good_enough: float = GOOD_ENOUGH,
     bytes_per_weight: int = 4,
@@ -101,7 +101,7 @@ def profile(
         log: Measurements are replayed from it and appended to it.
         target_key: Of the target, for the log.
         steps: Width steps among which the fit chooses.
-        least: Structures to measure even when the time is up (half of them when it is up twice over).
+        least: Structures to measure even when the time is up (a third of them when it is up twice over).
         most: Structures at most.
         good_enough: Ends early when the cross-validated mean error is at most this.
         bytes_per_weight: By precision.
@@ -161,7 +161,7 @@ def profile(
         if progress is not None:
             progress(min(max(seconds / budget_s, len(measured) / most), 1.0))
         late = seconds + repeats_s > budget_s
-        if (late and len(measured) >= least) or (seconds > 2 * budget_s and len(measured) >= max(least // 2, 10)):
+        if (late and len(measured) >= least) or (seconds > 2 * budget_s and len(measured) >= max(least // 3, 10)):
             break
         if len(measured) >= most:
             break

@@ -1,6 +1,8 @@
 """The regression behind the latency model: a non-negative ridge on features of the operators, robust to outliers.
 
-Coefficients are prices, so none is below zero: work, memory traffic and launches only ever add to a latency.
+Coefficients are prices, so none is below zero: work, memory traffic and launches only ever add to a latency. What a
+family of operators pays is what all pay plus something of its own, both of which the ridge keeps small: of what a few
+structures hardly tell (odd widths of one family), what others pay is the better guess.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from passdeploy.latency.nnls import nnls
 if TYPE_CHECKING:
     from passdeploy.groups import Operator
 
-RIDGES = (1e-5, 1e-4, 1e-3)
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,12 @@ class Fit:
 
 
 def _columns(features: Features, w: np.ndarray) -> np.ndarray:
-    """Design matrix [n, families * terms + caches + 1]."""
+    """Design matrix [n, (families + 1) * terms + caches + 1]; the last "family" are all of them."""
     terms = features.terms(w)
     count = len(features.families)
-    members = np.zeros((count, len(features.family)))
+    members = np.zeros((count + 1, len(features.family)))
     members[features.family, np.arange(len(features.family))] = 1
+    members[count] = 1
     by_family = np.einsum("nok,fo->nfk", terms, members).reshape(len(terms), -1)
     weights = terms[..., TERMS.index("weights")].sum(1)
     spilled = np.stack([features.spilled(weights, cache) for cache in CACHES], axis=1)
@@ -52,8 +55,12 @@ def _columns(features: Features, w: np.ndarray) -> np.ndarray:
 
 
 def _solve(columns: np.ndarray, ratios: np.ndarray, weights: np.ndarray, ridge: float) -> np.ndarray:
-    """Non-negative ridge on the relative error; columns are scaled to mean 1 first."""
-    scale = columns.mean(axis=0)
+    """Non-negative ridge on the relative error; columns are scaled to a largest value of 1 first.
+
+    Not to a mean of 1: what few structures have (odd widths) would come out so large where they have it that the ridge
+    hardly bounds what it may cost.
+    """
+    scale = columns.max(axis=0)
     used = scale > 0
     a = columns[:, used] / scale[used] / ratios[:, None] * np.sqrt(weights)[:, None]
     gram = a.T @ a / weights.sum()
@@ -129,11 +136,6 @@ def fit_base(
     """Fits the base model to all structures, at a chosen step and ridge."""
     columns = _columns(features, widths)
     solution = _solve(columns, ratios, _robust(columns, ratios, trust, RIDGES[0]), ridge)
-    split = len(features.families) * len(TERMS)
-    return Fit(
-        step,
-        ridge,
-        solution[:split].reshape(len(features.families), len(TERMS)),
-        solution[split : split + len(CACHES)],
-        float(solution[-1]),
-    )
+    split = (len(features.families) + 1) * len(TERMS)
+    *own, shared = solution[:split].reshape(-1, len(TERMS))
+    return Fit(step, ridge, np.array(own) + shared, solution[split : split + len(CACHES)], float(solution[-1]))

@@ -64,6 +64,19 @@ def test_it_predicts_measured_engines_of_onnx_runtime():
     assert fitted.mape < 0.01 and abs(fitted.mape - error.mean()) < 0.005
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.03, 0.06])
+@pytest.mark.parametrize("number", [24, 36])
+def test_odd_widths_of_which_the_sample_tells_nothing_are_not_made_up(made_up, number, noise):
+    ops, units, widths, ms, dense = made_up
+    even = [i for i, w in enumerate(widths) if not (w[w > 1] % 4).any()][:number]
+    ratios = ms[even] / dense * np.random.default_rng(1).lognormal(0, noise, number)
+    fitted = LatencyModel.fit(ops, units, widths[even], ratios, dense)
+    less = np.random.default_rng(2).integers(0, 4, (40, len(units)))
+    odd = np.where(units > 1, units - less, units)
+    truth = np.array([machine_ms(ops, units, w) for w in odd]) / dense
+    assert np.abs(fitted.ratios_many(odd) / truth - 1).max() < 0.15
+
+
 def test_quick_cost_is_the_sum_of_the_terms(made_up, model):
     _, _, widths, _, _ = made_up
     features = model.features

@@ -175,7 +175,7 @@ def test_builds_that_fail_take_of_the_time_too():
             return super().__call__(structure)
 
     log = MeasurementLog(clock=lambda: clock[0])
-    model = profile(Slow(lambda count: 24 <= count < 60), OPS, GROUPS, budget_s=30.0, log=log)
+    model = profile(Slow(lambda count: 36 <= count < 60), OPS, GROUPS, budget_s=42.0, log=log)
     assert model.provenance["failed"] == 1
 
 
