@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
-from common import RESULTS, folder_name
+from common import device_folder
 
 from passdeploy.data.base import Preprocess
 from passdeploy.export import OnnxSlicer
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--load", type=int, default=2)
     args = parser.parse_args()
     result = experiment(args.times, args.load)
-    folder = RESULTS / folder_name(result["device"])
+    folder = device_folder()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench_under_load.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

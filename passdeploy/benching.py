@@ -8,25 +8,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from passdeploy.bench_outcome import stored_report
 from passdeploy.console import Ui
 from passdeploy.engines._common import one_line, told
 from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput, PassdeployError, Unavailable
 from passdeploy.latency.measure import BENCH, LEAST, Clock
-from passdeploy.latency.measurement import RESOLUTION, Comparison
+from passdeploy.latency.measurement import Comparison
 from passdeploy.layers import LayerTimes, by_block
 from passdeploy.targets import Target, resolve
 from passdeploy.timing import open_runner
 
-if TYPE_CHECKING:
-    from passdeploy.reporting.schema import Report
-
-NOT_SLOWER, SLOWER, INCONCLUSIVE = 0, 1, 3
 LONG_S = 10.0
 """Whoever waits longer than this is told."""
 
@@ -220,54 +217,9 @@ def layers(runners: Opened) -> list[LayerTimes]:
     return by_block(times)
 
 
-def parse_margin(text: str) -> float:
-    """``5%`` -> 0.05. Raises `BadInput`."""
-    try:
-        value = float(text.strip().removesuffix("%")) / 100
-    except ValueError:
-        value = -1.0
-    if not text.strip().endswith("%") or not 0 <= value < 10:
-        raise BadInput(f"--fail-if-slower {text!r}: give a percentage, such as 5%")
-    if value < RESOLUTION:
-        raise BadInput(
-            f"--fail-if-slower {text!r}: two loads of one engine differ by up to {RESOLUTION:.0%}; give that or more"
-        )
-    return value
-
-
-def check_judged(given: list[str], fail_if_slower: str | None, against: Path | None) -> None:
-    """Refuses what can't be judged, before it is measured.
-
-    Raises:
-        BadInput: Too few engines, or a stored report that they can't be held against.
-    """
-    if against is not None and len(given) != 2:
-        raise BadInput("--against: give two engines, the dense one first; their ratio is what is compared")
-    if against is not None:
-        _stored(against)
-    if fail_if_slower is not None and len(given) < 2:
-        raise BadInput("--fail-if-slower: give two or more to compare, the reference first")
-
-
-def _stored(path: Path) -> Report:
-    """A report whose speed-up is of what is measured here: engines alone.
-
-    Raises:
-        BadInput: It has none, or one of another scope.
-    """
-    from passdeploy.reporting import load_report
-
-    report = load_report(path)
-    if report.speedup.latency is None or report.speedup.latency_ci95 is None:
-        raise BadInput(f"{path}: has no measured speed-up to compare with; give the report of a run that was measured")
-    if report.budget.scope != "engine":
-        raise BadInput(f"{path}: its speed-up is of scope {report.budget.scope}, and bench times engines alone")
-    return report
-
-
 def _check_alike(made: Mapping[str, Made], path: Path) -> None:
     """Refuses what was compiled for something else than a report's engines: its ratio would be another one."""
-    target = _stored(path).target
+    target = stored_report(path).target
     then = Made(target.backend, target.precision, target.batch, target.threads)
     for label, now in made.items():
         # On a GPU the CPU's threads do not count.
@@ -276,41 +228,6 @@ def _check_alike(made: Mapping[str, Made], path: Path) -> None:
                 f"--against {path}: its engines are {then}, and {label} is {now}; give the engines of such a run, "
                 "compile/dense-engine and engine in its folder"
             )
-
-
-def outcome(comparison: Comparison, margin: float) -> int:
-    """0 nothing is slower than the first by more than `margin`, 1 something is, 3 can't tell."""
-    verdicts = [comparison.not_slower(name, margin) for name in comparison.measurements if name != comparison.reference]
-    if any(verdict is False for verdict in verdicts):
-        return SLOWER
-    return INCONCLUSIVE if any(verdict is None for verdict in verdicts) else NOT_SLOWER
-
-
-def against_report(comparison: Comparison, path: Path, margin: float) -> tuple[int, str]:
-    """Judges a comparison of (dense, thin) against the speed-up in a stored report.
-
-    The ratio to the dense engine is compared, not milliseconds: a stored report may come from a faster machine.
-
-    Returns:
-        Outcome as for `outcome`, and a sentence.
-
-    Raises:
-        BadInput: The report has no measured speed-up, or one of another scope.
-    """
-    report = _stored(path)
-    assert report.speedup.latency is not None
-    assert report.speedup.latency_ci95 is not None
-    thin = next(name for name in comparison.measurements if name != comparison.reference)
-    now = comparison.ratio(thin, 0.99)
-    low, high = report.speedup.latency_ci95
-    said = f"{now.value:.3f}x now ({now.low:.3f} to {now.high:.3f}), {report.speedup.latency:.3f}x in the report"
-    if now.high * (1 + margin) < low:
-        return SLOWER, f"slower than the report: {said}"
-    if now.low * (1 + margin) >= high:
-        return NOT_SLOWER, f"not slower than the report: {said}"
-    if now.value * (1 + margin) >= report.speedup.latency and now.low * (1 + margin) >= low:
-        return NOT_SLOWER, f"not slower than the report: {said}"
-    return INCONCLUSIVE, f"inconclusive: {said}"
 
 
 def announced(ui: Ui, rounds: int, clock: Clock = time.perf_counter) -> Callable[[int], None]:

@@ -20,7 +20,7 @@ from passdeploy.engines.base import CompileInput, Engine, Runner, get_backend
 from passdeploy.errors import BadInput, DenseFailed, NotWritten, PassdeployError
 from passdeploy.export import OnnxSlicer, export_program
 from passdeploy.groups import Groups
-from passdeploy.latency.measure import Settings
+from passdeploy.latency.measure import QUICK, Settings
 from passdeploy.latency.measurement import Comparison
 from passdeploy.latency.sampler import Sampler
 from passdeploy.structure import Structure
@@ -44,7 +44,7 @@ def _dense_engine() -> Iterator[None]:
 
 
 class Meter:
-    """Times structures against the dense engine, which stays loaded.
+    """Times structures against the dense engine: loaded once for `sample`, by every process of `compare`.
 
     Args:
         slicer: Of the dense model.
@@ -71,6 +71,7 @@ class Meter:
         self._backend = get_backend(target.backend)
         self._dense: Runner | None = None
         self._dense_file: tempfile.TemporaryDirectory[str] | None = None
+        self._dense_ran = False  # in a process of its own
         self._sampler: Sampler | None = None
         self._kept: dict[str, Engine] = {}
 
@@ -112,7 +113,21 @@ class Meter:
         with tempfile.TemporaryDirectory(prefix="passdeploy-thin-") as folder:
             self._backend.save(self.engine(structure), Path(folder))
             folders = {"dense": Path(self._dense_file.name), "thin": Path(folder)}
-            return compare_files(folders, self.target, self.images[: self.target.batch], self.scope, settings)
+            try:
+                found = self._compare_files(folders, settings)
+            except NotWritten:
+                raise
+            except BadInput:
+                if not self._dense_ran:  # is it the structure's fault?
+                    with _dense_engine():
+                        self._compare_files({"dense": folders["dense"], "thin": folders["dense"]}, QUICK)
+                    self._dense_ran = True
+                raise
+        self._dense_ran = True
+        return found
+
+    def _compare_files(self, folders: dict[str, Path], settings: Settings) -> Comparison:
+        return compare_files(folders, self.target, self.images[: self.target.batch], self.scope, settings)
 
     def sample(self, structure: Structure) -> dict[str, float]:
         """A short comparison, for fitting the latency model."""

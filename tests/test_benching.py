@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from passdeploy import benching
+from passdeploy import bench_outcome, benching
 from passdeploy.console import Ui
 from passdeploy.data.base import Preprocess
 from passdeploy.engines.base import CompileInput, get_backend
@@ -53,29 +54,29 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("seconds", "code"), [(1.0e-3, 0), (1.03e-3, 0), (1.08e-3, 1), (0.5e-3, 0)])
 def test_outcome(seconds: float, code: int) -> None:
-    assert benching.outcome(scripted(reference=1e-3, other=seconds), 0.05) == code
+    assert bench_outcome.outcome(scripted(reference=1e-3, other=seconds), 0.05) == code
 
 
 def test_any_slower_one_decides() -> None:
-    assert benching.outcome(scripted(reference=1e-3, same=1e-3, slow=1.2e-3), 0.05) == 1
+    assert bench_outcome.outcome(scripted(reference=1e-3, same=1e-3, slow=1.2e-3), 0.05) == 1
 
 
 @pytest.mark.parametrize("text", ["5", "-1%", "five%", "nan%", ""])
 def test_margin_needs_a_percentage(text: str) -> None:
     with pytest.raises(BadInput, match="percentage"):
-        benching.parse_margin(text)
+        bench_outcome.parse_margin(text)
 
 
 def test_a_margin_that_no_measurement_resolves_is_refused() -> None:
     """It would be judged by another one than was typed."""
     for text in ("0%", "1.9%"):
         with pytest.raises(BadInput, match="differ by up to 2%; give that or more"):
-            benching.parse_margin(text)
-    assert benching.parse_margin("2%") == pytest.approx(0.02)
+            bench_outcome.parse_margin(text)
+    assert bench_outcome.parse_margin("2%") == pytest.approx(0.02)
 
 
 def test_margin() -> None:
-    assert benching.parse_margin(" 5% ") == pytest.approx(0.05)
+    assert bench_outcome.parse_margin(" 5% ") == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(("thin", "code"), [(0.5e-3, 0), (0.45e-3, 0), (0.7e-3, 1)])
@@ -83,9 +84,32 @@ def test_against_a_stored_report(thin: float, code: int, tmp_path: Path) -> None
     example = json.loads((Path(__file__).parent / "reporting" / "example.json").read_text())
     example["speedup"] |= {"latency": 2.0, "latency_ci95": [1.98, 2.02]}
     (tmp_path / "report.json").write_text(json.dumps(example))
-    judged, said = benching.against_report(scripted(dense=1e-3, thin=thin), tmp_path / "report.json", 0.05)
+    judged, said = bench_outcome.against_report(scripted(dense=1e-3, thin=thin), tmp_path / "report.json", 0.05)
     assert judged == code
     assert "2.000x in the report" in said
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ("yes", True, ""),
+        ("no", False, ""),
+        (None, True, ""),
+        ("yes", False, "; weights lay in huge pages then, and do not now: .*export GLIBC_TUNABLES="),
+        ("no", True, "; weights lie in huge pages now, and did not then"),
+    ],
+)
+def test_a_report_of_other_pages_says_so(
+    then: str | None, now: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = json.loads((Path(__file__).parent / "reporting" / "example.json").read_text())
+    example["speedup"] |= {"latency": 2.0, "latency_ci95": [1.98, 2.02]}
+    example["target"]["compute_capability"] = None
+    example["environment"]["settings"] = {} if then is None else {"huge pages": then}
+    (tmp_path / "report.json").write_text(json.dumps(example))
+    monkeypatch.setattr(bench_outcome.huge_pages, "used", lambda: now)
+    _, told = bench_outcome.against_report(scripted(dense=1e-3, thin=0.5e-3), tmp_path / "report.json", 0.05)
+    assert re.fullmatch(f"not slower than the report: [^;]*{said}.*" if said else "[^;]*", told)
 
 
 def compare(*given: str, **options: Any) -> Comparison:
@@ -217,7 +241,7 @@ def test_an_engine_for_a_gpu_is_not_timed_on_a_cpu(network: Path, tmp_path: Path
 )
 def test_what_cannot_be_judged_is_not_measured(given: list[str], flags: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="give two"):
-        benching.check_judged(given, **{"fail_if_slower": None, "against": None} | flags)
+        bench_outcome.check_judged(given, **{"fail_if_slower": None, "against": None} | flags)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +259,7 @@ def test_a_report_that_engines_cannot_be_held_against_is_refused_first(
         example[section] |= values
     (tmp_path / "report.json").write_text(json.dumps(example))
     with pytest.raises(BadInput, match=message):
-        benching.check_judged(["a", "b"], None, tmp_path / "report.json")
+        bench_outcome.check_judged(["a", "b"], None, tmp_path / "report.json")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from passdeploy import meter as module
 from passdeploy.data.base import Preprocess
 from passdeploy.engines._common import told
 from passdeploy.engines._end_to_end import EndToEnd
@@ -15,6 +20,7 @@ from passdeploy.export import INPUT, OUTPUT, OnnxSlicer, onnx_function
 from passdeploy.groups import find_groups
 from passdeploy.latency.log import attempt
 from passdeploy.latency.measure import QUICK, interleave
+from passdeploy.latency.measurement import Comparison
 from passdeploy.latency.profile import keep_first
 from passdeploy.latency.sampler import Sampler
 from passdeploy.meter import Meter
@@ -53,8 +59,6 @@ def test_structures_are_measured_on_inductor_too() -> None:
 
 
 def test_engines_that_take_long_to_build_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from passdeploy import meter as module
-
     with meter("onnxruntime") as timed:
         dense, other = timed.groups.dense(), keep_first(timed.groups, np.ones(len(timed.groups.groups)))
         assert timed.engine(dense) is not timed.engine(dense), "quick to build: built again"
@@ -126,6 +130,31 @@ def test_a_dense_engine_that_fails_is_told_from_a_structure_that_does(
                 attempt(lambda: take(other))  # type: ignore[arg-type,return-value]
         broken[:] = [other.digest()]
         assert attempt(lambda: take(other)) == {"failed": "out of memory"}  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("broken", ["dense", "thin"])
+def test_which_engine_fails_in_a_process_of_its_own_is_found_out(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """A process in which both are timed says only that something failed."""
+    asked: list[bool] = []
+
+    def failing(folders: Mapping[str, Path], *rest: Any) -> Comparison:
+        with_thin = folders["dense"] != folders["thin"]
+        asked.append(with_thin)
+        if broken == "dense" or with_thin:
+            raise BadInput("its process was killed")
+        return timed_as_it_is(folders, *rest)
+
+    timed_as_it_is = module.compare_files
+    monkeypatch.setattr(module, "compare_files", failing)
+    with meter("onnxruntime") as timed:
+        other = keep_first(timed.groups, np.ones(len(timed.groups.groups)))
+        for _ in range(2):
+            if broken == "thin":
+                assert attempt(lambda: vars(timed.compare(other, QUICK))) == {"failed": "its process was killed"}
+                continue
+            with pytest.raises(DenseFailed, match="dense engine: its process was killed"):
+                attempt(lambda: vars(timed.compare(other, QUICK)))
+    assert asked == ([True, False, True] if broken == "thin" else [True, False] * 2), "a dense engine that ran is known"
 
 
 class _Own(Runner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,35 @@ def test_what_is_missing_in_the_model_is_said(
     assert ("Latency model: fitted without 2 of 32 structures" in said) != cached
 
 
+def test_measurements_that_are_no_part_of_the_model_are_not_listed(
+    copied: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an interrupted profile, perhaps torn, beside a model that another run has put into the cache since."""
+    folder = copied()
+    kept = read_json(folder / "profile" / "profile.json")
+    running = scripted.start(
+        tmp_path / "run",
+        weights=yaml.safe_load((folder / "config.yaml").read_text())["weights"],
+        profile={**scripted.SETTINGS["profile"], "cache": "use"},
+    )
+    running.slicer = scripted.slicer(running)  # type: ignore[misc]
+
+    def interrupted(*_: object, **named: Any) -> None:
+        named["log"].path.write_text('{"digest": "torn')
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(profile, "profile", interrupted)
+        patch.setattr(profile.ProfileCache, "load", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            running.stage("profile")
+    assert (tmp_path / "run" / ".partial" / "profile" / "measurements.jsonl").exists()
+    model = LatencyModel.from_json(kept, running.subject.operators, list(running.subject.groups.units.values()))
+    monkeypatch.setattr(profile.ProfileCache, "load", lambda _: model)
+    running.stage("profile")
+    assert not (tmp_path / "run" / "profile" / "measurements.jsonl").exists()
+
+
 def test_a_profile_of_other_settings_is_refused(copied: Callable[[], Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Its latencies would be those of something else; of another machine of that kind they may well serve."""
     folder = copied()
@@ -95,6 +125,12 @@ def test_a_profile_of_other_settings_is_refused(copied: Callable[[], Path], caps
     given("device", device="Another CPU", backend_version="0")
     said = " ".join(capsys.readouterr().err.split())
     assert "measured on Another CPU, not" in said and "measured with version 0, not" in said
+    assert "pages" not in said
+    given("pages", huge_pages=not saved["provenance"]["huge_pages"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        "with weights in (huge|small) pages, and here they lie in (huge|small) ones; the closed loop", said
+    )
 
 
 def test_what_is_not_attached_goes_by_another_name_and_is_not_corrected(

@@ -120,22 +120,22 @@ def bench(
     Exit status with --fail-if-slower, or --against (5 % where no margin is given): 0 not slower, 1 slower, 3
     inconclusive.
     """
-    from passdeploy import benching
+    from passdeploy import bench_outcome, benching
     from passdeploy.console import Ui
     from passdeploy.latency.measure import BENCH, interleave
     from passdeploy.summary import bench_table, layer_table
 
-    margin = benching.parse_margin(fail_if_slower or "5%")
-    benching.check_judged(engines, fail_if_slower, against)
+    margin = bench_outcome.parse_margin(fail_if_slower or "5%")
+    bench_outcome.check_judged(engines, fail_if_slower, against)
     with benching.opened(engines, target, backend, threads, against) as runners:
         parts = benching.layers(runners) if layers else None
         comparison = interleave(runners, progress=benching.announced(Ui(quiet=json_), BENCH.pairs))
     code: int | None = None
     said = None
     if against is not None:
-        code, said = benching.against_report(comparison, against, margin)
+        code, said = bench_outcome.against_report(comparison, against, margin)
     elif fail_if_slower is not None:
-        code = benching.outcome(comparison, margin)
+        code = bench_outcome.outcome(comparison, margin)
     if json_:
         told = {} if parts is None else {"layers": [vars(part) for part in parts]}
         print_json(benching.to_json(comparison, runners.made) | told | {"outcome": code, "message": said})

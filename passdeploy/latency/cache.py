@@ -39,8 +39,6 @@ class ProfileCache:
 
     def load(self) -> LatencyModel | None:
         """The model, or None: there is none, or what is there can't be read (by this version)."""
-        if not self.path.is_file():
-            return None
         try:
             return LatencyModel.load(self.path, self._operators, self._units)
         except BadInput:

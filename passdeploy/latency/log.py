@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,19 +130,20 @@ class MeasurementLog:
         """All records, in the order in which they were logged."""
         return tuple(self._records.values())
 
-    def write_csv(self, path: Path) -> None:
-        """`measurements.csv`: one row a record; nested values are flattened with dots, lists left out."""
-        rows = []
-        for record in self.records:
-            row: dict[str, Any] = {k: v for k, v in vars(record).items() if k != "value"}
-            row.update(_flat(record.value))
-            rows.append(row)
-        columns = list(dict.fromkeys(k for row in rows for k in row))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns or ["purpose", "digest", "target", "repeat", "seconds"])
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(path, text.getvalue())
+
+def write_csv(records: Iterable[Record], path: Path) -> None:
+    """`measurements.csv`: one row a record; nested values are flattened with dots, lists left out."""
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {k: v for k, v in vars(record).items() if k != "value"}
+        row.update(_flat(record.value))
+        rows.append(row)
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns or ["purpose", "digest", "target", "repeat", "seconds"])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue())
 
 
 def attempt(take: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:

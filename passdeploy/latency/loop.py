@@ -277,8 +277,8 @@ def _stride(
 ) -> Candidate | None:
     """Goes on towards the fastest structure, with no eye for what lies between; None when that is outside as well.
 
-    The measurements have run out between a structure that was inside only at first and those that are outside: on a
-    disturbed machine they contradict each other. "Infeasible" is said of the fastest structure only.
+    The measurements have run out between one that was inside only at first and those that are outside: on a disturbed
+    machine they contradict each other. "Infeasible" is said of the fastest structure only, measured twice or more.
     """
     target = min(asked for asked, _ in search.asked)
     search.most += 2 * (STRIDES + 1)
@@ -286,7 +286,7 @@ def _stride(
         target *= STRIDE
         found = allocate(target) if turn < STRIDES else None
         candidate, _ = search.turn(target, fastest() if found is None else found)
-        if candidate.inside:
+        if candidate.inside or found is None:
             search.settle(candidate, owed=2)
         if candidate.inside or found is None:
             return candidate if candidate.inside else None
@@ -343,6 +343,7 @@ def close_gap(
         if first is not again:
             first.timings += again.timings
     candidates, chosen = list(known.values()), known[between.chosen.structure.digest()]
-    if not (between.feasible and meets(budget, chosen.timing)) or over(chosen) >= over(found.chosen):
-        return FitResult(found.chosen, True, candidates, found.plateau)
-    return FitResult(chosen, True, candidates, between.plateau)
+    still = meets(budget, found.chosen.timing)  # which was measured again, as the fastest there is
+    if between.feasible and meets(budget, chosen.timing) and (over(chosen) < over(found.chosen) or not still):
+        return FitResult(chosen, True, candidates, between.plateau)
+    return FitResult(found.chosen, still, candidates, found.plateau and still)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from passdeploy.latency.measurement import MAX_SAMPLES, Comparison, Measurement
+from passdeploy.latency.measurement import Comparison, Measurement, kept_samples
 from passdeploy.latency.stats import decile_spread, median_ratio, min_samples, percentile
 
 Clock = Callable[[], float]
@@ -138,7 +138,6 @@ def _disturbed(medians: Sequence[float], settings: Settings) -> np.ndarray:
 
 def _summary(blocks: Sequence[list[float]], disturbed: np.ndarray, enqueued: Sequence[float]) -> Measurement:
     calls = 1e3 * np.concatenate([b for b, bad in zip(blocks, disturbed, strict=True) if not bad])
-    stride = math.ceil(len(calls) / MAX_SAMPLES)
     return Measurement(
         p50=percentile(calls, 50),
         p90=percentile(calls, 90),
@@ -148,7 +147,7 @@ def _summary(blocks: Sequence[list[float]], disturbed: np.ndarray, enqueued: Seq
         spread=decile_spread([float(np.median(b)) for b in blocks]),
         blocks=len(blocks),
         disturbed=int(disturbed.sum()),
-        samples=tuple(calls[::stride].tolist()),
+        samples=kept_samples(calls),
         floor=1e3 * float(np.quantile(np.concatenate(blocks), FLOOR)),
         enqueue=1e3 * float(np.median(enqueued)) if len(enqueued) else None,
     )

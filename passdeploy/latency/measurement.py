@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -142,6 +141,13 @@ def pooled(comparisons: Sequence[Comparison]) -> Comparison:
     )
 
 
+def kept_samples(calls: np.ndarray) -> tuple[float, ...]:
+    """All calls, or `MAX_SAMPLES` of them, evenly spaced, where there are more."""
+    if len(calls) > MAX_SAMPLES:
+        calls = calls[np.linspace(0, len(calls) - 1, MAX_SAMPLES).round().astype(int)]
+    return tuple(calls.tolist())
+
+
 def _pooled(parts: Sequence[Measurement]) -> Measurement:
     samples = np.concatenate([part.samples for part in parts])
     calls = sum(part.n for part in parts)
@@ -155,7 +161,7 @@ def _pooled(parts: Sequence[Measurement]) -> Measurement:
         spread=float(np.median([part.spread for part in parts])),
         blocks=sum(part.blocks for part in parts),
         disturbed=sum(part.disturbed for part in parts),
-        samples=tuple(samples[:: math.ceil(len(samples) / MAX_SAMPLES)].tolist()),
+        samples=kept_samples(samples),
         floor=min(part.floor for part in parts),
         enqueue=float(np.median(enqueued)) if enqueued else None,
     )

@@ -80,6 +80,8 @@ class SearchResult:
         adapted: Whether the weights were trained under the masks: fine-tuning then goes on at the peak of its rate.
         unspent_steps: Steps of the search that the method did without: fine-tuning gets them, so that every method
             costs the same.
+        ratios: Per budget, the share of the dense latency that was searched for, as the context has it; 1: the network
+            was left whole.
         curves: For the report.
         health: Checks on the search, ``{"name", "ok", "message"}`` each.
     """
@@ -93,6 +95,7 @@ class SearchResult:
     blocks: list[dict[str, bool]] = field(default_factory=list)
     adapted: bool = False
     unspent_steps: int = 0
+    ratios: list[float] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)
     health: list[dict[str, Any]] = field(default_factory=list)
 
@@ -103,6 +106,10 @@ class SearchResult:
     def blocks_of(self, budget: int) -> dict[str, bool]:
         """Whether depth groups stay, for one budget, where that is decided."""
         return self.blocks[budget] if self.blocks else {}
+
+    def left_whole(self, budget: int) -> bool:
+        """Whether nothing was searched for, for one budget: its scores say nothing."""
+        return bool(self.ratios) and self.ratios[budget] >= 1
 
     def save(self, folder: Path) -> None:
         """Writes `scores`, `network`, `stage` and `hypernetwork.safetensors`, and `search.json`."""
@@ -125,6 +132,7 @@ class SearchResult:
                 "blocks": self.blocks,
                 "adapted": self.adapted,
                 "unspent_steps": self.unspent_steps,
+                "ratios": self.ratios,
                 "budgets": len(self.importance),
                 "groups": list(self.importance[0]),
                 "curves": self.curves,
@@ -147,6 +155,7 @@ class SearchResult:
             blocks=facts.get("blocks", []),  # of a search before there were trials: none
             adapted=facts["adapted"],
             unspent_steps=facts["unspent_steps"],
+            ratios=facts.get("ratios", []),  # of a search that did not say: unknown
             curves=facts["curves"],
             health=facts["health"],
         )

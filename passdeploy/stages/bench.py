@@ -6,13 +6,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import NotWritten, PassdeployError
 from passdeploy.groups.check import first_line
-from passdeploy.latency.log import MeasurementLog
+from passdeploy.latency.log import MeasurementLog, write_csv
 from passdeploy.latency.measurement import Comparison, pooled
 from passdeploy.remarks import OTHER_PACE
 from passdeploy.reporting.format import milliseconds
@@ -91,10 +92,8 @@ def run_bench(run: Run, budget: BudgetRun, folder: Path) -> None:
         },
     )
     logs = [run.space.folder("profile"), run.space.folder("search"), budget.space.folder("fit"), folder]
-    everything = folder / "everything.tmp"
-    files = [f / "measurements.jsonl" for f in logs]
-    everything.write_text("".join(p.read_text(encoding="utf-8") for p in files if p.exists()), encoding="utf-8")
-    MeasurementLog(everything).write_csv(folder / "measurements.csv")
+    everything = chain.from_iterable(MeasurementLog(f / "measurements.jsonl").records for f in logs)
+    write_csv(everything, folder / "measurements.csv")
 
 
 def pace(found: Comparison) -> float | None:

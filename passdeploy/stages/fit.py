@@ -23,7 +23,6 @@ from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.stages.common import input_stage, kept_widths, meter, time_structure
 from passdeploy.stages.profile import stage_model
 from passdeploy.stages.proof import recorded_difference
-from passdeploy.stages.search import asked_ratios
 from passdeploy.structure import Structure
 from passdeploy.surgery import thin
 from passdeploy.training import fitting_batch
@@ -73,6 +72,7 @@ def _fit_measured(
     narrow: Callable[[Structure, float], Allocated | None],
     dense_ms: float,
     stage: InputStage,
+    left_whole: bool,
 ) -> tuple[Structure, str, dict[str, Any]]:
     """The closed loop on measured engines: the structure, the status, and what it reaches."""
     asked, groups = budget.budget, run.subject.groups
@@ -85,7 +85,8 @@ def _fit_measured(
             take = partial(time_structure, timed, structure, asked, ran_before=ran)
             value = log.measure("fit", digest, run.target.name, take).value
             failed = "failed" in value
-            run.ui.step(len(log.records), MOST_FITS, "not measurable" if failed else f"{value['speedup']:.3f}x")
+            tried = len({record.digest for record in log.records})
+            run.ui.step(tried, max(MOST_FITS, tried), "not measurable" if failed else f"{value['speedup']:.3f}x")
             return UNMEASURED if failed else _Timed(**value)
 
         if asked.speedup == 1:
@@ -99,11 +100,10 @@ def _fit_measured(
             facts["dense_ms"], facts["pace_ms"] = dense.dense_ms, dense.pace_ms
             if meets(asked, dense, MARGIN):
                 return groups.dense(), "dense_inside", {"latency_ms": dense_ms, "speedup": 1.0, "measured": True}
-            searched = run.space.folder("search")
-            if asked_ratios(run, stage_model(run), searched)[budget.index] >= 1:
+            if left_whole:
                 raise BadInput(
-                    f"fit: the dense engine takes {milliseconds(dense_ms)} at {asked.percentile}, and took less than "
-                    f"half of {asked.asked} when the search began, which left it whole; remove {searched} and run again"
+                    f"fit: the dense engine takes {milliseconds(dense_ms)} at {asked.percentile}, and the search found "
+                    f"it inside {asked.asked} and left it whole; remove {run.space.folder('search')} and run again"
                 )
         scale = model_ms / dense_ms
         found = close_loop(allocate, fastest, measure, asked, model_ms, MOST_FITS, MARGIN, scale)
@@ -174,7 +174,7 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
 
     if run.closed:
         structure, status, reached = _fit_measured(
-            run, budget, folder, facts, allocate, fastest, narrow, dense_ms, stage
+            run, budget, folder, facts, allocate, fastest, narrow, dense_ms, stage, result.left_whole(budget.index)
         )
     elif asked.target_ratio(dense_ms) >= 1:
         structure, status = groups.dense(), "dense_inside"

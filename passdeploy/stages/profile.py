@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import passdeploy
+from passdeploy import huge_pages
 from passdeploy.errors import BadInput
 from passdeploy.latency.cache import ProfileCache
 from passdeploy.latency.log import MeasurementLog
@@ -23,6 +24,7 @@ from passdeploy.workspace import read_json, write_json
 if TYPE_CHECKING:
     from passdeploy.pipeline import Run
 
+MEASUREMENTS = "measurements.jsonl"
 ROOFLINE = "passdeploy.roofline/1"
 Predictor: TypeAlias = LatencyModel | Roofline | MacsModel
 
@@ -72,6 +74,7 @@ def run_profile(run: Run, folder: Path) -> None:
         if known is not None:
             date = known.provenance.get("date", "another day")
             run.ui.say(f"Latency model: from this machine's cache, measured on {date}.")
+            (folder / MEASUREMENTS).unlink(missing_ok=True)  # of an interrupted call: no part of this model
         else:
             known = _measured_profile(run, folder)
             if config.profile.cache != "off":
@@ -122,6 +125,10 @@ def _say_differences(run: Run, measured: dict[str, Any]) -> None:
     for key, what in words.items():
         if key in measured and measured[key] != mine[key]:
             run.ui.say(f"Latency model: measured {what} {measured[key]}, not {mine[key]}; {then}.")
+    huge = measured.get("huge_pages")
+    if run.target.attached and huge is not None and huge != huge_pages.used():
+        was, now = ("huge", "small") if huge else ("small", "huge")
+        run.ui.say(f"Latency model: measured with weights in {was} pages, and here they lie in {now} ones; {then}.")
     if measured.get("network", run.subject.architecture) != run.subject.architecture:
         run.ui.say(
             "Latency model: measured on a network of the same shapes whose code, activations or normalisations differ."
@@ -151,7 +158,7 @@ def _measured_profile(run: Run, folder: Path) -> LatencyModel:
             subject.groups,
             budget_s=config.profile.seconds,
             seed=config.seed,
-            log=MeasurementLog(folder / "measurements.jsonl"),
+            log=MeasurementLog(folder / MEASUREMENTS),
             target_key=run.target.name,
             steps=steps.candidates,
             most=config.profile.structures,
@@ -159,6 +166,7 @@ def _measured_profile(run: Run, folder: Path) -> LatencyModel:
             provenance={
                 **run.target_facts(),
                 "scope": config.scope,
+                "huge_pages": huge_pages.used() if run.target.compute_capability is None else None,
                 "model": subject.name,
                 "network": subject.architecture,
                 "date": today,

@@ -87,4 +87,5 @@ def run_search(run: Run, folder: Path) -> None:
         result = SearchResult([uniform] * len(context.ratios), "uniform", run.dense_state())
     else:
         result = get_method(run.config.method)(context)
+    result.ratios = list(context.ratios)
     result.save(folder)

@@ -56,6 +56,21 @@ def test_a_broken_or_unwritable_cache_is_no_reason_to_fail(tmp_path: Path, monke
     assert not ProfileCache(ops, units, {}).store(fitted(ops, units))
 
 
+def test_a_cache_that_may_not_be_looked_into_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose user is another than the one that the home belongs to."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ops, units = network(16)
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for how in ("stat", "open", "is_file", "read_text"):
+        monkeypatch.setattr(Path, how, forbidden)
+    assert ProfileCache(ops, units, {}).load() is None
+
+
 def test_a_user_without_a_home_has_nothing_kept_and_that_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")

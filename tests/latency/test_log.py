@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from passdeploy.errors import BadInput
-from passdeploy.latency.log import MeasurementLog
+from passdeploy.latency.log import MeasurementLog, write_csv
 
 
 def take(values):
@@ -88,7 +88,7 @@ def test_csv(tmp_path):
     log.measure("fit", "a", "cpu", source)
     log.measure("fit", "b", "cpu", source)
     (tmp_path / "m.csv.tmp").write_text("somebody else's")
-    log.write_csv(tmp_path / "m.csv")
+    write_csv(log.records, tmp_path / "m.csv")
     assert (tmp_path / "m.csv.tmp").read_text() == "somebody else's"
     with (tmp_path / "m.csv").open() as file:
         rows = list(csv.DictReader(file))

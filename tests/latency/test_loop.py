@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from passdeploy.budget import OVERSHOOT, parse_budget
+from passdeploy.latency.candidates import meets
 from passdeploy.latency.loop import BARELY, GAP, MOST_TIMINGS, STRIDES, close_gap, close_loop
 from passdeploy.structure import Structure
 
@@ -376,6 +377,33 @@ def test_what_is_chosen_is_among_the_candidates_and_each_of_them_is_there_once()
         assert any(c is found.chosen for c in found.candidates)
         assert len(found.candidates) == len({c.structure.digest() for c in found.candidates})
         assert found.measurements == len(world.measured)
+
+
+@pytest.mark.parametrize("after", [1.0, 1.2])
+def test_what_turns_out_to_be_outside_while_a_gap_is_looked_into_is_not_called_inside(after):
+    """The fastest of what lies between is what was chosen, measured again: slower by now."""
+    world = Blocks(linear, fine=64)
+    coarse = close_loop(world.allocate, world.fastest, world.measure, parse_budget("1.6x"), 10.0)
+    assert coarse.feasible and world.speed(coarse) == 2.0
+    before = [*coarse.chosen.timings]
+    world.noise, world.least = lambda n: 1.2 * after, 128
+    found = close_gap(coarse, world.narrow, world.measure, parse_budget("1.6x"), 10.0)
+    assert found.chosen.structure == coarse.chosen.structure and len(found.chosen.timings) > len(before)
+    assert found.feasible == meets(parse_budget("1.6x"), found.chosen.timing) == (after == 1)
+
+
+def test_a_fastest_structure_is_not_outside_by_a_single_measurement():
+    world = World(linear, noise=lambda n: 1.0, least=100)
+    slow = world.measure
+
+    def measure(structure):
+        timing = slow(structure)
+        first = sum(structure.masks["g"]) == 100 and world.measured.count(100) == 1
+        return Timing(timing.speedup / 1.5, timing.low / 1.5, 1.5 * timing.thin_ms, 10.0) if first else timing
+
+    world.measure = measure
+    found = world.run("2.5x")
+    assert found.feasible and len(found.chosen.timings) >= 3
 
 
 def test_no_gap_is_looked_into_where_there_is_none():
