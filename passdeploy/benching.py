@@ -23,6 +23,7 @@ from passdeploy.latency.measurement import Comparison
 from passdeploy.layers import LayerTimes, by_block
 from passdeploy.targets import Target, resolve
 from passdeploy.timing import open_runner
+from passdeploy.workspace import RECORD, read_json
 
 LONG_S = 10.0
 """Whoever waits longer than this is told."""
@@ -108,12 +109,21 @@ def _fitting(name: str, engine: Engine, batch: int, threads: int) -> Target:
         raise BadInput(f"{error}; the engine was compiled for {made}: give the --target that it is for") from None
 
 
+def _folders(path: Path) -> list[Path]:
+    """Where the engine of `path` may lie; of a run that is not finished in its stage's folder, if it was proven."""
+    try:
+        proven = bool(read_json(path / "compile" / "proof.json")["ok"])
+    except (OSError, PassdeployError, KeyError, TypeError):
+        proven = False
+    return [path, path / "engine", *([path / "compile" / "engine"] if proven else [])]
+
+
 def open_source(given: str, target: str, backend: str | None, threads: int) -> Source:
     """Finds out what `given` is; raises `BadInput` when it is nothing that can be timed."""
     path = Path(given)
     if (path / "SHA256SUMS").is_file():
         return Source(given, bundle=path)
-    for engine in (path, path / "engine", path / "compile" / "engine"):  # the last: of a run that is not finished
+    for engine in _folders(path):
         if (engine / "engine.json").is_file():
             return Source(given, load_engine(engine))
     if path.is_file() and path.suffix == ".onnx" and not (path.parent / "engine.json").is_file():
@@ -121,7 +131,11 @@ def open_source(given: str, target: str, backend: str | None, threads: int) -> S
         return Source(given, get_backend(made.backend).compile(CompileInput(onnx=path), made))
     if path.is_file():
         return Source(given, load_engine(path))
-    several = [str(each.parent) for each in sorted(path.glob("*/engine")) if (each / "engine.json").is_file()]
+    several = [
+        str(each.parent)
+        for each in sorted(path.glob("*/engine"))
+        if (each / "engine.json").is_file() and not (each.parent / RECORD).is_file()  # a stage's
+    ]
     if several:
         raise BadInput(f"bench {given}: has several budgets; give one of them: {', '.join(several)}")
     raise BadInput(f"bench {given}: is no engine, ONNX file, run directory or bundle; check the path")
@@ -136,7 +150,7 @@ def _compiled_as(given: list[str]) -> tuple[str | None, int]:
             with suppress(PassdeployError):  # what is wrong with it is said when it is opened
                 chosen = open_bundle(path, check_content=False).choose()
                 return chosen.backend, chosen.threads
-        for folder in (path, path / "engine", path / "compile" / "engine", *([path.parent] if path.is_file() else [])):
+        for folder in (*_folders(path), *([path.parent] if path.is_file() else [])):
             if (folder / "engine.json").is_file():
                 engine = load_engine(folder)
                 return engine.backend, int(engine.meta.get("threads", 1))

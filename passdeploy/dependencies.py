@@ -80,7 +80,10 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
         )  # fmt: skip
         made = {"profile": shared("profile"), "dense": shared("dense"), "data": run.subject.data_digest}
         decay = {"weight_decay": config["finetune"]["weight_decay"]}  # the search trains the same weights
-        return common | code | made | decay | {k: config[k] for k in keys}
+        # What is searched for with a budget in time is held against the dense engine as it is measured here.
+        timed = run.closed and any(each.latency_ms is not None for each in run.budgets)
+        where = here | {"target": run.target_facts()} if timed else {}
+        return common | code | made | decay | where | {k: config[k] for k in keys}
     if stage == "alternatives":
         return (
             common

@@ -124,7 +124,7 @@ class Run:
         get_method(config.method)
         if config.profile_file is not None and not Path(config.profile_file).is_file():
             raise BadInput(f"--profile {config.profile_file}: no such file; passdeploy profile --save FILE writes one")
-        if config.require_measured and not self.measured and config.profile_file is None:
+        if config.require_measured and not self.measured:
             self.ui.say(
                 f"--require-measured: this run will end with exit 1, since nothing can be measured on target "
                 f"{self.target.name}: {self.unmeasurable}."

@@ -291,7 +291,7 @@ def reestimate_batch_norm(
     Cumulative averages over `images` images; needed after every structural change.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
+    if not norms or len(data.train) < 2:  # of a single image nothing is known of a variance
         return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -131,6 +131,22 @@ def test_onnx_and_engine_are_timed_side_by_side(network: Path, tmp_path: Path) -
     assert all(row | made == row for row in data["engines"].values())
 
 
+@pytest.mark.parametrize("proof", [True, False, None])
+def test_an_engine_that_was_not_proven_is_not_timed(proof: bool | None, network: Path, tmp_path: Path) -> None:
+    """It lies in the stage's folder, and the run offers none."""
+    backend = get_backend("onnxruntime")
+    engine = backend.compile(CompileInput(onnx=network), resolve("cpu", backend="onnxruntime"))
+    backend.save(engine, tmp_path / "run" / "compile" / "engine")
+    (tmp_path / "run" / "compile" / "stage.json").write_text("{}")
+    if proof is not None:
+        (tmp_path / "run" / "compile" / "proof.json").write_text(json.dumps({"ok": proof}))
+    if proof:
+        assert benching.open_source(str(tmp_path / "run"), "cpu", None, 1).engine is not None
+        return
+    with pytest.raises(BadInput, match="no engine, ONNX file, run directory or bundle"):
+        benching.open_source(str(tmp_path / "run"), "cpu", None, 1)
+
+
 def test_onnx_files_are_compiled_as_the_engine_beside_them(network: Path, tmp_path: Path) -> None:
     """Else the reference is handicapped, and what is slower passes for faster."""
     backend = get_backend("openvino")

@@ -15,6 +15,7 @@ import torch
 from passdeploy.compare.command import compare
 from passdeploy.config import make_config, merge
 from passdeploy.console import Ui
+from passdeploy.data.ahead import batches
 from passdeploy.data.base import ArraySplit, ImageData
 from passdeploy.errors import BadInput
 from passdeploy.pipeline import Run
@@ -45,7 +46,8 @@ def test_a_run_reports_null(single: Path, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "run" / "report.json").read_text())
     jsonschema.validate(written, json_schema())
     assert written["dense"]["accuracy"] is written["pruned"]["accuracy"] is None
-    assert [row["accuracy"] for row in written["alternatives"]["precisions"] if row["precision"] == "int8"] == [None]
+    (int8,) = [row for row in written["alternatives"]["precisions"] if row["precision"] == "int8"]
+    assert int8["accuracy"] is None and int8["latency_ms"] is not None, int8.get("reason")
     for page in ("report.html", "report.md", "bundle/MODEL_CARD.md"):
         assert not re.search(r"(?<!\d)0\.00 %", (tmp_path / "run" / page).read_text()), page
 
@@ -64,3 +66,9 @@ def test_a_study_of_them_is_refused_before_it_runs(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="stripes has no test images, whose accuracies are compared"):
         study("ablation", config(), "0", tmp_path, data=without_tests())
     assert not list(tmp_path.rglob("search")), "nothing was trained"
+
+
+def test_no_image_at_all_is_one_batch_less() -> None:
+    data = without_tests()
+    assert list(batches(data.test, 4)) == []
+    assert len(data.digest()) == 64

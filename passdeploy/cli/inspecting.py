@@ -99,7 +99,8 @@ def verify(
 
     Example: `passdeploy verify runs/demo/bundle --measure`
 
-    Exit status: 0 verified (with --measure: and not over budget), 1 refused or over budget, 2 bad input.
+    Exit status: 0 verified (with --measure: and not over budget), 1 refused or over budget, 2 bad input, or what was
+    asked for needs something that is missing here.
     """
     from passdeploy.shipping.verify import verify as checked  # needs neither torch nor pandas
 
@@ -110,7 +111,7 @@ def verify(
         from rich.text import Text
 
         for check in result.checks:
-            style = {"passed": "green", "refused": "bold red"}.get(check.outcome, "dim")
+            style = {"passed": "green", "refused": "bold red", "unavailable": "red"}.get(check.outcome, "dim")
             line = Text.assemble((f"{check.outcome:<8}", style), f" {check.name}: {check.message}")
             out_console.print(line, soft_wrap=True)  # a path that is cut is no path
     raise typer.Exit(result.exit_code)

@@ -76,7 +76,9 @@ def images_of(split: Split, parts: Iterable[Tensor], batch: int) -> Iterator[Ten
 
 
 def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the split in order as (images, labels)."""
+    """Yields the split in order as (images, labels); nothing of an empty one."""
+    if not len(split):  # torch splits it into one part of no images
+        return
     parts = torch.arange(len(split)).split(size)
     for part, images in zip(parts, images_of(split, parts, size), strict=True):
         yield images, split.labels[part]

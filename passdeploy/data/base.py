@@ -159,6 +159,8 @@ class ImageData:
         h = hashlib.sha256(f"{declared!r}{self.files}".encode())
         for split in (self.train, self.val, self.test):
             h.update(split.labels.numpy().tobytes())
+            if not len(split):
+                continue
             some = torch.linspace(0, len(split) - 1, min(16, len(split))).long()
             h.update(np.round(split.images(some).numpy() * 255).astype(np.uint8).tobytes())
         return h.hexdigest()
@@ -210,7 +212,7 @@ def split_train_val(train: Split, fraction: float, seed: int, cap: int = 5000) -
         train: All training data.
         fraction: Share that goes to validation; every class gives at least one image when it has two.
         seed: Same seed, same split.
-        cap: No more than this many validation images.
+        cap: No more than about this many validation images, but for one of every class.
 
     Raises:
         BadInput: There is nothing to cut from.

@@ -63,6 +63,9 @@ class Inductor(Backend):
     def available(self, target: Target) -> str | None:
         if compiler() is None:
             return "no C++ compiler; apt-get install g++ (or set CXX)"
+        return self.runnable(target)
+
+    def runnable(self, target: Target) -> str | None:  # a package is compiled already
         if target.compute_capability is None:
             return cpu_reason(target, ("fp32",))
         if target.precision not in self.precisions:

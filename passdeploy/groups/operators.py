@@ -152,6 +152,7 @@ def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operat
     names = {module: name for name, module in clone.named_modules()}
     depth = [(i, set(group.branch)) for i, group in enumerate(groups.groups) if group.kind == "depth"]
     found: list[Operator] = []
+    begun: dict[str, int] = {}  # how many operators there were when an attention was called
 
     def add(name: str, module: nn.Module, planes: tuple[tuple[int, int], tuple[int, int]]) -> None:
         inside, outside = _shares(name, module, groups.groups)
@@ -163,7 +164,7 @@ def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operat
     def record_attention(name: str, module: nn.Module, spec: Attention) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
             layers = [part for part in (*spec.qkv, spec.proj) if part]
-            if any(op.name == f"{name}.{layers[-1]}" for op in found):
+            if any(op.name == f"{name}.{layers[-1]}" for op in found[begun.pop(name) :]):
                 return  # it calls its layers
             plane = int(np.prod(first_tensor(args, kwargs).shape[:-1])), 1
             if not spec.qkv:
@@ -173,7 +174,14 @@ def operators(model: nn.Module, example: Tensor, groups: Groups) -> tuple[Operat
 
         return hook
 
+    def starting(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            begun[name] = len(found)
+
+        return hook
+
     hooks = [m.register_forward_hook(record, with_kwargs=True) for m in clone.modules() if isinstance(m, PRODUCERS)]
+    hooks += [m.register_forward_pre_hook(starting(name)) for name, m, _ in attentions(clone)]
     hooks += [
         m.register_forward_hook(record_attention(name, m, spec), with_kwargs=True)
         for name, m, spec in attentions(clone)

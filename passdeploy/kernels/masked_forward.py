@@ -166,6 +166,10 @@ def masked_network(
     with torch.no_grad():
         values = masker.parameters(masks)
         own = dict(graph.named_parameters())
+        if constant := next((name for name in (*scaled, *masker._gates) if name not in own), None):
+            raise BadInput(
+                f"compile --masked: {constant} is a constant of the network (a frozen norm's), not a parameter"
+            )
         for name in (*scaled, *masker._gates):  # gates: a removed branch ends in zeros
             if name.removesuffix(".weight") in done and name in masker._gates:
                 values[name] = own[name] * _gate(masker, name, masks)

@@ -224,8 +224,3 @@ def _precise(pairs: Mapping[str, Sequence[float]], limit: float | None) -> bool:
         return True
     ratios = [median_ratio(values) for values in list(pairs.values())[1:]]
     return all(r.high <= r.value * (1 + limit) and r.low >= r.value * (1 - limit) for r in ratios)
-
-
-def measure(runner: Timed, settings: Settings = BENCH, *, clock: Clock = time.perf_counter) -> Measurement:
-    """Measures one engine alone. For a comparison use `interleave`."""
-    return interleave({"engine": runner}, settings, clock=clock).measurements["engine"]

@@ -11,7 +11,7 @@ import numpy as np
 from passdeploy.errors import BadInput
 from passdeploy.latency.log import MeasurementLog, attempt
 from passdeploy.latency.model import FEWEST, STEPS, LatencyModel
-from passdeploy.latency.sampler import sample, trust
+from passdeploy.latency.sampler import trust
 from passdeploy.structure import Structure
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ MOST_FAILED = 10
 REPEATED = 6
 """Structures that are measured a second time at the end, to know how well a measurement repeats."""
 
-__all__ = ["MeasureStructure", "keep_first", "profile", "sample", "varied_widths", "widths_of"]
+__all__ = ["MeasureStructure", "keep_first", "profile", "varied_widths"]
 MeasureStructure = Callable[[Structure], Mapping[str, Any]]
 
 
@@ -38,11 +38,6 @@ def keep_first(groups: Groups, widths: Sequence[int] | np.ndarray) -> Structure:
             for group, kept in zip(groups.groups, widths, strict=True)
         }
     )
-
-
-def widths_of(structure: Structure) -> np.ndarray:
-    """Kept units per group, in the structure's order (the groups' topological one)."""
-    return np.array([sum(mask) for mask in structure.masks.values()], dtype=float)
 
 
 def varied_widths(groups: Groups, seed: int, grid: int = 8) -> Iterator[np.ndarray]:

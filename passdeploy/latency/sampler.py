@@ -123,8 +123,3 @@ class Sampler:
             "thin_ms": 1e3 * float(np.median([w for w, _ in thin_times])),
             "dense_floor_ms": 1e3 * floor,
         }
-
-
-def sample(dense: Timed, thin: Timed, *, one_thread: bool = False) -> dict[str, float]:
-    """Measures one structure beside the dense engine, once; for many, keep a `Sampler`."""
-    return Sampler(dense, one_thread=one_thread)(thin)

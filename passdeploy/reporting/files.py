@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from passdeploy.errors import BadInput
 from passdeploy.reporting.schema import SCHEMA_ID, Report
 from passdeploy.shipping.sums import SUMS
-from passdeploy.workspace import write_atomic
+from passdeploy.workspace import RECORD, write_atomic
 
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
@@ -67,6 +67,8 @@ def find_reports(path: Path) -> list[Path]:
         for file in path.rglob("report.json")
         if not any(part.startswith(".") for part in file.relative_to(path).parts)
     }
+    # What lies in a stage's folder may be of a state that the run has left since.
+    found = {folder for folder in found if not (folder / RECORD).is_file()}
     # A bundle carries its run's report wherever it is copied to; it stands for the run only where nothing else does.
     found = {folder for folder in found if not (folder.parent / SUMS).is_file()} or found
     # What lies below a run's own report, in its stages and its bundle, are copies of it.

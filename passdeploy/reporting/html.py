@@ -51,6 +51,7 @@ def render_html(report: Report) -> str:
             proofs=v.proofs(report),
             links=(proof.masked_vs_thin, proof.thin_vs_onnx, proof.onnx_vs_engine),
             measured=report.dense.latency_ms is not None,
+            over_latency=plots.over_latency(report),
             gone=v.removed_with_block(report.groups or []),
             whole=v.whole(report),
             blocks=[group for group in report.groups or [] if group.kind == "depth"],

@@ -209,9 +209,8 @@ def _reached(report: Report) -> str:
 
 def _unmeasured(report: Report) -> str:
     device, backend = report.target.device, backend_title(report.target.backend)
-    why = f"{device} is not attached to this machine"
-    if report.target.attached:
-        why = f"{backend} can't run engines for {device} here"
+    why = f"{backend} can't run engines for {device} here"
+    why = why if report.target.attached else f"{device} is not attached to this machine"
     return f"Nothing was measured: {why}, so no latency is claimed."
 
 
@@ -238,7 +237,8 @@ def _reachable(report: Report) -> str:
     amount = f.milliseconds(best.latency_ms) if best.latency_ms is not None else f.times(best.speedup)
     ratio = f" ({f.times(best.speedup)})" if best.latency_ms is not None and best.speedup is not None else ""
     how = "measured" if best.measured else "predicted, nothing was measured"
-    if best.measured and is_fast_enough(report, best.speedup):
+    in_time = not _is_speedup(report) and 0 < (best.latency_ms or 0.0) <= (budget_ms(report) or 0.0)
+    if best.measured and (in_time or is_fast_enough(report, best.speedup)):
         how += ", but not steadily enough to count on it"
     return f"The fastest that can be reached is {amount}{ratio}, {how}."
 

@@ -62,7 +62,7 @@ def spread(magnitude: Tensor, losses: list[float]) -> Tensor:
 
     Returns:
         (units,) importance > 0, rising with the magnitude; its sum over the lowest share of units is the curve's value
-        there, as far as a rising order allows, and its sum over all is the curve's last.
+        there, as far as a rising order allows, and its sum over all is the curve's last (of four units or more).
     """
     curve = _curve(losses)
     units = len(magnitude)

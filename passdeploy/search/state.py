@@ -339,7 +339,7 @@ def health(
     collapsed = [
         group.name
         for g, group in enumerate(groups)
-        if group.kind == "channel" and alive[g] and widths[0, g] < 0.06 * group.units
+        if group.kind == "channel" and group.fixed is None and alive[g] and widths[0, g] < 0.06 * group.units
     ]
     checks.append(
         ("no group collapsed", not collapsed, ", ".join(collapsed) or "all groups keep at least 6 % of their units")

@@ -80,7 +80,7 @@ def _member_norms(network: nn.Module, group: ChannelGroup) -> dict[str, list[Ten
             found["out_l1"].append(packed.float().cpu().abs().mean(1))
             found["out_l2"].append(packed.float().cpu().square().mean(1).sqrt())
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor):
+        if not isinstance(weight, Tensor) or isinstance(module, nn.PReLU):  # slopes are no norm's scales
             continue
         weight = weight.detach().float().cpu()
         channels = torch.tensor(member.channels)

@@ -45,6 +45,8 @@ __all__ = ["SAMPLES", "BundleSource", "EngineSource", "write_bundle"]
 
 SAMPLES = 8
 """Images that a bundle carries at most."""
+AMPERE = "8.0"
+"""The oldest compute capability that TensorRT's hardware compatible engines run on."""
 
 _OPTIONAL = {
     "dense_onnx": "dense.onnx",
@@ -226,9 +228,12 @@ def _requirements(meta: Mapping[str, Any], target: Target) -> m.Requirements:
             cpu_features_any=tuple(meta.get("cpu_flags_any", ())),
         )
     options = meta.get("options", {})
+    capabilities = list(meta.get("compute_capabilities") or target.compute_capability.split(","))
+    if options.get("hardware_compatible") and AMPERE not in capabilities:  # whatever it was built on
+        capabilities.append(AMPERE)
     compiled = target.backend in ("tensorrt", "tensorrt_rtx")  # what ONNX Runtime loads is still a graph
     return m.Requirements(
-        compute_capabilities=tuple(meta.get("compute_capabilities") or target.compute_capability.split(",")),
+        compute_capabilities=tuple(capabilities),
         or_newer=bool(options.get("hardware_compatible", False)),
         driver=meta.get("driver") or (this_machine().driver if target.attached else None),
         exact_version=compiled and not options.get("version_compatible", False),

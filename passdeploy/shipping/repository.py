@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from passdeploy.shipping.packages import packages
 from passdeploy.shipping.replace import replace_folder
 from passdeploy.shipping.servers import kserve, mlserver, triton
 from passdeploy.shipping.sums import SUMS
+from passdeploy.workspace import RECORD
 
 SERVERS = ("triton", "mlserver", "kserve")
 
@@ -49,7 +51,9 @@ def find_bundle(path: Path) -> Path:
     for candidate in (path, path / "bundle"):
         if _is_bundle(candidate):
             return candidate
-    several = sorted(found.parent.parent for found in path.glob(f"*/bundle/{SUMS}"))
+    # What lies in a stage's folder is the run's own, and may be of a state that the run has left since.
+    found = [sums.parent.parent for sums in path.glob(f"*/bundle/{SUMS}")]
+    several = sorted(folder for folder in found if not (folder / RECORD).is_file())
     if len(several) == 1:
         return several[0] / "bundle"
     if several:
@@ -210,7 +214,7 @@ def _described(
     needs = "numpy, " + ", ".join(sorted({name for e in contents.engines for name in packages(e)}))
     needs += "" if key is None else ", and model-signing to check the signature"
     if kind == "python":
-        note = f"Triton's Python needs {needs}"
+        note = f"Triton's Python, 3.11 or newer, needs {needs}"
     elif (folder / name / "build").is_dir():
         note = f"serves the ONNX file until {folder / name}/build/build_plan.sh has built the plan on the target GPU"
     elif kind == "onnxruntime" and replaced is not None:
@@ -228,8 +232,8 @@ def _described(
             note = (f"{note}; " if note else "") + (
                 f"copy {folder} to your storage and put its address for {kserve.PLACEHOLDER} in {kserve.FILE}"
             )
-        return Repository(folder, name, kind, f"kubectl apply -f {folder / kserve.FILE}", note)
+        return Repository(folder, name, kind, f"kubectl apply -f {shlex.quote(str(folder / kserve.FILE))}", note)
     if server == "mlserver":
-        note = f"MLServer's Python needs {needs}" + (f"; {note}" if note else "")
-        return Repository(folder, name, kind, f"mlserver start {folder}", note)
-    return Repository(folder, name, kind, f"tritonserver --model-repository={folder}", note)
+        note = f"MLServer's Python, 3.11 or newer, needs {needs}" + (f"; {note}" if note else "")
+        return Repository(folder, name, kind, f"mlserver start {shlex.quote(str(folder))}", note)
+    return Repository(folder, name, kind, f"tritonserver --model-repository={shlex.quote(str(folder))}", note)

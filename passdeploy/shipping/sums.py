@@ -54,6 +54,11 @@ def _is_plain(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and str(path) == name and name not in ("", ".", SUMS)
 
 
+def shown(name: str) -> str:
+    """A file's name for a message: what is no UTF-8 in it, no terminal can print."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def parse(text: bytes) -> dict[str, str]:
     """Maps path to digest.
 
@@ -202,9 +207,9 @@ def open_sealed(folder: Path, *, check_content: bool = True) -> Sealed:
     try:
         present = {name for name in files_of(folder) if name != SUMS}
         for name in sorted(sums.keys() - present):
-            raise Refused(f"{name}: listed in {SUMS} but missing; get the bundle again")
+            raise Refused(f"{shown(name)}: listed in {SUMS} but missing; get the bundle again")
         for name in sorted(present - sums.keys()):
-            raise Refused(f"{name}: not listed in {SUMS}; remove it or get the bundle again")
+            raise Refused(f"{shown(name)}: not listed in {SUMS}; remove it or get the bundle again")
         if check_content:
             for (name, expected), found in zip(sums.items(), _digests([folder / name for name in sums]), strict=True):
                 if found != expected:

@@ -15,7 +15,7 @@ from passdeploy.shipping.runner import Model, load_contents
 from passdeploy.shipping.signing import SIGNATURE, check_signature
 from passdeploy.shipping.sums import Refused, Sealed, open_sealed
 
-Outcome = Literal["passed", "refused", "skipped"]
+Outcome = Literal["passed", "refused", "unavailable", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,19 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was refused."""
-        return all(check.outcome != "refused" for check in self.checks)
+        """Whether nothing was refused, and nothing that was asked for could not be looked at."""
+        return self.reason is None
 
     @property
     def reason(self) -> str | None:
-        """The refusal in one line; None when there is none."""
-        return next((check.message for check in self.checks if check.outcome == "refused"), None)
+        """The refusal, or what is missing here, in one line; None when there is neither."""
+        return next((check.message for check in self.checks if check.outcome in ("refused", "unavailable")), None)
 
     @property
     def exit_code(self) -> int:
-        """0 verified, 1 refused; 1 too when it was measured here and misses the budget."""
+        """0 verified, 1 refused, or measured here and over budget, 2 something that was asked for is missing here."""
+        if any(check.outcome == "unavailable" for check in self.checks):
+            return Unavailable.exit_code
         return 0 if self.ok and not (self.latency_ms and self.status == "over_budget") else 1
 
     def to_json(self) -> dict[str, Any]:
@@ -86,8 +88,9 @@ class _Log:
     def attempt(self, name: str, step: Callable[[], str]) -> bool:
         try:
             self.passed(name, step())
-        except (Refused, Unavailable) as error:
-            self.checks.append(Check(name, "refused", str(error)))
+        except (Refused, Unavailable) as error:  # a tool that is missing here says nothing of the bundle
+            outcome: Outcome = "unavailable" if isinstance(error, Unavailable) else "refused"
+            self.checks.append(Check(name, outcome, str(error)))
             return False
         return True
 

@@ -196,9 +196,8 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
             f"No structure reaches {asked.asked}: the fastest {that}is {how} at {amount}{reached['speedup']:.2f}x{but}."
         )
     if status == "dense_inside":
-        facts["messages"].append(
-            f"The dense engine is already inside the budget of {asked.asked}: it is shipped as it is."
-        )
+        how = "is already" if run.closed or asked.speedup == 1 else "is predicted to be"
+        facts["messages"].append(f"The dense engine {how} inside the budget of {asked.asked}: it is shipped as it is.")
     state = run.subject.with_state(result.network)
     facts["masked_vs_thin"] = prove_masked(run, Prompted(stage, state), structure)
     write_json(folder / "structure.json", groups.canonical(structure).to_json())

@@ -82,7 +82,8 @@ def run_search(run: Run, folder: Path) -> None:
     """Scores every unit: PASS or a baseline."""
     context = search_context(run, folder)
     if all(ratio >= 1 for ratio in context.ratios):
-        run.ui.say("The dense engine is already inside the budget: nothing is pruned.")
+        how = "is already" if run.closed or run.budgets[0].speedup == 1 else "is predicted to be"
+        run.ui.say(f"The dense engine {how} inside the budget: nothing is pruned.")
         uniform = {name: torch.ones(units, dtype=torch.float64) for name, units in run.subject.groups.units.items()}
         result = SearchResult([uniform] * len(context.ratios), "uniform", run.dense_state())
     else:

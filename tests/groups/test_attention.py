@@ -229,6 +229,24 @@ def test_layers_that_an_attention_does_not_call_are_counted() -> None:
     assert (packed.cout, packed.out_units, packed.in_hw) == (72, ((index, 18),), (17, 1))
 
 
+def test_an_attention_that_runs_twice_is_counted_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.attention = nn.Conv2d(3, 8, 4, stride=4), nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            for _ in range(2):
+                x = x + self.attention(x, x, x, need_weights=False)[0]
+            return self.head(x.mean(1))
+
+    model, images = ready(Twice()), torch.rand(1, 3, 16, 16)
+    names = [op.name for op in operators(model, images, find_groups(model, images))]
+    assert names.count("attention.in_proj") == names.count("attention.out_proj") == 2
+
+
 def test_cross_attention_is_left_alone() -> None:
     class Cross(nn.Module):
         def __init__(self) -> None:

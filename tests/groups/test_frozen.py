@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy._torchvision import torchvision
+from passdeploy.data.base import Preprocess
+from passdeploy.errors import BadInput
 from passdeploy.export import OnnxSlicer, export_model, onnx_function
 from passdeploy.groups import find_groups
 from passdeploy.groups.check import calibrate, random_structure, randomise
 from passdeploy.groups.frozen import is_frozen_norm, thaw
+from passdeploy.kernels.masked_forward import masked_network
+from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.structure import Structure
 from passdeploy.surgery import put_back, relative_difference, thin
 from tests.groups.nets import cut_and_built_anew, ready
@@ -38,6 +42,17 @@ def _mobilenet(norm: Norm = _frozen) -> nn.Module:
 
 
 NETWORKS = {"resnet": _resnet, "mobilenet": _mobilenet}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_frozen_norm_cannot_be_masked_in_an_engine_and_is_named(name: str, plain: bool) -> None:
+    """Removed blocks are multiplied by zero in the norm, whose scale is a constant of the traced network."""
+    network = ready(NETWORKS[name]())
+    groups = find_groups(network, torch.rand(1, *SHAPE))
+    model = Prompted(InputStage(Preprocess(size=SHAPE[1:])), network).eval()
+    with pytest.raises(BadInput, match=r"--masked: network\..* is a constant of the network \(a frozen norm's\)"):
+        masked_network(model, groups, random_structure(groups, 3), "network.", plain=plain)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

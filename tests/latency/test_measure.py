@@ -6,9 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from passdeploy.latency.measure import LEAST, Settings, interleave, measure, warm_up
+from passdeploy.latency.measure import BENCH, LEAST, Settings, interleave, warm_up
 from passdeploy.latency.measurement import Measurement, pooled
 from tests.latency.scripted import FakeClock, ScriptedRunner
+
+
+def measure(runner, settings=BENCH, **clock):
+    return interleave({"engine": runner}, settings, **clock).measurements["engine"]
 
 
 def test_constant_latency_is_read_exactly():

@@ -7,12 +7,16 @@ import pytest
 
 from passdeploy.errors import BadInput, DenseFailed, NotWritten
 from passdeploy.latency.log import MeasurementLog
-from passdeploy.latency.profile import keep_first, profile, varied_widths, widths_of
+from passdeploy.latency.profile import keep_first, profile, varied_widths
 from tests.latency.nets import machine_ms, resnet20
 from tests.latency.scripted import FakeClock
 
 GROUPS, OPS = resnet20()
 UNITS = np.array(list(GROUPS.units.values()))
+
+
+def widths_of(structure):
+    return np.array([sum(mask) for mask in structure.masks.values()], dtype=float)
 
 
 class Bench:

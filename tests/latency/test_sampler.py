@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passdeploy.latency.sampler import Sampler, sample, trust
+from passdeploy.latency.sampler import Sampler, trust
 from tests.latency.scripted import FakeClock, ScriptedRunner
 
 
@@ -87,7 +87,7 @@ def test_what_times_itself_is_asked():
         def block(self, seconds, calls):
             return [self.seconds] * 5
 
-    assert sample(Device(2e-3), Device(1e-3))["ratio"] == pytest.approx(0.5)
+    assert Sampler(Device(2e-3))(Device(1e-3))["ratio"] == pytest.approx(0.5)
 
 
 def test_real_work():
@@ -101,7 +101,7 @@ def test_real_work():
             for _ in range(self.times):
                 (data * data).sum()
 
-    value = sample(Work(400), Work(1), one_thread=True)
+    value = Sampler(Work(400), one_thread=True)(Work(1))
     assert set(value) == {"ratio", "dense_ms", "thin_ms", "dense_floor_ms"} and 0 < value["ratio"] < 1
 
 

@@ -48,6 +48,15 @@ def test_a_folder_of_runs_stands_for_all_of_them_and_no_copies(tmp_path: Path) -
         find_reports(tmp_path / "nowhere")
 
 
+def test_a_report_that_a_run_has_withdrawn_is_not_found(tmp_path: Path) -> None:
+    """It still lies in the stage's folder."""
+    write_reports(variant("within_budget"), tmp_path / "run" / "report")
+    (tmp_path / "run" / "report" / "stage.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"no report\.json in it or below"):
+        find_reports(tmp_path / "run")
+    assert find_reports(tmp_path / "run" / "report") == [tmp_path / "run" / "report" / "report.json"]
+
+
 def test_keys_of_later_versions_are_ignored(tmp_path: Path) -> None:
     d = data()
     d["later"] = 1

@@ -128,6 +128,19 @@ def test_unverified_says_plainly_that_nothing_was_measured() -> None:
     assert "Latency per call" not in page
 
 
+def test_a_time_of_something_else_makes_no_figure_over_latency() -> None:
+    """As where the proof failed, so that only the dense network in int8 was measured."""
+    d = variant("not_equivalent").to_json()
+    point = {"label": "dense", "kind": "dense", "accuracy": 0.93, "latency_ms": None, "macs": 4e7}
+    d["accuracy_points"] = [
+        point,
+        point | {"label": "pruned", "kind": "pruned", "macs": 2e7},
+        point | {"label": "dense int8", "kind": "alternative", "latency_ms": 0.2},
+    ]
+    page = render_html(parse_report(d))
+    assert "MACs per image" in page and "<h2>Accuracy and MACs</h2>" in page
+
+
 def test_an_infeasible_run_that_measured_does_not_say_that_nothing_was() -> None:
     page = render_html(variant("infeasible"))
     assert "not measured" not in page and "nothing was measured" not in page.lower()

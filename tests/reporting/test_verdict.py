@@ -67,6 +67,14 @@ def test_what_is_fast_enough_once_is_not_called_out_of_reach() -> None:
     assert "(12.10×), measured, but not steadily enough to count on it" in verdict(parse_report(d)).detail
 
 
+@pytest.mark.parametrize(("latency_ms", "said"), [(0.249, True), (0.251, False)])
+def test_what_is_inside_a_time_once_is_not_called_out_of_reach(latency_ms: float, said: bool) -> None:
+    d = variant("infeasible").to_json()
+    d["budget"] = {**d["budget"], "asked": "250us", "latency_ms": 0.25, "speedup": None}
+    d["reachable"] |= {"latency_ms": latency_ms, "measured": True}
+    assert ("not steadily enough to count on it" in verdict(parse_report(d)).detail) == said
+
+
 def test_a_dense_engine_inside_the_budget_is_shipped_as_it_is() -> None:
     d = data()
     d["pruned"] = d["dense"]

@@ -49,6 +49,12 @@ def predict(runtime: Any, images: np.ndarray) -> np.ndarray:
     return outputs
 
 
+def test_a_python_that_is_too_old_is_said(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 12))
+    with pytest.raises(Failed, match=r"needs Python 3\.11 or newer, and MLServer runs on"):
+        asyncio.run(runtime.load())
+
+
 def test_bytes_are_scaled_as_the_engine_expects(runtime: Any) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 12, 10, 3), dtype=np.uint8)
     floats = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)

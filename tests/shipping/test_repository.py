@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import yaml
 from passdeploy.engines.base import CompileInput
 from passdeploy.engines.onnxruntime import OnnxRuntime
 from passdeploy.errors import BadInput
+from passdeploy.shipping import replace as replace_module
 from passdeploy.shipping import repository, sums
 from passdeploy.shipping.bundle import EngineSource, write_bundle
 from passdeploy.shipping.contents import open_bundle
@@ -170,7 +172,8 @@ def test_a_gpus_server_is_told_all_that_pip_must_install(tmp_path: Path, server:
     engines = ("tensorrt", "a100", "8.0"), ("tensorrt_rtx", "l4", "8.9"), ("onnxruntime", "t4", "7.5")
     told = write_repository(tmp_path / "models", gpu_bundle(tmp_path, *engines), server, kind="python")
     assert told.note == (
-        f"{asks} needs numpy, cuda-bindings, onnxruntime-gpu==11.0.0, tensorrt-rtx-cu13==11.0.0, tensorrt==11.0.0"
+        f"{asks}, 3.11 or newer, needs numpy, cuda-bindings, onnxruntime-gpu==11.0.0, tensorrt-rtx-cu13==11.0.0, "
+        "tensorrt==11.0.0"
     )
 
 
@@ -374,6 +377,57 @@ def test_names_and_strings_are_made_safe() -> None:
     assert model_name("../weird name!") == "weird_name"
     assert model_name("...") == "model"
     assert quote('a"b\\c\n') == '"a\\"b\\\\c\\n"'
+
+
+def test_budgets_of_a_run_with_a_long_name_are_services_of_their_own() -> None:
+    long = "deeplabv3_mobilenet_v3_large-fashion-scenes-l40s-"
+    assert len({resource_name(long + budget) for budget in ("1.25x", "1.5x", "2x", "2.5x")}) == 4
+    assert resource_name("resnet20-cifar10-cpu-1.5x") == "resnet20-cifar10-cpu-1-5x"
+
+
+def test_a_bundle_that_a_run_has_withdrawn_is_not_found(sealed_bundle: Path, tmp_path: Path) -> None:
+    """It still lies in the stage's folder."""
+    shutil.copytree(sealed_bundle, tmp_path / "run" / "ship" / "bundle")
+    (tmp_path / "run" / "ship" / "stage.json").write_text("{}")
+    with pytest.raises(BadInput, match="neither a bundle nor a run that has one"):
+        find_bundle(tmp_path / "run")
+    shutil.copytree(sealed_bundle, tmp_path / "run" / "2x" / "bundle")
+    assert find_bundle(tmp_path / "run") == tmp_path / "run" / "2x" / "bundle"
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_what_is_replaced_takes_nothing_else_along(
+    swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swaps:
+        monkeypatch.setattr(replace_module, "_exchange", lambda *_: False)
+    for name, text in (("net", "old"), ("net.old", "kept by the user"), ("work/net", "new")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(text)
+    replace_module.replace_folder(tmp_path / "work" / "net", tmp_path / "net")
+    assert (tmp_path / "net" / "file").read_text() == "new"
+    assert (tmp_path / "net.old" / "file").read_text() == "kept by the user"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "net.old", "work"]
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_what_cannot_be_removed_does_not_undo_what_is_there_now(
+    swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's Python leaves compiled files of its own user in the model that it serves."""
+    if not swaps:
+        monkeypatch.setattr(replace_module, "_exchange", lambda *_: False)
+    monkeypatch.setattr(os, "unlink", denied)
+    for name in ("net", "work/net"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name)
+    replace_module.replace_folder(tmp_path / "work" / "net", tmp_path / "net")
+    assert (tmp_path / "net" / "file").read_text() == "work/net"
+
+
+def denied(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
 
 
 @pytest.mark.parametrize("name", ["2x_net", "___", "Net_1", "9" * 80])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from passdeploy.errors import BadInput
 from passdeploy.shipping.repository import write_repository
+from passdeploy.shipping.servers import process
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -40,3 +43,15 @@ def test_a_server_is_not_left_behind(sealed_bundle: Path, tmp_path: Path) -> Non
     with pytest.raises(ProcessLookupError):
         os.kill(int(told.read_text()), 0)
     assert not list(scratch.iterdir())
+
+
+def test_a_port_that_another_server_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would answer in place of ours."""
+    monkeypatch.setattr(process, "_command", lambda: (["false"], dict(os.environ)))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        refused = pytest.raises(BadInput, match=f"port {port} cannot be used .*give another --http-port")
+        with refused, process.triton(tmp_path, tmp_path / "log", ports=(port, port + 1, port + 2)):
+            pass

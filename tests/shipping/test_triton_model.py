@@ -96,6 +96,15 @@ def start(repository: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: 
     return model
 
 
+def test_a_python_that_is_too_old_is_the_models_reason(
+    repository: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 12))
+    with pytest.raises(Failed, match=r"needs Python 3\.11 or newer.*--kind onnxruntime"):
+        start(repository, monkeypatch, "CPU", 0)
+    assert not asked
+
+
 def test_an_instance_of_a_gpu_runs_on_that_gpu(repository: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (0, 1):
         start(repository, monkeypatch, "GPU", number).finalize()

@@ -17,7 +17,7 @@ import pytest
 
 from passdeploy.engines import _quantize
 from passdeploy.engines.base import CompileInput, get_backend
-from passdeploy.errors import BadInput
+from passdeploy.errors import BadInput, Unavailable
 from passdeploy.latency import measure
 from passdeploy.latency.measure import Settings, Timed
 from passdeploy.latency.measurement import Comparison
@@ -59,6 +59,23 @@ def edit(bundle: Path, change: Callable[[dict[str, object]], None], name: str = 
     change(manifest)
     (bundle / name).write_text(json.dumps(manifest))
     reseal(bundle)
+
+
+def test_a_tool_that_is_missing_here_is_no_refusal(sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> str:
+        raise Unavailable("signing: pip install model-signing")
+
+    monkeypatch.setattr("passdeploy.shipping.verify.check_signature", missing)
+    result = verify(sealed_bundle, key=sealed_bundle / "key.pub")
+    assert (result.ok, result.exit_code, result.reason) == (False, 2, "signing: pip install model-signing")
+    assert [check.outcome for check in result.checks][-1] == "unavailable"
+
+
+def test_a_name_that_no_terminal_can_print_is_refused_all_the_same(sealed_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(sealed_bundle, tmp_path / "bundle"))
+    with open(os.fsencode(bundle) + b"/\xe9.txt", "w"):
+        pass
+    assert refused(bundle) == "\\xe9.txt: not listed in SHA256SUMS; remove it or get the bundle again"
 
 
 def test_an_intact_bundle_is_verified(sealed_bundle: Path) -> None:

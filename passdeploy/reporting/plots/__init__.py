@@ -5,7 +5,7 @@ from __future__ import annotations
 from passdeploy.reporting.plots.curves import curve_panels
 from passdeploy.reporting.plots.distribution import distribution
 from passdeploy.reporting.plots.loop import closed_loop
-from passdeploy.reporting.plots.plane import comparison_plane, plane
+from passdeploy.reporting.plots.plane import comparison_plane, over_latency, plane
 from passdeploy.reporting.plots.skyline import skyline
 from passdeploy.reporting.plots.svg import pair_bar, share_bar, stage_bar
 from passdeploy.reporting.plots.trend import trend
@@ -15,6 +15,7 @@ __all__ = [
     "comparison_plane",
     "curve_panels",
     "distribution",
+    "over_latency",
     "pair_bar",
     "plane",
     "share_bar",

@@ -52,10 +52,14 @@ def points_of(report: Report) -> list[AccuracyPoint]:
     return result
 
 
+def over_latency(report: Report) -> bool:
+    """Whether the figure is over latency: not where only something else than the two networks was measured."""
+    return any(p.latency_ms is not None for p in points_of(report) if p.kind in ("dense", "pruned"))
+
+
 def plane(report: Report) -> Markup | None:
     """The figure, over latency where it was measured and over MACs where it was not; None with nothing to show."""
-    given = points_of(report)
-    measured = any(p.latency_ms is not None for p in given)
+    given, measured = points_of(report), over_latency(report)
     marks = [
         Mark(p.label, p.kind, x, p.accuracy)
         for p in given

@@ -20,7 +20,7 @@ def slices(network: nn.Module, group: ChannelGroup) -> Iterator[tuple[Side, bool
         if packed is not None:
             yield "out", False, packed.float().cpu()
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor):
+        if not isinstance(weight, Tensor) or isinstance(module, nn.PReLU):  # slopes are no norm's scales
             continue
         weight = weight.detach().float().cpu()
         if weight.ndim == 1:

@@ -40,9 +40,14 @@ class EngineExecutor(Executor):
 def create(engine: EngineInfo, data: bytes, manifest: Mapping[str, Any]) -> EngineExecutor:
     """Loads the engine with the backend that compiled it."""
     from passdeploy.engines.base import Engine, get_backend
+    from passdeploy.environment import usable_cores
     from passdeploy.targets import Target
 
     entry = next(e for e in manifest["engines"] if e["id"] == engine.id)
+    if not engine.requires.get("compute_capabilities") and engine.threads > (cores := usable_cores()):
+        raise Refused(
+            f"engine {engine.id}: it computes on {engine.threads} threads, and this machine lets a process use {cores}"
+        )
     capabilities = engine.requires.get("compute_capabilities") or [None]
     target = Target(
         name=engine.target,

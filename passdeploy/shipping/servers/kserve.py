@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from pathlib import Path
@@ -10,13 +11,20 @@ from passdeploy.huge_pages import VALUE, VARIABLE
 from passdeploy.shipping.contents import Contents
 
 FILE = "inferenceservice.yaml"
+LONGEST = 50
 PLACEHOLDER = "pvc://models/REPOSITORY"
 
 
 def resource_name(name: str) -> str:
-    """A name that Kubernetes takes (RFC 1035 label, which starts with a letter)."""
+    """A name that Kubernetes takes (RFC 1035 label, which starts with a letter).
+
+    Of a long name the end, where the budget stands, is replaced by a digest, so that no other's service is.
+    """
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return (label if label[:1].isalpha() else f"model-{label}")[:50].rstrip("-")
+    label = label if label[:1].isalpha() else f"model-{label}"
+    if len(label) <= LONGEST:
+        return label.rstrip("-")
+    return f"{label[: LONGEST - 9].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def memory_gib(model: Path, instances: int, *, gpu: bool) -> int:

@@ -14,6 +14,7 @@ from mlserver.errors import InferenceError, MLServerError
 from mlserver.types import InferenceRequest, InferenceResponse
 
 HERE = Path(__file__).resolve().parent
+OLDEST_PYTHON = (3, 11)
 SERVERS_ERROR = 500
 """HTTP: what MLServer's own InferenceError is not, which blames the request (400)."""
 
@@ -23,6 +24,12 @@ class PassdeployRuntime(MLModel):  # type: ignore[misc]
 
     async def load(self) -> bool:
         """Verifies and loads the bundle."""
+        if sys.version_info < OLDEST_PYTHON:
+            raise MLServerError(
+                f"passdeploy's runner needs Python {'.'.join(map(str, OLDEST_PYTHON))} or newer, and MLServer runs on "
+                f"{sys.version.split()[0]}",
+                SERVERS_ERROR,
+            )
         sys.path.insert(0, str(HERE / "runner"))
         from passdeploy.shipping.runner import load
 

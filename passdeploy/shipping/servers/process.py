@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from passdeploy.errors import PassdeployError, Unavailable
+from passdeploy.errors import BadInput, PassdeployError, Unavailable
 
 ROOT = Path(__file__).resolve().parents[3]
 READY_S = 60
@@ -72,6 +72,16 @@ def free_ports(count: int) -> list[int]:
         return [held.getsockname()[1] for held in sockets]
 
 
+def _refuse_taken(port: int) -> None:
+    """Another server on it would answer in place of ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of one that has just ended, nothing is left
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise BadInput(f"serve: port {port} cannot be used ({error}); give another --http-port") from None
+
+
 def _ready(url: str) -> bool:
     try:
         with _DIRECT.open(f"http://{url}/v2/health/ready", timeout=2) as answer:
@@ -109,9 +119,12 @@ def triton(repository: Path, log: Path, load: tuple[str, ...] = (), ports: tuple
 
     Raises:
         Unavailable: There is no server here.
+        BadInput: Another process listens on one of the ports.
         PassdeployError: It does not get ready; its reason, in one line.
     """
     command, variables = _command()
+    for port in ports:
+        _refuse_taken(port)
     ports = ports or tuple(free_ports(3))
     command += [f"--model-repository={repository}", "--model-control-mode=explicit"]
     command += ["--exit-timeout-secs=3"]  # after a failed reload it would wait half a minute for a model that is gone
@@ -123,7 +136,7 @@ def triton(repository: Path, log: Path, load: tuple[str, ...] = (), ports: tuple
     server = Server(f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", process)
     try:
         deadline = time.monotonic() + READY_S
-        while not _ready(server.http):
+        while process.poll() is not None or not _ready(server.http):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise PassdeployError(f"serve: tritonserver did not get ready: {_reason(log)}")
             time.sleep(0.1)

@@ -175,6 +175,8 @@ def _tensorrt(folder: Path, contents: Contents, name: str, instances: int, engin
         for capability in entry.requires.get("compute_capabilities", ()):
             file = f"model-sm{capability.replace('.', '')}.plan"
             if capability not in plans:
+                if entry.requires.get("or_newer"):  # what Triton takes for a GPU that is not listed
+                    (folder / "1" / "model.plan").write_bytes(contents.sealed.read(entry.file))
                 (folder / "1" / file).write_bytes(contents.sealed.read(entry.file))
                 plans[capability] = file
                 largest = min(largest, entry.meta.get("max_batch") or entry.batch)

@@ -13,8 +13,18 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+OLDEST_PYTHON = (3, 11)
 LARGEST_FAILURE = 500
 """Characters of an error that go back to a client."""
+
+
+def _check_python() -> None:
+    """What the runner's source is written for; else an import would fail that says nothing of why."""
+    if sys.version_info < OLDEST_PYTHON:
+        raise pb_utils.TritonModelException(
+            f"passdeploy's runner needs Python {'.'.join(map(str, OLDEST_PYTHON))} or newer, and this Triton's is "
+            f"{sys.version.split()[0]}; take a newer Triton, or ship with --kind onnxruntime"
+        )
 
 
 def _check_numpy() -> None:
@@ -33,6 +43,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Verifies and loads the bundle; what is wrong with it becomes the model's reason for not being ready."""
+        _check_python()
         _check_numpy()
         config = json.loads(args["model_config"])
         here = Path(__file__).resolve().parent
