@@ -17,9 +17,11 @@ from passdeploy.shipping.packages import packages
 from passdeploy.shipping.replace import replace_folder
 from passdeploy.shipping.servers import kserve, mlserver, triton
 from passdeploy.shipping.sums import SUMS
-from passdeploy.workspace import RECORD
 
 SERVERS = ("triton", "mlserver", "kserve")
+
+STAGE = "stage.json"
+"""Lies in a stage's folder (`passdeploy.workspace.RECORD`, which needs more packages than this does)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def find_bundle(path: Path) -> Path:
             return candidate
     # What lies in a stage's folder is the run's own, and may be of a state that the run has left since.
     found = [sums.parent.parent for sums in path.glob(f"*/bundle/{SUMS}")]
-    several = sorted(folder for folder in found if not (folder / RECORD).is_file())
+    several = sorted(folder for folder in found if not (folder / STAGE).is_file())
     if len(several) == 1:
         return several[0] / "bundle"
     if several:
