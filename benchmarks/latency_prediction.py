@@ -5,12 +5,12 @@
     python benchmarks/latency_prediction.py --table          prints the table from what lies in benchmarks/results
     python benchmarks/latency_prediction.py --refit FOLDER ...   today's latency model on measurements from before
 
-The network is profiled as `passdeploy profile` does with twice its default time and structures (`profile.seconds: 60`,
-`profile.structures: 240`), until its own error is 0.5 %; then other structures are measured, each in several rounds
-some time apart: what is predicted is their median, and how far two measurements of one structure lie apart is the
-repeatability of the measurement itself. They are predicted by the latency model and by two baselines:
-latency proportional to MACs, and a table of single convolutions, measured in the same run and summed (as HALP does,
-arXiv 2110.10811). Weights are random: latency does not depend on them.
+The network is profiled as `passdeploy profile` does with more time and structures than by default
+(`profile.seconds: 80`, `profile.structures: 240`), until its own error is 0.5 %; then other structures are measured,
+each in several rounds some time apart: what is predicted is their median, and how far two measurements of one
+structure lie apart is the repeatability of the measurement itself. They are predicted by the latency model and by two
+baselines: latency proportional to MACs, and a table of single convolutions, measured in the same run and summed (as
+HALP does, arXiv 2110.10811). Weights are random: latency does not depend on them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from passdeploy.targets import resolve
 
 CONFIGURATIONS = (("resnet20", 32), ("resnet18", 64), ("resnet18", 224), ("vgg16_bn", 64), ("mobilenet_v2", 224))
 BACKENDS = ("onnxruntime", "openvino")
-HELD_OUT_SEEDS = (1_000_003, 2_000_003, 3_000_003)
+HELD_OUT_SEEDS = (1_000_003, 2_000_003, 3_000_003, 4_000_003)
 """Of the structures that are predicted: the last. By measurements of the others', the model's terms were chosen."""
 
 
@@ -182,9 +182,9 @@ def main() -> None:
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--backend", default="onnxruntime", choices=BACKENDS)
-    parser.add_argument("--seconds", type=float, default=60.0, help="for profiling")
+    parser.add_argument("--seconds", type=float, default=80.0, help="for profiling")
     parser.add_argument("--held-out", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each of them")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each of them")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--refit", type=Path, nargs="+", metavar="FOLDER")

@@ -29,12 +29,12 @@ FOLDERS = {"engine": "compile", "bundle": "ship"}
 """Likewise of folders."""
 
 
-def copy_final(run: Run, budget: BudgetRun, root: Path, until: str) -> None:
+def copy_final(run: Run, budget: BudgetRun, root: Path, until: str | None) -> None:
     """Puts the final copies where the design promises them: into `root`.
 
     Args:
         run: The run.
-        budget: One of its budgets, whose stages up to `until` have just been run.
+        budget: One of its budgets, whose stages up to `until` have just been run; None: those that budgets share have.
         root: Where to.
         until: What later stages left is offered if it is still what they would make.
     """
@@ -50,9 +50,11 @@ def copy_final(run: Run, budget: BudgetRun, root: Path, until: str) -> None:
             copy_file(source, root / name)
         else:
             (root / name).unlink(missing_ok=True)  # of an earlier state: what is not good any more is not offered
-    dense = folder("compile") / "dense.onnx"
-    if "compile" in made and dense.exists():  # else it may be of weights that are gone, and another budget has its own
-        copy_file(dense, run.space.root / "dense.onnx")
+    dense, offered = folder("compile") / "dense.onnx", run.space.root / "dense.onnx"
+    if "compile" in made and dense.exists():
+        copy_file(dense, offered)
+    elif offered.exists() and not any(_compiled(run, other) for other in run.runs):  # of weights that may be gone
+        offered.unlink()
     for name, stage in FOLDERS.items():
         source = folder(stage) / name
         kept = stage in good and source.exists()
@@ -64,10 +66,15 @@ def copy_final(run: Run, budget: BudgetRun, root: Path, until: str) -> None:
         attach(root)
 
 
-def _made(run: Run, budget: BudgetRun, until: str) -> set[str]:
+def _compiled(run: Run, budget: BudgetRun) -> bool:
+    """Whether what a budget compiled is still what it would compile."""
+    return budget.space.record("compile") is not None and "compile" in _made(run, budget, None)
+
+
+def _made(run: Run, budget: BudgetRun, until: str | None) -> set[str]:
     """Stages of a budget, finished up to `until`, whose results are true: later ones only if nothing changed."""
     left_out = skipped(budget)
-    last = BUDGET_STAGES.index(until)
+    last = -1 if until is None else BUDGET_STAGES.index(until)
     made = {name for name in BUDGET_STAGES[: last + 1] if name not in left_out}
     for name in BUDGET_STAGES[last + 1 :]:
         if name in left_out:

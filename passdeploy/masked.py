@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from passdeploy.engines.base import TOLERANCE, CompileInput, Engine, get_backend
+from passdeploy.engines.files import FACTS as ENGINE
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import NotEquivalent
 from passdeploy.export import INPUT, OUTPUT, export_onnx, export_program, onnx_function
@@ -28,7 +29,7 @@ from passdeploy.stages.common import input_stage
 from passdeploy.structure import Structure
 from passdeploy.surgery import relative_difference, thin
 from passdeploy.timing import compare_engines, open_runner
-from passdeploy.workspace import read_json, write_json
+from passdeploy.workspace import read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +88,8 @@ def compile_masked(run: Run, budget: BudgetRun) -> Path:
             f"compile --masked: the masked engine differs from the thin one by {difference:.1e} (allowed "
             f"{tolerance:.0e}) on {target.backend}; the report is as it was"
         )
-    facts: dict[str, Any] = {"structure": structure.digest(), "difference": difference}
+    facts: dict[str, Any] = {"of": _of(budget.space.folder("fit"), budget.space.folder("compile"))}
+    facts |= {"difference": difference}
     facts |= {"kernel": by_kernel}
     facts |= {"engines_compared": run.measured, "latency_ms": None, "speedup": None}
     if run.measured:
@@ -118,14 +120,22 @@ def _interval(measured: Mapping[str, float | None]) -> tuple[float, float] | Non
     return None if low is None or high is None else (low, high)
 
 
+def _of(fitted: Path, compiled: Path) -> dict[str, str] | None:
+    """What a masked engine was made beside: digests of the structure and of the thin engine's record."""
+    structure, engine = fitted / "structure.json", compiled / "engine" / ENGINE
+    if not (structure.exists() and engine.exists()):
+        return None
+    return {"structure": Structure.load(structure).digest(), "engine": sha256(engine)}
+
+
 def attach(root: Path) -> None:
-    """Writes a budget's report again with what `compile_masked` found, if that holds for its structure."""
-    facts_path, report_path, structure_path = root / FOLDER / FACTS, root / "report.json", root / "structure.json"
-    if not (facts_path.exists() and report_path.exists() and structure_path.exists()):
+    """Writes a budget's report again with what `compile_masked` found, if that holds for its structure and engine."""
+    facts_path, report_path = root / FOLDER / FACTS, root / "report.json"
+    if not (facts_path.exists() and report_path.exists()):
         return
     facts = read_json(facts_path)
-    if facts["structure"] != Structure.load(structure_path).digest():
-        return  # of an earlier fit
+    if facts.get("of") != _of(root, root):
+        return  # of an earlier state
     latency, speedup = facts["latency_ms"] or {}, facts["speedup"] or {}
 
     def read(name: str) -> Latency | None:

@@ -254,20 +254,21 @@ class Run:
         """
         if name in SHARED_STAGES:
             self.shared(name)
+            best = self._best()
+            for run in self.runs:  # what came of an earlier state is offered no more
+                if run.space.record("fit") is not None:
+                    self._publish_until(None, run, best)
             return []
         self.shared()
         fastest = self.config.latency == (FASTEST,)
         asked = [run for run in self.runs if run.space.record("fit") is not None] if fastest else self.runs
         if not asked:
             raise BadInput(f"--out {self.space.root}: no budget was looked at yet; start with passdeploy run")
-        published = self.space.root / "report.json"
-        best = load_report(published).budget.asked if fastest and published.exists() else None
+        best = self._best()
         stopped = {}
         for run in asked:
             self.budget_stages(run, name)
-            self.publish(run, until=name)
-            if run.budget.asked == best:
-                self.publish(run, self.space.root, until=name)
+            self._publish_until(name, run, best)
             if name in skipped(run) or (name == "compile" and "bench" in skipped(run)):
                 stopped[run.budget.asked] = stopped_by(run)
             elif name == "fit" and "finetune" in skipped(run):
@@ -279,6 +280,18 @@ class Run:
         for budget, reason in stopped.items():
             self.ui.say(f"{budget}: {name}: nothing to go on with, since {reason}.")
         return [run for run in asked if run.budget.asked not in stopped]
+
+    def _best(self) -> str | None:
+        """The budget that is published at the top as well; None where none is, or the only one lies there."""
+        published = self.space.root / "report.json"
+        fastest = self.config.latency == (FASTEST,)
+        return load_report(published).budget.asked if fastest and published.exists() else None
+
+    def _publish_until(self, name: str | None, run: BudgetRun, best: str | None) -> None:
+        """Publishes what is up to date after a stage (None: after the shared ones)."""
+        self.publish(run, until=name)
+        if run.budget.asked == best:
+            self.publish(run, self.space.root, until=name)
 
     def finish(self, run: BudgetRun) -> Report:
         """The stages of one budget, and the final copies."""
@@ -314,11 +327,11 @@ class Run:
         return reports[best]
 
     @_alone
-    def publish(self, run: BudgetRun, root: Path | None = None, until: str = BUDGET_STAGES[-1]) -> None:
+    def publish(self, run: BudgetRun, root: Path | None = None, until: str | None = BUDGET_STAGES[-1]) -> None:
         """Puts the final copies where the design promises them: into the budget's folder, or into `root`.
 
         Args:
-            run: A budget whose stages up to `until` have just been run.
+            run: A budget whose stages up to `until` have just been run, or none of them.
             root: Instead of the budget's own folder.
             until: What later stages left is offered if it is still what they would make.
         """

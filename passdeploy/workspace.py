@@ -151,11 +151,12 @@ def _begun(folder: Path) -> Any:
 
 
 def _spent(folder: Path) -> float:
-    """Seconds spent on a stage's folder, finished or not."""
+    """Seconds spent on a stage's folder, finished or not; of an attempt that was killed, until it last wrote a file."""
     if (record := _recorded(folder)) is not None:
         return float(record["seconds"])
     with contextlib.suppress(OSError, ValueError):
-        return float((folder / CLOCK).read_text(encoding="utf-8"))
+        clock, written = folder / CLOCK, max(path.lstat().st_mtime for path in folder.rglob("*"))
+        return float(clock.read_text(encoding="utf-8")) + max(min(written, time.time()) - clock.stat().st_mtime, 0.0)
     return 0.0
 
 
@@ -270,6 +271,7 @@ class Workspace:
         if not partial.exists():
             write_json(partial / INPUTS, inputs)
         before = _spent(partial)
+        write_atomic(partial / CLOCK, str(before))  # its time says when this attempt began
         start = time.monotonic()
         try:
             body(partial)

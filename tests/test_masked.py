@@ -71,15 +71,20 @@ def test_the_kernel_is_in_a_program_where_the_backend_masks_by_it(
     assert json.loads((out / "masked.json").read_text())["kernel"] is by_kernel
 
 
-def test_the_section_stays_while_its_structure_does(folder: Path) -> None:
+def test_the_section_stays_while_its_structure_and_engine_do(folder: Path) -> None:
     run_stage("compile", folder, quiet=True, masked=True)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     scripted.run(folder, weights=config["weights"])
     assert load_report(folder).masked is not None, "published again, nothing had changed"
     facts = json.loads((folder / "masked" / "masked.json").read_text())
-    (folder / "masked" / "masked.json").write_text(json.dumps(facts | {"structure": "another"}))
+    for part in ("structure", "engine"):
+        changed = facts | {"of": facts["of"] | {part: "another"}}
+        (folder / "masked" / "masked.json").write_text(json.dumps(changed))
+        scripted.run(folder, weights=config["weights"])
+        assert load_report(folder).masked is None, part
+    (folder / "masked" / "masked.json").write_text(json.dumps(facts))
     scripted.run(folder, weights=config["weights"])
-    assert load_report(folder).masked is None
+    assert load_report(folder).masked is not None
 
 
 def test_a_masked_engine_that_computes_something_else_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from passdeploy import dependencies
 from passdeploy.api import run_stage
 from passdeploy.errors import BadInput
+from passdeploy.final_copies import FILES, FOLDERS
 from passdeploy.publishing import offer_folder, withdraw_folder
 from passdeploy.shipping import sums
 from passdeploy.workspace import read_json, write_json
@@ -139,3 +141,19 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "copytree", full)
     with pytest.raises(BadInput, match=r"bundle: cannot be written \(No space left on device\); free some space"):
         offer_folder(tmp_path / "ship", tmp_path / "bundle")
+
+
+def test_a_search_of_another_state_withdraws_what_came_of_the_one_before(
+    copied: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied()
+    offered = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    finals = {*FILES, *FOLDERS, "dense.onnx"} & offered
+    assert {"model.onnx", "engine", "bundle", "report.html", "dense.onnx"} <= finals
+    run_stage("search", folder, quiet=True)
+    assert finals <= {path.name for path in folder.iterdir()}  # nothing changed
+    monkeypatch.setattr(dependencies, "version", lambda: "another")
+    run_stage("search", folder, quiet=True)
+    assert not finals & {path.name for path in folder.iterdir()}
+    run_stage("ship", folder, quiet=True)
+    assert finals <= {path.name for path in folder.iterdir()}

@@ -368,3 +368,23 @@ def test_a_link_that_a_killed_call_has_left_is_made_again(tmp_path: Path) -> Non
     target.write_text("half")
     link_file(source, target)
     assert target.samefile(source)
+
+
+def test_the_time_of_a_killed_attempt_counts_until_it_last_wrote(space: Workspace) -> None:
+    """A SIGKILL leaves no one to write down how long it took; the checkpoints tell."""
+
+    def killed(folder: Path) -> None:
+        write(folder)
+        raise Killed
+
+    with pytest.raises(Killed):
+        space.run("s", {"x": 1}, killed)
+    partial = space.root / ".partial" / "s"
+    clock = partial / ".seconds"
+    clock.write_text("5.0")  # as the attempt began: earlier ones took this long
+    began = time.time() - 1000
+    for path in partial.rglob("*"):
+        os.utime(path, (began, began))
+    os.utime(partial / "loop.ckpt", (began + 600, began + 600))
+    assert space.run("s", {"x": 1}, write)
+    assert space.seconds("s") == pytest.approx(605, abs=2)

@@ -33,6 +33,8 @@ TERMS = (
     "input_odd",  # elements to be rearranged because the input channels are no multiple of 4
     "output_odd",
     "odd_count",
+    "macs_few",  # with the output channels rounded up, of operators whose inputs are fewer than one step
+    "few_count",
 )
 CACHES = (1e6, 2e6, 4e6, 8e6, 16e6, 24e6)
 """Bytes of weights that a cache may hold; the fit chooses among them."""
@@ -88,6 +90,8 @@ class Features:
         # it is one, and would charge it wherever else widths are odd, thousands of times over.
         self.image = np.array([op.cin <= ODD for op in operators])
         self._may_in, self._may_out = self.in_units.any(axis=0) & ~self.image, self.out_units.any(axis=0)
+        # Kernels for a whole step of inputs give up on fewer: ONNX Runtime's read the plain layout then, as of images.
+        self._may_few = self._may_in & ~self.grouped
         keys = [(_kind(op), op.groups > 1, op.kernel, _pair(op.stride), op.in_hw, op.cin <= ODD) for op in operators]
         names = sorted(set(keys), key=keys.index)
         self.family = np.array([names.index(key) for key in keys])
@@ -163,6 +167,9 @@ class Features:
         out[..., 12] = out[..., 4] * odd_in
         out[..., 13] = runs * self.out_area * cout * odd_out
         out[..., 14] = runs * (odd_in.astype(float) + odd_out)
+        few_in = (cin < s) & self._may_few
+        out[..., 15] = out[..., 1] * few_in
+        out[..., 16] = runs * few_in
         return out
 
     def cost(self, w: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
@@ -192,6 +199,9 @@ class Features:
                 total += (off_in + off_out) @ c[number]
         if used[1]:
             total += (runs_in * up_out) @ (c[1] * self.work)
+        if used[15] or used[16]:
+            few_runs = runs * ((cin < s) & self._may_few)
+            total += (few_runs * inputs * up_out) @ (c[15] * self.work) + few_runs @ c[16]
         if used[2]:
             few = np.where(self._kept_inputs | (cin < s), inputs, np.ceil(cin * (1 / s)) * s)
             total += (runs * few * up_out) @ (c[2] * self.work)
@@ -220,7 +230,10 @@ class Features:
         return weights * (weights / cache - 1).clip(0, 1)
 
     def soft_terms(self, w: torch.Tensor) -> torch.Tensor:
-        """The same, differentiable: linear between the steps, no misalignment (what it could be if rounded well)."""
+        """The same, differentiable: linear between the steps, no misalignment (what it could be if rounded well).
+
+        What operators of few inputs pay sets in between a step and half of one.
+        """
         import torch
 
         cin, cout, runs = self.channels(w, torch)
@@ -232,6 +245,7 @@ class Features:
         macs = runs * as_tensor(self.work) * inputs * cout
         none = torch.zeros_like(macs)
         residue = (1 - runs) * as_tensor(self.out_area * self._removable) * cout
+        few = runs * (2 - 2 * cin / self.step).clamp(0, 1) * as_tensor(self._may_few.astype(float))
         return torch.stack(
             [
                 macs,
@@ -249,6 +263,8 @@ class Features:
                 none,
                 none,
                 none,
+                few * as_tensor(self.work) * inputs * cout,
+                few,
             ],
             dim=-1,
         )

@@ -23,7 +23,7 @@ from passdeploy.latency.measure import FLOOR, Clock, Settings, Timed, no_garbage
 LEAST_ROUNDS = 3
 QUIET = 0.02
 """A sample is quiet when the dense engine's floor in it is within this of what is usual."""
-TROUBLED = 0.08
+TROUBLED = 0.2
 """How far above the usual its floor lies in a sample that counts half."""
 
 
@@ -53,7 +53,8 @@ class Sampler:
         block_s: Shortest block.
         calls: Fewest calls of a block.
         enough_s: Three rounds do, where they take this long: of calls of tens of milliseconds, more structures tell
-            the model more than more calls.
+            the model more than more calls. Nor is it worth waiting long for a quiet moment: neighbours stay for tens of
+            seconds, and slow both engines down by much the same.
         max_s: No more rounds after this long.
         clock: Seconds, for tests.
         cpu_clock: CPU seconds of this process, for tests.
@@ -68,8 +69,8 @@ class Sampler:
         most: int = 20,
         block_s: float = 0.004,
         calls: int = 2,
-        enough_s: float = 0.5,
-        max_s: float = 2.0,
+        enough_s: float = 0.3,
+        max_s: float = 0.8,
         clock: Clock = time.perf_counter,
         cpu_clock: Clock = time.process_time,
     ) -> None:

@@ -25,7 +25,9 @@ def require_signing() -> None:
     try:
         import model_signing  # noqa: F401
     except ImportError as error:
-        raise Unavailable(f"signing: model-signing is not complete ({error.name or error} missing); {_HOW}") from None
+        raise Unavailable(
+            f"signatures: model-signing is not complete ({error.name or error} missing); {_HOW}"
+        ) from None
 
 
 def _hashing() -> Any:
