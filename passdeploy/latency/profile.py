@@ -23,6 +23,8 @@ GOOD_ENOUGH = 0.01
 CHECK_EVERY = 20
 MOST_FAILED = 10
 """Structures that may fail to compile or run, or as many as were measured, if those are more."""
+ODD = 0.2
+"""Share of structures with widths on no grid: no search goes there, but a third of the model's terms is about them."""
 REPEATED = 6
 """Structures that are measured a second time at the end, to know how well a measurement repeats."""
 
@@ -40,8 +42,14 @@ def keep_first(groups: Groups, widths: Sequence[int] | np.ndarray) -> Structure:
     )
 
 
-def varied_widths(groups: Groups, seed: int, grid: int = 8) -> Iterator[np.ndarray]:
+def varied_widths(groups: Groups, seed: int, grid: int = 8, odd: float = ODD) -> Iterator[np.ndarray]:
     """An endless stream of widths vectors: near dense to tiny, mostly on the grid, some with blocks missing.
+
+    Args:
+        groups: Of the network.
+        seed: Of the stream.
+        grid: Most widths are multiples of it.
+        odd: Share of those whose widths are on no grid; another tenth is on half of it.
 
     The first are the smallest network, all widths halved, and the dense widths without any block that can go: the
     corners between which the rest interpolates.
@@ -63,7 +71,7 @@ def varied_widths(groups: Groups, seed: int, grid: int = 8) -> Iterator[np.ndarr
     while True:
         scale, removed = rng.uniform(0.12, 1.0), rng.choice([0.0, 0.15, 0.4])
         widths = units * np.minimum(scale * rng.lognormal(0, 0.4, len(units)), 1)
-        step = int(rng.choice([grid, grid, grid, grid // 2, 1], p=[0.5, 0.2, 0.1, 0.1, 0.1]))
+        step = int(rng.choice([grid, grid // 2, 1], p=[0.9 - odd, 0.1, odd]))
         yield np.where(depth, rng.random(len(units)) > removed, on(widths, step)).astype(int)
 
 

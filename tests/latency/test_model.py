@@ -24,7 +24,7 @@ DATA = Path(__file__).parent / "data" / "resnet20_onnxruntime.json"
 def made_up():
     groups, ops = resnet20()
     units = np.array(list(groups.units.values()))
-    widths = np.stack(list(islice(varied_widths(groups, 0), 160)))
+    widths = np.stack(list(islice(varied_widths(groups, 0, odd=0.1), 160)))
     ms = np.array([machine_ms(ops, units, w) for w in widths])
     return ops, units, widths, ms, machine_ms(ops, units, units)
 
