@@ -29,7 +29,7 @@ def table(row: dict[str, Any], source: str) -> str:
         "|---|---|---|---|",
         f"| latency, p50, re-measured outside passdeploy | {bound['dense_ms']:.3f} ms | {bound['model_ms']:.3f} ms "
         f"| **{bound['ratio']:.2f}x** (asked: {row['asked']}) |",
-        f"| the same with what Python's `session.run` adds to both | {outside['dense_ms']:.3f} ms "
+        f"| the same, called by Python's `session.run` | {outside['dense_ms']:.3f} ms "
         f"| {outside['model_ms']:.3f} ms | {outside['ratio']:.2f}x |",
         f"| in the report | | | {report['latency']:.2f}x ({low:.2f} to {high:.2f}) |",
         f"| accuracy, 10,000 test images | {100 * accuracy['dense']:.2f} % | {100 * accuracy['pruned']:.2f} % "

@@ -18,6 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
-import torch_pruning
 from common import device_folder
 from external import close, tuned
 from train_dense import weights_path
@@ -89,7 +89,10 @@ def theirs(run: Run, have: set[str]) -> Iterator[dict[str, Any]]:
     dense_accuracy = read_json(run.space.folder("dense") / "dense.json")["accuracy"]["test"]
     for budget in left:
         small, comparison = close(run, RIVAL, budget.budget, dense, 1)
-        row: dict[str, Any] = {"tool": f"Torch-Pruning {torch_pruning.__version__}", "asked": budget.budget.asked}
+        row: dict[str, Any] = {
+            "tool": f"Torch-Pruning {metadata.version('torch-pruning')}",
+            "asked": budget.budget.asked,
+        }
         if small is None or comparison is None:
             yield row | {"status": "infeasible", "dense_accuracy": dense_accuracy}
             continue

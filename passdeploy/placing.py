@@ -86,10 +86,12 @@ def _gains(images: Tensor) -> bool:
 def takes(model: nn.Module, images: Tensor) -> bool:
     """Whether a model computes on images that lie channels last: what calls `view` on a feature map does not."""
     training = {module: module.training for module in model.modules()}
-    model.eval()  # one image is no batch for a batch norm, and leaves no trace in its statistics
+    model.eval()  # leaves no trace in batch norms' statistics
+    # Twice the same image: of a single one, a view that joins images and channels works however it lies.
+    pair = images[:1].expand(2, *images.shape[1:])
     try:
         with torch.no_grad():
-            model(images[:1].contiguous(memory_format=torch.channels_last))
+            model(pair.contiguous(memory_format=torch.channels_last))
     except RuntimeError as error:
         return "view size is not compatible" not in str(error)
     finally:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from passdeploy import data as datasets
 from passdeploy import models
 from passdeploy.config import PromptConfig, RunConfig
-from passdeploy.data.base import ImageData
+from passdeploy.data.base import ImageData, resized
 from passdeploy.data.checks import check_data
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
@@ -143,16 +143,13 @@ def _is_plain(value: object) -> bool:
 
 def _load_data(given: str | ImageData, config: RunConfig) -> ImageData:
     data = datasets.load(given, size=config.input_size) if isinstance(given, str) else given
+    if config.input_size is not None:
+        data = resized(data, config.input_size)
     changes: dict[str, Any] = {}
     if config.mean is not None:
         changes["mean"] = config.mean
     if config.std is not None:
         changes["std"] = config.std
-    if config.input_size is not None and data.preprocess.size != config.input_size:
-        raise BadInput(
-            f"input_size {config.input_size}: {data.name} comes as {data.preprocess.size}; leave input_size out, "
-            "or resize the images where they are made"
-        )
     if config.task is not None and task_of(data).name != get_task(config.task).name:
         raise BadInput(f"--task {config.task}: {data.name} is for {task_of(data).name}; give data with labels for it")
     if changes:

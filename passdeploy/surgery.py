@@ -29,7 +29,7 @@ class Zero(nn.Module):
     """Stands where a removed branch was: returns zeros, which the exported graph folds away.
 
     Args:
-        like: Zeros of the input's shape (an in-place addition needs them); else a scalar zero.
+        like: Zeros of the input's shape (an in-place addition needs them); else one zero of its rank.
         pair: Returns (zeros, None), as `nn.MultiheadAttention` does.
     """
 
@@ -40,7 +40,7 @@ class Zero(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Maps anything to zeros."""
         x = first_tensor(args, kwargs)
-        zeros = torch.zeros_like(x) if self.like else x.new_zeros(())
+        zeros = torch.zeros_like(x) if self.like else x.new_zeros((1,) * x.ndim)
         return (zeros, None) if self.pair else zeros
 
 

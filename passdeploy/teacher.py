@@ -31,12 +31,12 @@ class Teacher:
     def __init__(self, model: nn.Module, device: torch.device, input_shape: tuple[int, ...]) -> None:
         model = copy.deepcopy(model).eval().requires_grad_(False).cpu()
         self._run = self._folded(model, input_shape)
-        place(self._run, device, input_shape)
+        self._layout = place(self._run, device, input_shape)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, classes)."""
-        logits: Tensor = self._run(images)
+        logits: Tensor = self._run(images.contiguous(memory_format=self._layout))  # the student's may be another
         return logits
 
     @torch.no_grad()

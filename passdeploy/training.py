@@ -22,6 +22,7 @@ from passdeploy.feeding import steps_per_epoch, training_batches
 from passdeploy.placing import eased, laid_out, place
 from passdeploy.tasks import Task, get_task, task_of
 from passdeploy.teacher import Teacher
+from passdeploy.tf32 import single_means_single
 
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, one line about the state)."""
@@ -124,7 +125,7 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor, teacher: Tensor | None
 
     Distillation is the divergence from the teacher's softened outputs (Hinton et al., arXiv 1503.02531), scaled by T^2.
     """
-    loss = task.loss(logits, labels, settings.label_smoothing)
+    loss = task.loss(logits.float(), labels, settings.label_smoothing)  # under autocast they may be bfloat16
     if teacher is None or settings.distill == 0:
         return loss
     softened = task.divergence(logits, teacher, settings.temperature) * settings.temperature**2
@@ -251,7 +252,8 @@ def evaluate(model: nn.Module, split: Split, batch: int = 500, task: Task | None
         return model(images.contiguous(memory_format=how)).cpu()  # type: ignore[no-any-return]
 
     try:
-        return judge(outputs, split, batch, task)
+        with single_means_single():
+            return judge(outputs, split, batch, task)
     finally:
         model.to(home)
 
@@ -304,8 +306,9 @@ def reestimate_batch_norm(
     use_batch_statistics(model)
     how = laid_out(model, data.train.images(order[:1]).to(device))
     parts = order.tensor_split(-(-len(order) // batch))  # as large as each other: each counts as much
-    for some in images_of(data.train, [part for part in parts if len(part) > 1], batch):
-        model(some.to(device, memory_format=how, non_blocking=True))
+    with single_means_single():
+        for some in images_of(data.train, [part for part in parts if len(part) > 1], batch):
+            model(some.to(device, memory_format=how, non_blocking=True))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(training)

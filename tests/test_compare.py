@@ -331,6 +331,20 @@ def test_a_method_that_fails_does_not_end_the_comparison(
     assert json.loads((tmp_path / "compare.json").read_text())["failed"] == outcome.failed
 
 
+def test_a_run_that_is_out_of_memory_does_not_end_the_comparison(
+    done: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(_: object) -> NoReturn:
+        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    monkeypatch.setitem(search_method._REGISTRY, "greedy", greedy)
+    arms = (Arm("greedy", "greedy"), Arm("l1", "l1"))
+    plan = Plan(make_config(CONFIG), arms, (0,), done[0], RowFile(tmp_path / "r.jsonl"), data=scripted.data())
+    outcome = run_plan(plan)
+    assert outcome.failed == {"greedy, seed 0": "OutOfMemoryError: tried to allocate 80 GiB"}
+    assert {row.method for row in outcome.rows} == {"l1"}
+
+
 def test_what_all_share_is_computed_once_more_when_the_data_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

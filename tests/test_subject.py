@@ -102,6 +102,12 @@ def test_the_digest_tells_networks_apart_whose_parameters_have_the_same_shapes()
     assert digest(Bent) == digest(lambda: Bent()), "made again, it is the same"
 
 
+def test_images_of_a_function_or_given_as_they_are_are_resized_to_the_input_size() -> None:
+    config = make_config({"model": "<Bent>", "data": "stripes", "input_size": [20, 24]})
+    data = load_subject(config, model=Bent, data=scripted.data()).data
+    assert data.preprocess.size == (20, 24) and data.train.images(torch.arange(2)).shape == (2, 3, 20, 24)
+
+
 def test_the_digest_covers_the_weights_that_were_given() -> None:
     network = Bent()
     before = digest(network)

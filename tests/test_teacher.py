@@ -74,3 +74,22 @@ def test_what_cannot_be_traced_runs_as_it_is() -> None:
         teacher = Teacher(model, CPU, SHAPE)
         assert norms(teacher._run) == 1
         assert relative_difference(model(IMAGES), teacher(IMAGES)) < 1e-6
+
+
+def test_images_reach_it_as_its_own_layers_need_them() -> None:
+    """A thin network may train channels last where the dense one, a layer of which is gone from it, can't."""
+
+    class Regrouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.conv(images)
+            parts = features.view(len(images) * 2, 4, *features.shape[2:])
+            return parts.amax((2, 3)).reshape(len(images), 8)
+
+    model = Regrouped().eval()
+    teacher = Teacher(model, CPU, SHAPE)
+    turned = IMAGES.contiguous(memory_format=torch.channels_last)
+    assert relative_difference(model(IMAGES), teacher(turned)) < 1e-6

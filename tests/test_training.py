@@ -19,6 +19,7 @@ from passdeploy.checkpoint import Checkpoint
 from passdeploy.data.base import ArraySplit, SubSplit
 from passdeploy.errors import BadInput
 from passdeploy.search.prompt import InputStage, Prompted
+from passdeploy.tasks import get_task
 from passdeploy.training import (
     LARGEST_GRADIENT,
     TrainSettings,
@@ -26,6 +27,7 @@ from passdeploy.training import (
     learning_rate,
     parameter_groups,
     reestimate_batch_norm,
+    task_loss,
     train,
 )
 from tests import scripted
@@ -265,3 +267,38 @@ def test_what_has_no_labels_that_count_was_not_judged() -> None:
     assert evaluate(model("none"), none) is None
     ignored = ArraySplit(DATA.test.pixels[:4], torch.full((4,), -100))  # type: ignore[union-attr]
     assert evaluate(model("none"), ignored) is None
+
+
+def test_accuracies_and_statistics_are_in_single_precision() -> None:
+    """On GPUs PyTorch gives convolutions TF32 by default, with 10 bits of mantissa; the engine has none of it."""
+    seen = []
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            return self.norm(images).mean((2, 3))
+
+    before = torch.backends.cudnn.allow_tf32
+    model = Watching()
+    evaluate(model, DATA.test)
+    count = len(seen)
+    reestimate_batch_norm(model, DATA)
+    assert 0 < count < len(seen) and set(seen[1:]) == {(False, False)}
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
+def test_a_loss_of_ones_own_gets_single_precision() -> None:
+    """Under autocast outputs are bfloat16 where the CPU is quick at it, and a loss with weights of its own breaks."""
+
+    class Weighted(type(get_task("classification"))):  # type: ignore[misc]
+        name = "weighted"
+
+        def loss(self, outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+            return nn.functional.cross_entropy(outputs, labels.long(), weight=torch.tensor([1.0, 2.0, 3.0]))
+
+    logits = torch.randn(4, 3, dtype=torch.bfloat16)
+    assert task_loss(Weighted(), logits, torch.tensor([0, 1, 2, 0]), None, TrainSettings()).dtype == torch.float32

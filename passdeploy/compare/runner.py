@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from passdeploy.compare.rows import SPLITS, Row, RowFile
 from passdeploy.config import RunConfig, SearchConfig, make_config, merge
 from passdeploy.console import Ui
@@ -319,4 +321,8 @@ def run_plan(plan: Plan, ui: Ui | None = None) -> Outcome:
         except PassdeployError as error:
             failed[label] = str(error)
             ui.say(f"{label} failed: {error}")
+        except Exception as error:  # out of memory, code of the user's: the other runs can do without this one
+            failed[label] = f"{type(error).__name__}: {error}"
+            ui.say(f"{label} failed: {failed[label]}")
+            torch.cuda.empty_cache()
     return Outcome(collected(plan), failed)

@@ -122,3 +122,10 @@ def _check_images(split: Split, data: ImageData, where: str) -> None:
             f"{where}: images go from {low:.3g} to {high:.3g}, must lie in [0, 1]; divide 8-bit values by 255, and "
             "leave normalisation to Preprocess.mean and std"
         )
+    with users_code(f"{where}: asking for images"):
+        again = split.images(evenly(split, asked))
+    if not torch.equal(images, again):
+        raise BadInput(
+            f"{where}: the same indices give other images each time, so that nothing can be resumed or compared; leave "
+            "what changes them at random to ImageData.augmentation, or to augment of a task of your own"
+        )

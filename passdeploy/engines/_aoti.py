@@ -11,8 +11,8 @@ import glob
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,7 @@ import numpy as np
 from passdeploy.engines._common import PLAINLY, check_inputs, one_line, run_in_batches, say_once, told
 from passdeploy.engines.base import Arrays, CompileInput, Engine, Runner
 from passdeploy.errors import BadInput
+from passdeploy.tf32 import single_means_single
 
 if TYPE_CHECKING:
     import torch
@@ -53,25 +54,6 @@ def check_machine(engine: Engine, backend: str) -> None:
     lacking = sorted(set(engine.meta.get("cpu_flags", ())) - set(cpu_flags()))
     if lacking:
         raise BadInput(f"{backend}: the package uses {', '.join(lacking)}, which this CPU lacks; compile it again here")
-
-
-@contextmanager
-def single_means_single() -> Iterator[None]:
-    """No TF32, which PyTorch allows convolutions by default: a float32 product would have 10 bits of mantissa.
-
-    Compiled kernels take it from the compiler's process, calls of cuDNN from the one that runs them.
-    """
-    import torch
-
-    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False
-        yield
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
 
 
 def drop_copies(package: Path) -> None:

@@ -28,6 +28,7 @@ UNBUILDABLE = {"fp16": {"Celu"}, "bf16": {"Celu", "HardSwish", "Mish"}}
 """Operators that TensorRT-RTX 1.7 takes in float32 but not in this precision (found by building each)."""
 PAIRS = {"QuantizeLinear", "DequantizeLinear"}
 LARGEST = float(np.finfo(np.float16).max)
+SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 SMALLEST_NORMAL = {"fp16": 2.0**-14, "bf16": 2.0**-126}
 
 
@@ -73,6 +74,8 @@ class _Converter:
                 if np.isfinite(array).all() and np.abs(array, dtype=np.float64).max(initial=0) > LARGEST:
                     raise BadInput(f"fp16: the weight {name!r} exceeds {LARGEST:.0f}; use --precision bf16")
                 half = array.astype(np.float16)
+                if half.size == 1 and array.any() and not half.any():  # what guards a division by zero still does
+                    half = np.copysign(np.full_like(half, SMALLEST), half)
             else:
                 half = array.astype(ml_dtypes.bfloat16)
             self.seams[key] = f"{name}__{self.suffix}"
@@ -130,6 +133,18 @@ class _Converter:
         return self.model
 
 
+def _lift_guards(graph: Any) -> None:
+    """Makes initialisers of constant nodes with a number that float16 rounds to zero, as of those given so already."""
+    from onnx import TensorProto, numpy_helper
+
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        values = [a.t for a in node.attribute if a.name == "value" and a.t.data_type == TensorProto.FLOAT]
+        array = numpy_helper.to_array(values[0]) if values else np.zeros(0, np.float32)
+        if array.size == 1 and array.any() and not array.astype(np.float16).any():
+            graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+            graph.node.remove(node)
+
+
 def to_half(data: bytes, precision: str) -> bytes:
     """A serialised ONNX model with ``fp16`` or ``bf16`` arithmetic and unchanged float32 inputs and outputs.
 
@@ -142,6 +157,7 @@ def to_half(data: bytes, precision: str) -> bytes:
 
     model = onnx.load_model_from_string(data)
     name_nodes(model.graph)
+    _lift_guards(model.graph)
     if precision == "bf16":
         model = _raise_opset(model, 22)  # Conv and pooling take bfloat16 from opset 22 on
     elif any(node.op_type in PAIRS for node in model.graph.node):

@@ -25,6 +25,7 @@ def without_products(data: bytes) -> bytes:
     shapes = {
         v.name: [d.dim_value if d.HasField("dim_value") else -1 for d in v.type.tensor_type.shape.dim] for v in values
     }
+    shapes |= {name: list(array.shape) for name, array in constants.items()}  # not inferred: they have theirs
     nodes: list[Any] = []
     for node in graph.node:
         found, ranks = _product(node, constants), [len(shapes.get(name, [])) for name in node.input[:2]]

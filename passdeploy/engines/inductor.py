@@ -95,7 +95,8 @@ class Inductor(Backend):
         import torch
         from torch._inductor import aoti_compile_and_package
 
-        from passdeploy.engines._aoti import cpu_flags, drop_copies, prepare, single_means_single
+        from passdeploy.engines._aoti import cpu_flags, drop_copies, prepare
+        from passdeploy.tf32 import single_means_single
 
         graph = read_graph(source, target)
         on_gpu = target.compute_capability is not None

@@ -111,7 +111,8 @@ class TorchTensorRt(Backend):
         _check_import()
         import torch_tensorrt
 
-        from passdeploy.engines._aoti import cpu_flags, drop_copies, prepare, single_means_single
+        from passdeploy.engines._aoti import cpu_flags, drop_copies, prepare
+        from passdeploy.tf32 import single_means_single
 
         name_toolkit()
         graph = read_graph(source, target)

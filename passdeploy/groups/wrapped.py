@@ -27,7 +27,8 @@ def plain_network(model: nn.Module) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         raise BadInput("the network is TorchScript, which can't be cut; give the nn.Module it was made from")
     for name, module in model.named_modules():
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+        quantised = type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized"))
+        if quantised and not type(module).__name__.endswith("FloatFunctional"):  # those of networks that are prepared
             raise BadInput(f"the network is quantised ({name}); give the float network, and ask for --precision int8")
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):

@@ -159,7 +159,7 @@ def masked_network(
     masker = Masker(model, groups, prefix)
     masks = as_masks(groups.canonical(structure).masks)
     sites = consumers(masker)
-    graph = trace(masker.model)
+    graph = trace(masker.model, evaluating=True)
     function = masked_graph.plain_input if plain else masked_graph.masked_input
     done = insert_masks(graph, sites, masker.total, everywhere=True, function=function)
     scaled = [item.name for item in masker._scaled if item.name.removesuffix(".weight") not in done]

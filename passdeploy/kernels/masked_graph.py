@@ -8,9 +8,11 @@ operator of its own, or, in a search, is left to the consumer's weights (`passde
 from __future__ import annotations
 
 import operator
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -112,20 +114,34 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def _drawn() -> tuple[object, ...]:
+    """States of the random generators that code of a network's may draw from."""
+    numpy: Any = np.random.get_state()  # noqa: NPY002 - which generators of their own do not touch
+    return torch.get_rng_state().tolist(), random.getstate(), numpy[1].tobytes(), numpy[2]
+
+
+def trace(model: nn.Module, evaluating: bool = False) -> fx.GraphModule:
     """The network's graph; its modules and parameters are the network's own.
+
+    Args:
+        model: The network.
+        evaluating: Whether the graph is only ever going to be run as it is traced, in eval mode.
 
     Raises:
         BadInput: It can't be traced, or what it does was fixed while it was traced.
     """
+    before = _drawn()
     try:
         graph = fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
     except Exception as error:
         line = str(error).strip().splitlines()
         told = line[0][:160] if line else type(error).__name__
         raise BadInput(f"the network's graph cannot be traced ({told})") from None
+    if _drawn() != before:  # blocks that are dropped at random: one draw would stand for all
+        raise BadInput("the network's graph cannot be traced (it draws random numbers in Python)")
     for node in graph.graph.nodes:
-        if node.op == "call_function" and "training" in node.kwargs:
+        fixed = node.op == "call_function" and "training" in node.kwargs
+        if fixed and not (evaluating and node.kwargs["training"] is False):
             raise BadInput(f"the network's graph cannot be traced ({node.name} is told whether it trains)")
     return graph
 

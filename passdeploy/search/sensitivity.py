@@ -9,6 +9,7 @@ group's curve, so that summed importances of removed units are losses, and width
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,7 @@ from passdeploy.placing import place
 from passdeploy.search.method import SearchContext, affordable, training_images
 from passdeploy.search.prompt import InputStage, Prompted
 from passdeploy.tasks import task_of
-from passdeploy.training import autocast, training_device, use_batch_statistics
+from passdeploy.training import autocast, fitting_batch, training_device, use_batch_statistics
 
 SHARES = (0.25, 0.5, 0.75)
 OPERATIONS = 6e11
@@ -100,17 +101,21 @@ def measure(context: SearchContext, magnitude: dict[str, Tensor]) -> dict[str, T
     images, _ = training_images(context.data, count, context.config.seed)
     images = images.to(device, memory_format=how)
     ones = {group.name: torch.ones(group.units, device=device) for group in groups}
+    size = fitting_batch(context.data.train, 256, least=16)  # statistics are those of each part
+    parts, task = images.tensor_split(-(-len(images) // size)), task_of(context.data)
 
-    def outputs(masks: dict[str, Tensor]) -> Tensor:
-        with autocast(device):
-            parts = [masker(masks, part) for part in images.tensor_split(-(-len(images) // 256))]
-        return torch.cat(parts).float()
+    def outputs(masks: dict[str, Tensor]) -> Iterator[Tensor]:
+        for part in parts:
+            with autocast(device):
+                logits = masker(masks, part)
+            yield logits
 
-    reference, task = outputs(ones), task_of(context.data)
+    reference = list(outputs(ones))
 
     def loss(name: str, mask: Tensor) -> float:
         got = outputs({**ones, name: mask.to(device)})
-        return float(task.divergence(got, reference).clamp(0, 20).nan_to_num(20.0))
+        each = [task.divergence(a, b) * len(a) / len(images) for a, b in zip(got, reference, strict=True)]
+        return float(torch.stack(each).sum().clamp(0, 20).nan_to_num(20.0))
 
     importance = {}
     for done, group in enumerate(groups):

@@ -89,28 +89,54 @@ class Task:
         return F.cross_entropy(outputs.float(), labels.long(), ignore_index=self.ignore, label_smoothing=smoothing)
 
     def divergence(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
-        """KL divergence from the reference's softened outputs, averaged over all places."""
+        """KL divergence from the reference's softened outputs, averaged over all places.
+
+        Of a single output, which has no distribution over classes: the mean squared difference over the reference's
+        variance.
+        """
+        if outputs.shape[1] == 1:
+            spread = reference.float().var(correction=0).clamp(min=1e-12)
+            return F.mse_loss(outputs.float(), reference.float()) / spread
         got = F.log_softmax(outputs.float() / temperature, 1)
         wanted = F.log_softmax(reference.float() / temperature, 1)
         places = wanted[0, 0].numel()
         return F.kl_div(got, wanted, log_target=True, reduction="batchmean") / places
 
     def right(self, outputs: Tensor, labels: Tensor) -> tuple[int, int]:
-        """Places that get the right class, and all that count: the curve of a training."""
+        """Places that get the right class, and all that count: the curve of a training.
+
+        Where labels are not one per place, whatever the loss makes of them: what the metric says of this batch.
+        """
+        if labels.shape != (len(outputs), *outputs.shape[2:]):
+            metric = self.metric(outputs.shape[1])
+            metric.add(outputs.detach().float().cpu(), labels.cpu())
+            return round(max(0.0, metric.value()) * len(labels)), len(labels)
         counts = labels != self.ignore
         return int(((outputs.argmax(1) == labels) & counts).sum()), int(counts.sum())
 
     def agreement(self, outputs: Tensor, reference: Tensor) -> float:
-        """Share of the places that get the same class from both."""
+        """Share of the places that get the same class from both; of a single output: the same sign."""
+        if outputs.shape[1] == 1:
+            return float(((outputs > 0) == (reference > 0)).double().mean())
         return float((outputs.argmax(1) == reference.argmax(1)).double().mean())
 
     def augment(
         self, images: Tensor, labels: Tensor, how: Augmentation, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Random changes of a training batch."""
+        """Random changes of a training batch; labels that are one per pixel are flipped and shifted with their images.
+
+        Args:
+            images: (N, 3, H, W).
+            labels: (N, ...).
+            how: What may be done to them.
+            generator: All that is drawn is drawn from it.
+        """
         from passdeploy.feeding import augment
 
-        return augment(images, how, generator), labels
+        if labels.shape != (len(images), *images.shape[2:]):
+            return augment(images, how, generator), labels
+        both = augment(torch.cat([images, labels[:, None].to(images.dtype)], 1), how, generator)
+        return both[:, :-1].contiguous(), both[:, -1].to(labels.dtype)
 
 
 def register(task: type[Task]) -> type[Task]:

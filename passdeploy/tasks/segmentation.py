@@ -10,7 +10,7 @@ from torch import Tensor
 from passdeploy.tasks.base import Task, register
 
 if TYPE_CHECKING:
-    from passdeploy.data.base import Augmentation, ImageData
+    from passdeploy.data.base import ImageData
 
 IGNORE = 255
 """The label of pixels that count nowhere, as in VOC and Cityscapes."""
@@ -58,12 +58,3 @@ class Segmentation(Task):
 
     def metric(self, classes: int) -> MeanIoU:
         return MeanIoU(classes, self.ignore)
-
-    def augment(
-        self, images: Tensor, labels: Tensor, how: Augmentation, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """The labels are flipped and shifted with their images."""
-        from passdeploy.feeding import augment
-
-        both = augment(torch.cat([images, labels[:, None].to(images.dtype)], 1), how, generator)
-        return both[:, :-1].contiguous(), both[:, -1].to(labels.dtype)

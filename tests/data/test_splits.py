@@ -257,3 +257,15 @@ def test_a_set_that_was_cut_is_not_resized_again() -> None:
     data = dataclasses.replace(scripted.data(), preprocess=Preprocess(scripted.SIZE, resize=20))
     with pytest.raises(BadInput, match="leave input_size out"):
         resized(data, (8, 8))
+
+
+def test_a_split_that_draws_at_random_is_refused() -> None:
+    """Its digest would be another one in each process: nothing could be resumed."""
+
+    class Random(ArraySplit):
+        def images(self, indices: torch.Tensor) -> torch.Tensor:
+            return torch.rand(len(indices), 3, 16, 12)
+
+    data = dataclasses.replace(scripted.data(), train=Random(PIXELS, LABELS))
+    with pytest.raises(BadInput, match="train: the same indices give other images each time"):
+        check_data(data, task_of(data))

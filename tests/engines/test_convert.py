@@ -149,3 +149,16 @@ def test_values_that_leave_fp16_are_refused_and_named() -> None:
 def test_a_graph_without_matrix_products_has_no_input_stage() -> None:
     model = onnx.load_model_from_string(tiny(1.0, [("Relu", ["images"], "a"), ("Neg", ["a"], "logits")]))
     assert input_stage(model.graph) == set()
+
+
+class Guarded(nn.Module):
+    """Divides zeros by a norm that a tiny number keeps above zero, as Swin v2 does with the keys of padded tokens."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images + nn.functional.normalize(images * 0, dim=1, eps=1e-12)).mean((2, 3))
+
+
+def test_what_guards_a_division_by_zero_does_not_become_zero() -> None:
+    images = torch.rand(2, 3, 8, 8)
+    half = to_half(export_model(Guarded().eval(), (3, 8, 8), 1).SerializeToString(), "fp16")
+    np.testing.assert_allclose(run(half, images.numpy()), images.mean((2, 3)).numpy(), atol=2e-3)

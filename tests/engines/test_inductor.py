@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from passdeploy.engines import _common
-from passdeploy.engines._aoti import CudaAotiRunner, cpu_flags, drop_copies, prepare, single_means_single
+from passdeploy.engines._aoti import CudaAotiRunner, cpu_flags, drop_copies, prepare
 from passdeploy.engines.base import CompileInput, Engine, get_backend
 from passdeploy.engines.files import load_engine
 from passdeploy.errors import BadInput
+from passdeploy.tf32 import single_means_single
 from tests.engines.conftest import CPU, SIZE, Case, difference
 
 INDUCTOR = get_backend("inductor")

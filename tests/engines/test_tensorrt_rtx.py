@@ -6,10 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from passdeploy.engines._trt import Options, capabilities
+from passdeploy.engines._turing import without_products
 from passdeploy.engines.base import CompileInput, Engine, get_backend, require
 from passdeploy.engines.files import load_engine
 from passdeploy.engines.tensorrt_rtx import KNOWN, TensorRtRtx
@@ -236,3 +240,18 @@ def test_full_tensorrt_says_what_is_missing_or_that_it_needs_the_gpu() -> None:
     backend = get_backend("tensorrt")
     reason = backend.available(replace(A100, backend="tensorrt"))
     assert reason and ("libraries are not installed; pip install" in reason or "no NVIDIA A100 is attached" in reason)
+
+
+def test_a_product_whose_left_side_is_constant_is_none_for_turing() -> None:
+    """Of graphs that were cut shapes are inferred, and inference names none of initialisers."""
+    rows = np.random.default_rng(0).random((3, 5), dtype=np.float32)
+    given = helper.make_tensor_value_info("images", TensorProto.FLOAT, [2, 5, 4])
+    made = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [2, 3, 4])
+    node = helper.make_node("MatMul", ["rows", "images"], ["logits"])
+    graph = helper.make_graph([node], "left", [given], [made], [numpy_helper.from_array(rows, "rows")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    turing = without_products(model.SerializeToString())
+    assert "MatMul" not in {n.op_type for n in onnx.load_model_from_string(turing).graph.node}
+    images = np.random.default_rng(1).random((2, 5, 4), dtype=np.float32)
+    session = ort.InferenceSession(turing, providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"images": images})[0], rows @ images, rtol=1e-5)

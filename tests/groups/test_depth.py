@@ -9,7 +9,7 @@ from passdeploy.groups.check import masked_against_thin
 from passdeploy.groups.depth import branches
 from passdeploy.models import build
 from passdeploy.structure import Structure
-from passdeploy.surgery import relative_difference, thin
+from passdeploy.surgery import Zero, relative_difference, thin
 from tests.groups.nets import EvenSides, MadeUp, PreActivation, ready
 
 
@@ -173,3 +173,29 @@ class Layer(nn.Module):
 def test_two_branches_of_one_layer_have_names_of_their_own() -> None:
     model = nn.Sequential(nn.Flatten(2), Layer(), Layer(), nn.Flatten(), nn.Linear(3 * 8, 2))
     assert [b.name for b in branches(model)[0]] == ["1.first", "1.second", "2.first", "2.second"]
+
+
+def test_a_zero_of_another_shape_has_the_rank_of_what_it_stands_for() -> None:
+    """What drops branches per image asks for the first dimension."""
+    assert Zero(like=False)(torch.rand(2, 4, 3, 3)).shape == (1, 1, 1, 1)
+
+
+class _Prepared(nn.Module):
+    """Adds as networks do that are meant to be quantised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 4, 1), nn.Linear(4, 2)
+        self.add = torch.ao.nn.quantized.FloatFunctional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc(self.add.add(x, self.b(self.a(x).relu())).mean((2, 3)))
+
+
+def test_additions_that_are_prepared_for_quantisation_are_ordinary_ones() -> None:
+    network, images = ready(_Prepared()), torch.rand(2, 3, 6, 6)
+    groups = find_groups(network, images[:1])
+    assert sum(group.kind == "depth" for group in groups.groups) == 1
+    masks = {group.name: tuple(i % 2 == 0 for i in range(group.units)) for group in groups.groups}
+    assert masked_against_thin(network, groups, Structure(masks), images) <= 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from functools import cache
 
@@ -275,3 +276,42 @@ def test_the_plain_masked_network_is_an_onnx_file_with_everything_still_in_it() 
         expected = Prompted(model.stage, thin(model.network, groups, structure).eval())(torch.from_numpy(images))
     got = torch.from_numpy(onnx_function(proto.SerializeToString())(images))
     assert relative_difference(expected, got) <= 1e-4
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1).item()])
+def test_a_network_that_drops_blocks_at_random_is_not_traced(draw: Callable[[], float]) -> None:
+    """One draw would stand for every step: blocks that it dropped would never train."""
+
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images if self.training and draw() < 0.5 else self.conv(images)
+
+    model = Dropping()
+    with pytest.raises(BadInput, match="draws random numbers in Python"):
+        trace(model.train())
+    assert trace(model.eval()).graph.nodes
+
+
+def test_a_functional_dropout_is_no_reason_to_refuse_the_masked_network() -> None:
+    class Dropout(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.dropout(self.a(x), 0.5, self.training))
+
+    model, images = Dropout().eval(), torch.rand(2, 3, 12, 12)
+    groups = find_groups(model, images[:1])
+    structure = random_structure(groups, 0)
+    assert (
+        relative_difference(
+            masked_network(model, groups, structure, plain=True)(images), thin(model, groups, structure)(images)
+        )
+        < 1e-5
+    )
+    assert type(search_masker(model.train(), groups)) is Masker

@@ -22,7 +22,7 @@ from passdeploy.feeding import training_batches
 from passdeploy.models.unet import UNet
 from passdeploy.subject import load_subject
 from passdeploy.tasks import get_task, known, task_of
-from passdeploy.tasks.base import registered
+from passdeploy.tasks.base import Task, registered
 from passdeploy.training import TrainSettings, evaluate, train
 from tests import scripted
 
@@ -270,3 +270,59 @@ def test_a_segmentation_network_through_the_whole_run(one_thread: None, tmp_path
         said = (tmp_path / "run" / page).read_text()
         assert "top-1 accuracy" not in said
         assert "ean intersection over union" in said
+
+
+class Depth(Task):
+    """A task of one's own: a number per pixel."""
+
+    name = "depth"
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+        return nn.functional.mse_loss(outputs[:, 0], labels.float())
+
+
+def test_labels_per_pixel_move_with_their_images_whatever_the_task() -> None:
+    labels = torch.arange(4 * 8 * 6).reshape(4, 8, 6)
+    images = (labels[:, None] / 192).expand(-1, 3, -1, -1).contiguous()
+    generator = torch.Generator().manual_seed(0)
+    moved, where = Depth().augment(images, labels, Augmentation(flip=True, shift=2), generator)
+    assert not torch.equal(where, labels) and where.dtype == labels.dtype
+    torch.testing.assert_close(moved[:, 0] * 192, where.float())
+
+
+class Share:
+    """A metric of several labels an image: how many are right."""
+
+    def __init__(self) -> None:
+        self.right, self.seen = 0, 0
+
+    def add(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
+        self.right += int(((outputs > 0) == (labels > 0)).sum())
+        self.seen += labels.numel()
+
+    def value(self) -> float:
+        return self.right / max(1, self.seen)
+
+
+class Tags(Task):
+    """A task of one's own: several labels an image, or one that is there or not."""
+
+    name = "tags"
+
+    def metric(self, classes: int) -> Share:
+        return Share()
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_curve_of_labels_that_are_no_places_is_the_metric(classes: int) -> None:
+    outputs = torch.tensor([[1.0], [-1.0], [1.0], [1.0]]).expand(4, classes)
+    assert Tags().right(outputs, torch.tensor([[1], [0], [1], [0]]).expand(4, classes)) == (3, 4)
+
+
+def test_a_single_output_is_a_number() -> None:
+    """Softmax would make of every one the same."""
+    reference = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
+    assert Tags().divergence(reference, reference).item() == 0
+    assert Tags().divergence(torch.zeros_like(reference), reference).item() == pytest.approx(1, rel=0.1)
+    assert Tags().divergence(0.9 * reference, reference) < Tags().divergence(0.5 * reference, reference)
+    assert Tags().agreement(-reference, reference) == 0 and Tags().agreement(2 * reference, reference) == 1
