@@ -304,9 +304,9 @@ def reestimate_batch_norm(
     device = next(model.parameters()).device
     training = model.training
     use_batch_statistics(model)
-    how = laid_out(model, data.train.images(order[:1]).to(device))
     parts = order.tensor_split(-(-len(order) // batch))  # as large as each other: each counts as much
     with single_means_single():
+        how = laid_out(model, data.train.images(order[:1]).to(device))
         for some in images_of(data.train, [part for part in parts if len(part) > 1], batch):
             model(some.to(device, memory_format=how, non_blocking=True))
     for norm, momentum in zip(norms, momenta, strict=True):
