@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +28,9 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network",
 _HELPERS = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 """Prefixes of torchvision's auxiliary classifiers, which help a training only and are not built here."""
 
+_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+"""Names in the DenseNets that torchvision publishes, of a time when a module's name could have a dot in it."""
+
 PACKAGED = Path(__file__).parent / "models" / "weights"
 
 
@@ -35,7 +40,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Reads safetensors and tensor-only ``.pth``/``.pt`` files, also inside ``{"state_dict": ...}`` and the like, and
     with the name prefixes that `DataParallel`, `DistributedDataParallel`, `AveragedModel`, `torch.compile` and the
     usual Lightning modules (``model.``, ``net.``) add.
-    Halves are converted to the model's own type.
+    Halves are converted to the model's own type. Names of older versions are those that the modules' own loading, or
+    torchvision's, gives them.
 
     Args:
         model: Takes the weights, on whatever device it is.
@@ -49,7 +55,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     own = model.state_dict()
     if any(isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer) for value in own.values()):
         raise BadInput(f"{path}: the model has lazy layers without a shape; run one forward pass in its factory first")
-    state = _fill_aliases(own, _match_names(own, read_state(path)))
+    state = _match_names(own, read_state(path))
+    if state.keys() != own.keys():
+        state = _fill_aliases(own, _renamed(model, state))
     _check_names_and_shapes(path, own, state)
     _check_values(path, own, state)
     with torch.no_grad():
@@ -230,6 +238,29 @@ def _match_names(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[st
         if not any(name.startswith(helper) for name in own):
             state = {name: value for name, value in state.items() if not name.startswith(helper)}
     return state
+
+
+def _renamed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a file holds, under the names that the model's modules give it as they load it.
+
+    torchvision publishes its vision transformers with names of an older version, and frozen norms have no batch
+    counter. Shapes do not matter here: the number of classes is told of later.
+    """
+    names: dict[str, Tensor] = {}
+
+    def load(module: nn.Module, given: dict[str, Tensor], prefix: str) -> None:
+        # Renames in place, in a step of `load_state_dict`; what does not fit goes into lists that nobody reads.
+        module._load_from_state_dict(given, prefix, {}, False, [], [], [])
+        children = {f"{prefix}{name}.": child for name, child in module.named_children()}
+        for start, child in children.items():
+            load(child, {name: value for name, value in given.items() if name.startswith(start)}, start)
+        names.update((name, value) for name, value in given.items() if not name.startswith(tuple(children)))
+
+    try:
+        load(copy.deepcopy(model), {_DENSE_LAYER.sub(r"\1\2", name): value for name, value in state.items()}, "")
+    except Exception:  # code of the network's, which expects other weights
+        return state
+    return names
 
 
 def _fill_aliases(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:

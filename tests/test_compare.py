@@ -27,10 +27,12 @@ from passdeploy.compare.statistics import budgets, cells, curve, equal_accuracy,
 from passdeploy.compare.table import markdown, note, render
 from passdeploy.config import make_config
 from passdeploy.data.base import ImageData, SubSplit
+from passdeploy.engines.base import get_backend
 from passdeploy.errors import BadInput, NotWritten
 from passdeploy.pipeline import Run
 from passdeploy.reporting import format as f
 from passdeploy.search import method as search_method
+from passdeploy.targets import resolve
 from passdeploy.workspace import write_json
 from tests import scripted
 
@@ -209,6 +211,24 @@ def test_tables_say_what_the_accuracies_are() -> None:
     assert "the networks' in fp32, speed-ups the int8 engines'" in said(precision="int8", accuracy_of="network")
     assert "Accuracy is the mean IoU." in said(metric="mean IoU")
     assert "ccurac" not in said()
+
+
+def test_budgets_in_macs_are_not_called_speed() -> None:
+    found = [replace(row, axis="macs", macs=row.dense_macs / float(row.ratio or 1), ratio=1.1) for row in rows()]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render(found, "test"))
+    for page in (html(found, "test"), markdown(found, "test"), " ".join(console.export_text().split())):
+        assert "2x fewer MACs" in page and "Fewer MACs at equal accuracy" in page and "times fewer there" in page
+        assert "its speed-up there" not in page and "closed loop" not in page
+        assert "speed-ups are measured, but nothing was steered by them" in page
+    assert "its speed-up there" in html(rows(), "test") and "closed loop" in html(rows(), "test")
+
+
+@pytest.mark.parametrize("axis", ["latency", "macs"])
+def test_what_was_only_predicted_is_not_called_measured(axis: str) -> None:
+    found = [replace(row, axis=axis, ratio=None, ratio_ci95=None, status="unverified") for row in rows()]
+    assert "othing was measured" in note(found, "test") and "are measured" not in note(found, "test")
+    assert "closed loop" not in html(found, "test")
 
 
 @pytest.mark.parametrize("text", ["", "a", "0,0", "0,00", "7,1,01", "-1", "1.5"])
@@ -504,3 +524,23 @@ def test_what_the_inputs_of_a_comparison_are(tmp_path: Path) -> None:
     fewer = scripted.data()
     fewer.train = SubSplit(fewer.train, torch.arange(200))
     assert inputs(images=fewer) != inputs() == inputs()
+
+
+@pytest.mark.parametrize("changed", ["huge pages", "version", "target"])
+def test_rows_measured_under_other_conditions_are_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    torch.manual_seed(1)
+    network = scripted.tiny_resnet()
+
+    def inputs(**settings: object) -> str:
+        config = make_config({**CONFIG, **settings})
+        return Plan(config, (), (0,), tmp_path, RowFile(tmp_path / "r"), network, scripted.data()).inputs
+
+    before = inputs()
+    if changed == "huge pages":
+        monkeypatch.setattr("passdeploy.compare.runner.cpu_stamp", lambda: "this one, huge pages")
+    elif changed == "version":
+        backend = type(get_backend(resolve("cpu", backend=make_config(CONFIG).backend).backend))
+        monkeypatch.setattr(backend, "libraries", lambda self: "99.0")
+    assert inputs(**({"threads": 2} if changed == "target" else {})) != before

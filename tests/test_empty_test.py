@@ -60,6 +60,10 @@ def test_a_comparison_by_them_is_refused_at_once(single: Path, tmp_path: Path) -
     outcome = compare(given, "l1", "0", tmp_path / "compared", split="validation", data=without_tests())
     assert not outcome.failed
     assert [(row.split, row.accuracy is None) for row in outcome.rows] == [("validation", False)]
+    page = (tmp_path / "compared" / "compare.md").read_text()
+    with pytest.raises(BadInput, match=r"stripes has no test images"):
+        compare(given, "l1", "0", tmp_path / "compared", data=without_tests())
+    assert (tmp_path / "compared" / "compare.md").read_text() == page, "nothing is left to run, and nothing to show"
 
 
 def test_a_study_of_them_is_refused_before_it_runs(tmp_path: Path) -> None:

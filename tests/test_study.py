@@ -94,6 +94,18 @@ def test_an_arm_that_missed_its_budget_is_named() -> None:
     assert differences(rows, "pass")[0] == "no depth, against pass: at 2x infeasible."
 
 
+def test_an_arm_is_not_blamed_for_what_the_reference_lacks() -> None:
+    rows = [replace(ROW, accuracy=None, status="infeasible"), replace(ROW, method="no depth", accuracy=0.9)]
+    assert differences(rows, "pass")[0] == "no depth, against pass: at 2x nothing to compare with (pass: infeasible)."
+    two = [
+        replace(ROW, method="no depth", accuracy=None, status="infeasible"),
+        replace(ROW, method="no depth", accuracy=0.9, seed=1),
+        ROW,
+        replace(ROW, accuracy=None, status="infeasible", seed=1),
+    ]
+    assert "(pass: 1 within budget, 1 infeasible)" in differences(two, "pass")[0]
+
+
 def test_a_conclusion_says_which_engines_are_over_budget() -> None:
     rows = [ROW, replace(ROW, method="no depth", accuracy=0.92, status="over_budget")]
     assert differences(rows, "pass")[0].endswith("+2.00 points at 2x (engines over budget: 1 of no depth).")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from passdeploy import models
+from passdeploy._torchvision import torchvision
 from passdeploy.data import load, resized
 from passdeploy.errors import BadInput
 from passdeploy.weights import PACKAGED, load_weights, packaged_weights, save_weights
@@ -332,3 +334,60 @@ def test_packaged_weights() -> None:
         assert packaged_weights(model, resized(data, (64, 64))) is None
         other = replace(data.preprocess, mean=(0.5, 0.5, 0.5))
         assert packaged_weights(model, replace(data, preprocess=other)) is None
+
+
+def test_names_that_modules_change_as_they_load(tmp_path: Path) -> None:
+    """torchvision's vision transformers are published so."""
+
+    def transformer(classes: int) -> nn.Module:
+        return torchvision().models.VisionTransformer(32, 16, 2, 2, 16, 32, num_classes=classes)
+
+    theirs = transformer(10)
+    old = {
+        name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): value
+        for name, value in theirs.state_dict().items()
+    }
+    assert "encoder.layers.encoder_layer_1.mlp.linear_2.bias" in old
+    torch.save(old, tmp_path / "vit.pth")
+    ours = transformer(10)
+    load_weights(ours, tmp_path / "vit.pth")
+    assert same(ours, theirs)
+    assert "tell 10 classes apart, the data has 7" in refusal(transformer(7), tmp_path / "vit.pth")
+    torch.save(
+        {name: value for name, value in old.items() if "layer_1.mlp.linear_2" not in name}, tmp_path / "less.pth"
+    )
+    assert "2 of " in (said := refusal(transformer(10), tmp_path / "less.pth")) and "names missing" in said
+
+
+def test_names_of_published_densenets(tmp_path: Path) -> None:
+    theirs = torchvision().models.DenseNet(4, (2, 2), 8, num_classes=5)
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): value
+        for name, value in theirs.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer2.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet.pth")
+    ours = torchvision().models.DenseNet(4, (2, 2), 8, num_classes=5)
+    load_weights(ours, tmp_path / "densenet.pth")
+    assert same(ours, theirs)
+
+
+def test_norms_that_were_frozen_since(tmp_path: Path) -> None:
+    def network(norm: type[nn.Module]) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), norm(4))
+
+    theirs, ours = network(nn.BatchNorm2d), network(torchvision().ops.FrozenBatchNorm2d)
+    theirs[1].running_mean = torch.rand(4)  # type: ignore[index]
+    save_weights(theirs, tmp_path / "w.safetensors")
+    load_weights(ours, tmp_path / "w.safetensors")
+    assert torch.equal(ours[1].running_mean, theirs[1].running_mean)  # type: ignore[index]
+
+
+def test_loading_code_that_fails_is_no_reason_to(tmp_path: Path) -> None:
+    class Own(nn.Linear):
+        def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+            raise KeyError(state_dict[prefix + "none"])
+
+    torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "w.pth")
+    assert "1 of 2 names missing (first: bias)" in refusal(Own(2, 2), tmp_path / "w.pth")

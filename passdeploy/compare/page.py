@@ -10,7 +10,17 @@ from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.rows import Row
 from passdeploy.compare.runner import Outcome
 from passdeploy.compare.statistics import budgets, cells, equal_accuracy, reference_of
-from passdeploy.compare.table import EQUAL_HEAD, HEAD, equal_lines, lines, lost, markdown, note
+from passdeploy.compare.table import (
+    HEAD,
+    budget_title,
+    equal_lines,
+    equal_texts,
+    lines,
+    lost,
+    markdown,
+    note,
+    stages,
+)
 from passdeploy.workspace import write_atomic, write_json
 
 
@@ -23,6 +33,7 @@ def summary(
         "schema": "passdeploy.comparison/1",
         "split": split,
         "reference": reference,
+        "axis": rows[0].axis if rows else None,
         "cells": [dataclasses.asdict(cell) for cell in cells(rows, split, reference)],
         "equal_accuracy": [dataclasses.asdict(item) for item in equal_accuracy(rows, split, reference)],
         "failed": dict(failed or {}),
@@ -44,11 +55,12 @@ def html(rows: Sequence[Row], split: str, reference: str | None = None, failed: 
             reference=reference,
             figure=tradeoff(rows, split, reference),
             head=[name.format(reference) for name in HEAD],
-            tables=[(budget, lines(found, budget)) for budget in budgets(rows)],
-            equal_head=[name.format(reference) for name in EQUAL_HEAD],
+            tables=[(budget_title(rows, budget), lines(found, budget)) for budget in budgets(rows)],
+            equal_texts=equal_texts(rows, reference),
             equal=equal_lines(equal_accuracy(rows, split, reference)),
             note=note(rows, split) if rows else "",
             failed=failed or {},
+            stages=stages(rows),
         )
     )
 

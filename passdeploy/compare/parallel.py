@@ -90,8 +90,7 @@ def run_on_gpus(plan: Plan, gpus: Sequence[str], ui: Ui | None = None) -> Outcom
         raise BadInput(f"--gpus with --target {plan.target.name}: what trains beside a measurement on a CPU is in its "
                        "latencies; leave --gpus out, or give a GPU as --target")  # fmt: skip
     todo = missing(plan)
-    if todo:
-        refuse_no_test(plan)
+    refuse_no_test(plan)
     free: queue.Queue[str] = queue.Queue()
     for gpu in gpus:
         free.put(gpu)

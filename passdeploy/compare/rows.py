@@ -41,7 +41,8 @@ class Row:
         steps: Training steps of search and fine-tuning together.
         settings: Digest of all that the compared methods share: only rows of equal settings can be compared.
         device: The target's.
-        inputs: Digest of network, data and version: a row of others is run again. Empty: from before it was kept.
+        inputs: Digest of network, data, versions and what measures (`Plan.inputs`): a row of others is run again.
+            Empty: from before it was kept.
         own: Digest of the method and of what it alone depends on: a row of another is run again, and those of the other
             methods are not. Empty: from before it was kept.
         extra: What a study adds, and what the accuracy is where that is not a network's top-1.

@@ -191,7 +191,8 @@ def place(row: Row) -> float | None:
 class EqualAccuracy:
     """How fast a method is where it is as accurate as the reference at one of its budgets.
 
-    Over the seeds that both have: another seed is another accuracy.
+    Over the seeds that both have: another seed is another accuracy. Where budgets are in MACs, "fast" is how many times
+    fewer of them there are.
 
     Attributes:
         method: Compared with the reference.

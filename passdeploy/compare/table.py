@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passdeploy.compare.rows import Row
@@ -31,7 +32,8 @@ def _accuracy(cell: Cell, most: int) -> str:
     return _share(cell.accuracy) + few + (f" {OVER}" if cell.over_budget else "")
 
 
-def _outcome(cell: Cell) -> str:
+def outcomes(cell: Cell) -> str:
+    """What became of a method's seeds at a budget."""
     counted = Counter(cell.statuses)
     if len(counted) == 1:
         only = next(iter(counted)).replace("_", " ")
@@ -51,7 +53,7 @@ def lines(found: Sequence[Cell], budget: str) -> list[tuple[str, ...]]:
             f.times(cell.ratio.value if cell.ratio else None),
             f.times(cell.reduction.value if cell.reduction else None),
             f.seconds(cell.seconds),
-            _outcome(cell),
+            outcomes(cell),
         )
         for cell in found
     ]
@@ -72,7 +74,30 @@ def equal_lines(found: Sequence[EqualAccuracy]) -> list[tuple[str, ...]]:
     ]
 
 
-EQUAL_HEAD = ("budget", "accuracy", "{}", "method", "its speed-up there", "factor")
+def budget_title(rows: Sequence[Row], budget: str) -> str:
+    """``2x``, or ``2x fewer MACs``."""
+    return budget if rows[0].axis == "latency" else f"{budget} fewer MACs"
+
+
+@dataclass(frozen=True)
+class EqualTexts:
+    """What the table of equal accuracy is called, what it shows, and its columns."""
+
+    title: str
+    text: str
+    head: tuple[str, ...]
+
+
+def equal_texts(rows: Sequence[Row], reference: str) -> EqualTexts:
+    """By what the budgets are in."""
+    latency = not rows or rows[0].axis == "latency"
+    what = "fast each method is" if latency else "many times fewer MACs each method has"
+    return EqualTexts(
+        "Speed-up at equal accuracy" if latency else "Fewer MACs at equal accuracy",
+        f"How {what} where it has {reference}'s accuracy, linear from the dense network through its budgets; a dash: "
+        "outside of what was run.",
+        ("budget", "accuracy", reference, "method", "its speed-up there" if latency else "times fewer there", "factor"),
+    )
 
 
 def _judged_on(rows: Sequence[Row], split: str) -> str:
@@ -107,10 +132,30 @@ def note(rows: Sequence[Row], split: str) -> str:
     return (
         f"{rows[0].model} on {rows[0].data}, {split} split, seed{'s' if len(seeds) > 1 else ''} "
         f"{', '.join(map(str, seeds))}; {rows[0].device}. {shared}{_judged_on(rows, split)}{interval}{over}"
-        + ("Speed-ups are measured on the compiled engines, interleaved with the dense one."
-           if rows[0].axis == "latency"
-           else "Budgets are in MACs; speed-ups are measured, but nothing was steered by them.")
-    )  # fmt: skip
+        f"{_measured(rows)}"
+    )
+
+
+def nothing_measured(rows: Sequence[Row]) -> bool:
+    """Whether all that is said of budgets is a prediction: the target's engines can't be timed here."""
+    return all(row.ratio is None for row in rows) and any(row.status == "unverified" for row in rows)
+
+
+def _measured(rows: Sequence[Row]) -> str:
+    """What speed-ups are, in words."""
+    none = nothing_measured(rows)
+    if rows[0].axis == "macs":
+        steered = "nothing was measured" if none else "speed-ups are measured, but nothing was steered by them"
+        return f"Budgets are in MACs; {steered}."
+    if none:
+        return "Nothing was measured: that budgets are met is what the latency model predicts."
+    return "Speed-ups are measured on the compiled engines, interleaved with the dense one."
+
+
+def stages(rows: Sequence[Row]) -> str:
+    """What a row is, in words."""
+    closed = bool(rows) and rows[0].axis == "latency" and not nothing_measured(rows)
+    return f"Every row is a whole run: search, {'closed loop, ' if closed else ''}fine-tuning, compiled engine."
 
 
 def lost(failed: Mapping[str, str]) -> str:
@@ -129,15 +174,13 @@ def markdown(rows: Sequence[Row], split: str, reference: str | None = None) -> s
     head = tuple(title.format(reference) for title in HEAD)
     parts = [note(rows, split)]
     for budget in budgets(rows):
-        parts.append(f"### {budget}{'' if rows[0].axis == 'latency' else ' fewer MACs'}")
+        parts.append(f"### {budget_title(rows, budget)}")
         parts.append(table(head, [[escape(cell) for cell in line] for line in lines(found, budget)]))
     equal = equal_lines(equal_accuracy(rows, split, reference))
     if equal:
-        parts.append("### Speed-up at equal accuracy")
-        parts.append(f"How fast each method is where it has {reference}'s accuracy, linear from the dense network "
-                     f"through its budgets; a dash: outside of what was run.")  # fmt: skip
-        head = tuple(title.format(reference) for title in EQUAL_HEAD)
-        parts.append(table(head, [[escape(cell) for cell in line] for line in equal]))
+        texts = equal_texts(rows, reference)
+        parts += [f"### {texts.title}", texts.text]
+        parts.append(table(texts.head, [[escape(cell) for cell in line] for line in equal]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -151,20 +194,22 @@ def render(rows: Sequence[Row], split: str, reference: str | None = None) -> Ren
     if not rows:
         return Text("No results yet.")
     found = cells(rows, split, reference)
+    head = tuple(title.format(reference) for title in HEAD)
     parts: list[RenderableType] = []
 
     def add(title: str, head: Sequence[str], body: Sequence[Sequence[str]], left: tuple[str, ...]) -> None:
         shown = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="dim")
         for name in head:
-            shown.add_column(Text(name.format(reference)), justify="left" if name in left else "right")
+            shown.add_column(Text(name), justify="left" if name in left else "right")
         for line in body:
             shown.add_row(*map(Text, line))  # names may hold brackets, which would be taken for markup
         parts.append(shown)
 
     for budget in budgets(rows):
-        add(f"\n{budget}", HEAD, lines(found, budget), ("method", "outcome"))
+        add(f"\n{budget_title(rows, budget)}", head, lines(found, budget), ("method", "outcome"))
     equal = equal_lines(equal_accuracy(rows, split, reference))
     if equal:
-        add("\nspeed-up at equal accuracy", EQUAL_HEAD, equal, ("budget", "method"))
+        texts = equal_texts(rows, reference)
+        add(f"\n{texts.title}", texts.head, equal, ("budget", "method"))
     parts.append(Text("\n" + note(rows, split), style="dim"))
     return Group(*parts)

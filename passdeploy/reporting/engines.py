@@ -67,7 +67,7 @@ class Alternative(Section):
     speedup: Number = Field(default=None, description="Over the dense engine in the run's own precision, interleaved.")
     speedup_ci95: Interval = None
     meets_budget: bool | None = Field(
-        default=None, description="Judged as the pruned engine is; null when it was not measured."
+        default=None, description="Its latency, judged as the pruned engine's is; null when it was not measured."
     )
 
 

@@ -26,6 +26,19 @@ def milliseconds(ms: float | None, digits: int = 3) -> str:
     return f"{significant(ms, digits)} ms" if ms >= 1 else f"{significant(ms * 1000, digits)} µs"
 
 
+def beside(ms: float | None, limit: float | None) -> str:
+    """A time in as many digits as it takes to see on which side of a limit it lies: ``1.004 ms`` beside 1 ms."""
+    if ms is None or limit is None or ms == limit:
+        return milliseconds(ms)
+    digits = next((d for d in (3, 4, 5) if milliseconds(ms, d) != milliseconds(limit, d)), 6)
+    return milliseconds(ms, digits)
+
+
+def capital(text: str) -> str:
+    """With a capital at the start; the others stay as they are (``mAP``)."""
+    return text[:1].upper() + text[1:]
+
+
 def seconds(value: float | None) -> str:
     """``9.7 s``, ``1 min 28 s``, ``2 h 5 min``; a dash for None."""
     if value is None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from passdeploy.reporting import alternatives, layers, plots
+from passdeploy.reporting import alternatives, layers, masked, plots
 from passdeploy.reporting import format as f
 from passdeploy.reporting import verdict as v
 from passdeploy.reporting.schema import Report
@@ -32,7 +32,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    result.globals.update(f=f, v=v, alternatives=alternatives, layers=layers)
+    result.globals.update(f=f, v=v, alternatives=alternatives, layers=layers, masked=masked)
     result.globals.update(share_bar=plots.share_bar, pair_bar=plots.pair_bar)
     return result
 
@@ -116,11 +116,11 @@ def tiles(report: Report) -> list[Tile]:
     if dense_latency is None:
         # Of an infeasible budget only the fastest there is was measured, which has a tile of its own.
         note = "; ".join(part for part in ("" if report.status == "infeasible" else "not measured", budget) if part)
-    result.append(Tile(f"Latency, {report.budget.percentile}", f.milliseconds(latency), note))
+    result.append(Tile(f"Latency, {report.budget.percentile}", f.beside(latency, time), note))
     kept = pruned.accuracy if pruned else None
     change = v.accuracy_change(report)
     note = (f"{f.points(change)}; " if change is not None else "") + f"dense {f.percent(dense.accuracy)}"
-    result.append(Tile(v.metric(report).capitalize(), f.percent(kept), note))
+    result.append(Tile(f.capital(v.metric(report)), f.percent(kept), note))
     macs = f.count(pruned.macs) if pruned else f.NONE
     note = f"{f.times(speed.macs)} fewer than {f.count(dense.macs)}" if speed.macs else f"dense {f.count(dense.macs)}"
     result.append(Tile("MACs per image", macs, note))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from passdeploy.reporting import alternatives, layers
+from passdeploy.reporting import alternatives, layers, masked
 from passdeploy.reporting import format as f
 from passdeploy.reporting.schema import Report
 from passdeploy.reporting.verdict import (
     Check,
     asked,
     checks,
-    masking,
-    masking_said,
     numbers,
     removed_with_block,
     setting,
@@ -139,8 +137,8 @@ def _whole(report: Report) -> str:
 def _masked(report: Report) -> str:
     if report.masked is None:
         return ""
-    rows = masking(report)
-    text = f"## Masked is not thin\n\n{escape(masking_said(report))}"
+    rows = masked.rows(report)
+    text = f"## Masked is not thin\n\n{escape(masked.said(report))}"
     return text + ("\n\n" + table(("engine", "latency p50", "speed-up"), rows) if rows else "")
 
 

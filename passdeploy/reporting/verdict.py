@@ -126,12 +126,15 @@ def unchanged(report: Report) -> bool:
     return report.pruned is not None and report.pruned.macs == report.dense.macs and report.speedup.macs in (1.0, None)
 
 
+def pace(ratio: float) -> tuple[str, str]:
+    """A measured ratio in words: ``2.07×`` and ``faster``, ``1.05×`` and ``slower``."""
+    return (f.times(1 / ratio), "slower") if ratio < 0.995 else (f.times(ratio), "faster")
+
+
 def verdict(report: Report) -> Verdict:
     """The headline of a report."""
     speed = report.speedup
-    faster = f"{f.times(speed.latency)} faster" if speed.latency is not None else "Pruned"
-    if speed.latency is not None and speed.latency < 0.995:
-        faster = f"{f.times(1 / speed.latency)} slower"
+    faster = " ".join(pace(speed.latency)) if speed.latency is not None else "Pruned"
     change = accuracy_change(report)
     cost = f" at {f.points(change)} of {metric(report)}" if change is not None else ""
     budget = asked(report)
@@ -158,13 +161,14 @@ def verdict(report: Report) -> Verdict:
         which = f" ({', '.join(failed)})" if failed else ""
         detail = "A step does not compute the same function as the one before it. Nothing was shipped."
         return Verdict("bad", "not equivalent", f"The proof failed{which}", detail)
-    return Verdict("bad", "accuracy below floor", f"{faster}, but not accurate enough", _below_floor(report))
+    what = "The dense network is inside the budget" if unchanged(report) else faster
+    return Verdict("bad", "accuracy below floor", f"{what}, but not accurate enough", _below_floor(report))
 
 
 def _below_floor(report: Report) -> str:
     """What was held against the floor: accuracy on validation images, which is not the one that the tables show."""
     floor, judged = report.budget.min_accuracy, report.budget.judged_accuracy
-    name = metric(report).capitalize()
+    name = f.capital(metric(report))
     is_what = "is below" if judged is None else f"is {f.percent(judged)}, below"
     asked_for = "what was asked for" if floor is None else f"the {f.percent(floor)} that were asked for"
     return f"{name} on validation images {is_what} {asked_for}."
@@ -200,7 +204,7 @@ def _reached(report: Report) -> str:
         reached = percentile_ms(report, "pruned")
         if reached is None:
             return f"Too few calls were timed to tell {report.budget.percentile}, against a budget of {asked(report)}"
-        return f"{f.milliseconds(reached)} against a budget of {asked(report)}"
+        return f"{f.beside(reached, budget_ms(report))} against a budget of {asked(report)}"
     speed, interval = report.speedup.latency, report.speedup.latency_ci95
     close = speed is not None and 0 < abs(speed / _factor(report) - 1) < 0.005  # which side of it is to be seen
     ratio = f.times(speed, 3 if close else 2) + (f" (95 %: {f.interval(interval)})" if interval else "")
@@ -234,7 +238,7 @@ def _reachable(report: Report) -> str:
     best = report.reachable
     if best is None or (best.latency_ms is None and best.speedup is None):
         return "The budget lies below what is left when everything prunable is gone."
-    amount = f.milliseconds(best.latency_ms) if best.latency_ms is not None else f.times(best.speedup)
+    amount = f.beside(best.latency_ms, budget_ms(report)) if best.latency_ms is not None else f.times(best.speedup)
     ratio = f" ({f.times(best.speedup)})" if best.latency_ms is not None and best.speedup is not None else ""
     how = "measured" if best.measured else "predicted, nothing was measured"
     in_time = not _is_speedup(report) and 0 < (best.latency_ms or 0.0) <= (budget_ms(report) or 0.0)
@@ -286,29 +290,6 @@ def checks(report: Report) -> list[Check]:
     budget = None if report.status == "unverified" else report.goal_met
     health = [Check(f"health: {item.name}", item.ok, item.message, warning=not item.ok) for item in report.health or []]
     return [Check("verdict", budget, f"{said.label}: {said.headline}. {said.detail}"), *proofs(report), *health]
-
-
-def masking(report: Report) -> list[tuple[str, str, str]]:
-    """Dense, masked and thin engine: name, p50, speed-up over the dense one; empty when that was not measured."""
-    found = report.masked
-    if found is None or found.masked is None:
-        return []
-    rows = (
-        ("dense", found.dense, 1.0),
-        ("masked", found.masked, found.speedup),
-        ("thin", found.thin, found.thin_speedup),
-    )
-    return [(name, f.milliseconds(latency.p50 if latency else None), f.times(ratio)) for name, latency, ratio in rows]
-
-
-def masking_said(report: Report) -> str:
-    """What the masked engine shows, in a sentence."""
-    assert report.masked is not None
-    how = "the CUDA kernel's operator" if report.masked.kernel else "multiplications"
-    return (
-        f"The same network with its masks as {how} and every channel still there. It computes what the thin one does "
-        f"(relative difference {report.masked.masked_vs_thin:.1e}); only surgery turns masks into time."
-    )
 
 
 def numbers(report: Report) -> list[tuple[str, str, str, str]]:

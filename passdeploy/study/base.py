@@ -18,7 +18,7 @@ from passdeploy.compare.plot import tradeoff
 from passdeploy.compare.rows import Row, RowFile
 from passdeploy.compare.runner import Arm, Plan, run_plan
 from passdeploy.compare.statistics import Cell, Mean, budgets, cells
-from passdeploy.compare.table import lost, markdown, note
+from passdeploy.compare.table import lost, markdown, note, outcomes
 from passdeploy.config import GroupsConfig, RunConfig
 from passdeploy.console import Ui
 from passdeploy.errors import BadInput, PassdeployError, nearest
@@ -200,11 +200,19 @@ def differences(rows: Sequence[Row], reference: str) -> list[str]:
                 slower = f" (engines over budget: {slow})" if slow else ""
                 parts.append(f"{points(own[0].difference)} at {budget}{alone}{slower}")
             elif own:
-                parts.append(f"at {budget} {own[0].statuses[0].replace('_', ' ')}")
+                parts.append(f"at {budget} {_no_pair(own[0], both[len(own) :], reference)}")
         sentences.append(f"{method}, against {reference}: {'; '.join(parts) or 'nothing to compare'}.")
     if not several:
         sentences.append("One seed: a hint, no result; differences of half a point are noise.")
     return sentences
+
+
+def _no_pair(own: Cell, references: Sequence[Cell], reference: str) -> str:
+    """Why a budget has no difference: what became of the arm, or, where it has an accuracy, of the reference."""
+    if own.accuracy is None:
+        return outcomes(own)
+    why = outcomes(references[0]) if references else "did not finish"
+    return f"nothing to compare with ({reference}: {why})"
 
 
 _STYLE = (

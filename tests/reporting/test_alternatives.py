@@ -100,6 +100,24 @@ def test_a_sentence_says_which_of_them_meets_the_budget(
     assert wanted in render_html(report)
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "said_of_it", "cell"),
+    [
+        (0.62, "meets the budget of 2× (291 µs), but not the 90.00 % that were asked for.", "yes, too inaccurate"),
+        (None, "meets the budget of 2× (291 µs), but nobody knows whether with the 90.00 % asked for.", "yes"),
+        (0.91, "meets the budget of 2× (291 µs) as well, without pruning.", "yes"),
+    ],
+)
+def test_what_the_user_ruled_out_is_not_recommended(accuracy: float | None, said_of_it: str, cell: str) -> None:
+    report = with_options(
+        {"meets_budget": True, "speedup": 2.3, "accuracy": accuracy},
+        status="within_budget",
+        budget=data()["budget"] | {"min_accuracy": 0.9, "judged_accuracy": 0.92},
+    )
+    assert said(report).endswith(said_of_it)
+    assert rows(report)[-1][-1] == cell
+
+
 def test_what_is_missing_stands_under_the_table() -> None:
     page = render_markdown(variant("within_budget"))
     assert "- dense fp16: fp16 is not offered on a CPU, which a CPU computes in fp32." in page

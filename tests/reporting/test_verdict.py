@@ -84,6 +84,30 @@ def test_a_dense_engine_inside_the_budget_is_shipped_as_it_is() -> None:
     assert "shipped as it is" in said.detail
 
 
+def test_a_dense_engine_that_is_not_accurate_enough_was_not_made_so_by_pruning() -> None:
+    d = variant("accuracy_below_floor").to_json()
+    d["pruned"] = d["dense"]
+    d["speedup"] = {"latency": 0.99, "latency_ci95": [0.98, 1.01], "macs": 1.0, "realisation": 0.99}
+    report = parse_report(d)
+    assert verdict(report).headline == "The dense network is inside the budget, but not accurate enough"
+    assert "<b>1.01×</b> slower" in render_html(report)
+
+
+def test_a_metric_keeps_its_own_capitals() -> None:
+    d = variant("accuracy_below_floor").to_json()
+    d["provenance"]["metric"] = "mAP"
+    assert verdict(parse_report(d)).detail.startswith("MAP on validation images")
+    assert "Map" not in render_html(parse_report(d))
+
+
+@pytest.mark.parametrize(("reached", "words"), [(0.2511, "251.1 µs"), (0.25004, "250.04 µs"), (0.26, "260 µs")])
+def test_a_time_missed_narrowly_does_not_read_as_met(reached: float, words: str) -> None:
+    d = variant("over_budget").to_json()
+    d["budget"] |= {"asked": "251us", "latency_ms": 0.251} if reached == 0.2511 else {}
+    d["pruned"]["latency_ms"]["p50"] = reached
+    assert verdict(parse_report(d)).detail.startswith(f"{words} against a budget of")
+
+
 def test_unverified_says_why_nothing_was_measured() -> None:
     d = variant("unverified").to_json()
     assert "NVIDIA A100 is not attached to this machine" in verdict(parse_report(d)).detail
@@ -181,6 +205,11 @@ def test_no_latency_is_shown_where_none_was_measured() -> None:
         (f.milliseconds(12_345.0), "12.3 s"),
         (f.milliseconds(0.0), "0 µs"),
         (f.milliseconds(None), f.NONE),
+        (f.beside(1.004, 1.0), "1.004 ms"),
+        (f.beside(1.0, 1.0), "1.00 ms"),
+        (f.beside(2.0, 1.0), "2.00 ms"),
+        (f.beside(2.0, None), "2.00 ms"),
+        (f.beside(None, 1.0), f.NONE),
         (f.seconds(9.74), "9.7 s"),
         (f.seconds(88.1), "1 min 28 s"),
         (f.seconds(7500), "2 h 5 min"),
