@@ -8,7 +8,8 @@
 Sections: rtx (does TensorRT-RTX run on this GPU), kernels (against copy bandwidth, eager, torch.compile), budgets
 (passdeploy run at 1.5x, 2x, 3x), search (a search step with the kernels), engines (every backend that is here) and
 baselines. Rows go to benchmarks/results/DEVICE/ (DEVICE-quick/), whole runs to --runs; started again it does what is
-missing, with --retry also what failed. Exit 0 everything was tried, 2 no GPU here.
+missing, with --retry also what failed. Exit 0 everything was tried, 2 no GPU here, or rows of
+another driver or library lie there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -27,6 +29,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 from benchmarks.gpu_sections.base import Bench, folder_name  # noqa: E402
 from benchmarks.gpu_sections.summary import render  # noqa: E402
+from passdeploy.errors import BadInput  # noqa: E402
 
 SECTIONS = ("rtx", "kernels", "budgets", "search", "engines", "baselines")
 
@@ -38,6 +41,19 @@ def unavailable() -> str | None:
     if torch.cuda.is_available():
         return None
     return "no NVIDIA GPU, or a PyTorch without CUDA; run it on a machine with a GPU (Dockerfile.gpu)"
+
+
+def other_software(folder: Path, facts: dict[str, Any]) -> str | None:
+    """What the rows in a folder were measured with, where that is another version of what is here now.
+
+    A library that is new here is none: what was left out for want of it is done now.
+    """
+    if not (folder / "machine.json").exists() or not list(folder.glob("*.jsonl")):
+        return None
+    before = json.loads((folder / "machine.json").read_text())
+    were, are = ({"driver": f["driver"], "CUDA": f["cuda"], **f["versions"]} for f in (before, facts))
+    changed = [f"{name} {were[name]}" for name in were.keys() & are.keys() if were[name] != are[name]]
+    return ", ".join(sorted(changed)) or None
 
 
 def open_bench(options: argparse.Namespace) -> Bench:
@@ -56,6 +72,11 @@ def open_bench(options: argparse.Namespace) -> Bench:
     found = environment()
     facts = {"device": device, "compute_capability": capability, "driver": found["driver"], "quick": options.quick}
     facts |= {"cuda": torch.version.cuda, "versions": found["versions"], "settings": found["settings"]}
+    if changed := other_software(folder, facts):
+        raise BadInput(
+            f"{folder} holds rows of {changed}, which would stand under today's name and are not taken again: give "
+            "another --out and --runs, or move them away"
+        )
     (folder / "machine.json").write_text(json.dumps(facts, indent=1) + "\n")
     runs = options.runs / folder.name
     return Bench(device, capability, target, folder, runs.resolve(), options.quick, options.data, options.retry)
@@ -78,7 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
     if reason is not None:
         print(f"benchmarks/gpu.py: {reason}", file=sys.stderr)
         return 2
-    bench = open_bench(options)
+    try:
+        bench = open_bench(options)
+    except BadInput as error:
+        print(f"benchmarks/gpu.py: {error}", file=sys.stderr)
+        return 2
     for name in options.sections or SECTIONS:
         bench.say(f"== {name}")
         try:

@@ -53,6 +53,8 @@ DEVICES: dict[str, Device] = {
         Device("h200", "NVIDIA H200", "9.0", _GPU, "fp16", ("h200",)),
     )
 }
+OTHER_CHIPS = frozenset({"laptop", "d"})
+"""Words of names such as ``RTX 4090 Laptop GPU`` and ``RTX 4090 D``, which are not the chip that the rest names."""
 ANY_GPU = "gpu"
 """The target that is whatever GPU comes first here."""
 
@@ -157,12 +159,13 @@ def _names(device: Device, gpu: str) -> bool:
 
 
 def _is_kind(device: Device, gpu: str) -> bool:
-    return not _words(gpu).isdisjoint(device.matches)
+    """Whether a GPU's name has the device's in it; a laptop's, and a "D", are other chips of that name."""
+    return not _words(gpu).isdisjoint(device.matches) and _words(gpu).isdisjoint(OTHER_CHIPS)
 
 
 def _is_slice(gpu: str) -> bool:
-    """Whether it is a part of a GPU (MIG), whose latencies are not those of the whole."""
-    return "mig" in _words(gpu)
+    """Whether it is a part of a GPU (MIG, or vGPU: ``A10-4Q``), whose latencies are not those of the whole."""
+    return "mig" in _words(gpu) or re.search(r"-\d+[qcab]$", gpu.lower()) is not None
 
 
 def _words(gpu: str) -> set[str]:

@@ -44,6 +44,23 @@ def test_a_gpu_outside_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
         Roofline(operators, list(groups.units.values()), target)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "target"),
+    [
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+    ],
+)
+def test_another_chip_of_nearly_that_name_is_another_gpu(
+    monkeypatch: pytest.MonkeyPatch, gpu: str, target: str | None
+) -> None:
+    attach(monkeypatch, gpu)
+    named = [row.name for row in doctor.list_targets() if row.attached and row.name not in ("cpu", "gpu")]
+    assert named == ([target] if target else [])
+
+
 def test_without_a_gpu_there_is_no_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
     attach(monkeypatch)
     with pytest.raises(Unavailable, match="target gpu: no NVIDIA GPU is attached"):
@@ -51,13 +68,13 @@ def test_without_a_gpu_there_is_no_first_one(monkeypatch: pytest.MonkeyPatch) ->
     assert "gpu" not in [row.name for row in doctor.list_targets()]
 
 
-def test_a_part_of_a_gpu_is_not_that_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+@pytest.mark.parametrize(("name", "part"), [("h100", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"), ("a10", "NVIDIA A10-4Q")])
+def test_a_part_of_a_gpu_is_not_that_gpu(monkeypatch: pytest.MonkeyPatch, name: str, part: str) -> None:
     attach(monkeypatch, part, capability=(9, 0))
-    with pytest.raises(Unavailable, match=rf"target h100: what is here is a part of one, {part}.*--target gpu"):
-        resolve("h100", backend="inductor")
+    with pytest.raises(Unavailable, match=rf"target {name}: what is here is a part of one, {part}.*--target gpu"):
+        resolve(name, backend="inductor")
     assert resolve("gpu", backend="inductor").device == part
-    (row,) = [row for row in doctor.list_targets() if row.name == "h100"]
+    (row,) = [row for row in doctor.list_targets() if row.name == name]
     assert not row.attached and "--target gpu" in (row.reason or "")
     (other,) = [row for row in doctor.list_targets() if row.name == "l4"]
     assert "part of one" not in (other.reason or "")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu import other_software
 from benchmarks.gpu_compare import FAILURES, Metric, compare, judge, main, metrics
 from benchmarks.gpu_sections.base import Bench
 from benchmarks.gpu_sections.budgets import command, row_of
@@ -330,3 +331,14 @@ def test_generated_pictures_can_be_told_apart() -> None:
     strongest = spectra.flatten(1).argmax(1)
     assert torch.equal(strongest[:10], strongest[10:20]), "a class has its frequency"
     assert len(set(strongest[:10].tolist())) == 10
+
+
+def test_rows_of_other_software_are_not_taken_for_todays(bench: Bench) -> None:
+    before = json.loads((bench.folder / "machine.json").read_text()) | {"cuda": "13.0"}
+    (bench.folder / "machine.json").write_text(json.dumps(before))
+    newer = before | {"driver": "590.2", "versions": {"torch": "2.14.0"}}
+    assert other_software(bench.folder, newer) is None, "there are no rows yet"
+    fill(bench)
+    assert other_software(bench.folder, newer) == "driver 580.1, torch 2.13.0"
+    more = before | {"versions": {"torch": "2.13.0", "tensorrt": "10.13"}}
+    assert other_software(bench.folder, before) is other_software(bench.folder, more) is None
