@@ -314,4 +314,4 @@ def load(out: str | Path, *, model: str | nn.Module | Callable[..., nn.Module] |
         network = models.build(chosen, classes, size)
     thin = apply_architecture(network, read_json(out / "architecture.json"))
     load_weights(thin, out / "model.safetensors")
-    return thin.eval()
+    return thin.train().eval()  # some modules forget in train mode what they worked out from other weights

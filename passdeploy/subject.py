@@ -23,12 +23,12 @@ from passdeploy.data.base import ImageData, resized
 from passdeploy.data.checks import check_data
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, Operator, control, find_groups, operators
-from passdeploy.groups.check import first_line
 from passdeploy.groups.wrapped import copied, plain_network
+from passdeploy.network_checks import check_builds, check_outputs, check_state
 from passdeploy.plugins import users_code
-from passdeploy.surgery import relative_difference
+from passdeploy.restoring import restore
 from passdeploy.tasks import Task, get_task, task_of
-from passdeploy.weights import load_weights, packaged_weights, unwrap
+from passdeploy.weights import load_weights, packaged_weights
 
 Model = str | nn.Module | Callable[..., nn.Module]
 
@@ -78,7 +78,7 @@ class Subject:
     def with_state(self, state: dict[str, Tensor]) -> nn.Module:
         """A fresh network of the dense architecture with these weights, in eval mode."""
         network = self.build()
-        network.load_state_dict(state)
+        restore(network, state)
         return network.eval()
 
     @cached_property
@@ -189,86 +189,6 @@ def _check_task(task: Task, data: ImageData) -> None:
         )
 
 
-SAME = 1e-3
-"""Largest relative difference between two runs of a network on the same images."""
-
-
-def _check_repeats(network: nn.Module, data: ImageData, name: str) -> None:
-    """Refuses a network that computes something else each time: nothing could be proven of it."""
-    images = torch.rand(2, *data.input_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), torch.random.fork_rng(devices=()):
-        first, second = network(images), network(images)
-    comparable = isinstance(first, Tensor) and isinstance(second, Tensor) and bool(first.isfinite().all())
-    if comparable and relative_difference(first, second) > SAME:
-        raise BadInput(
-            f"--model {name}: gives other outputs for the same images, in evaluation too; a dropout in functional "
-            "form wants training=self.training"
-        )
-
-
-def _check_state(network: nn.Module, name: str) -> None:
-    """Refuses a network whose state is more than tensors: weights files hold no more, and nothing else can be cut."""
-    for key, value in network.state_dict().items():
-        if not isinstance(value, Tensor):
-            module = key.removesuffix("_extra_state").rstrip(".") or "the network itself"
-            raise BadInput(
-                f"--model {name}: {module} keeps a state that is no tensor (get_extra_state), which no weights file "
-                "holds; build it without"
-            )
-
-
-def _check_single(network: nn.Module, data: ImageData, name: str) -> None:
-    """Refuses a network that takes several images but not one, which is what the engine will be given."""
-    advice = "a squeeze() that names no dimension takes the batch's away (use flatten(1)); or set --batch"
-    try:
-        with torch.no_grad():
-            outputs = network(torch.zeros(1, *data.input_shape))
-    except Exception as error:
-        raise BadInput(f"--model {name}: fails on a single image ({first_line(error)}); {advice}") from error
-    try:
-        task_of(data).check(outputs, data, f"{name} on a single image")
-    except BadInput as error:
-        raise BadInput(f"{error}; {advice}") from None
-
-
-def _check_outputs(network: nn.Module, data: ImageData, name: str, batch: int) -> None:
-    """Refuses a network whose outputs are not those of the data's task, in evaluation or in training."""
-    network.eval()
-    images = torch.zeros(2, *data.input_shape)
-    try:
-        with torch.no_grad():
-            outputs = network(images)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        wanted = re.search(r"expected input\[.*\] to have (\d+) channels, but got 3 channels", str(error))
-        advice = "check the input size (input_size in the configuration)"
-        if wanted is not None:
-            channels = wanted[1]
-            advice = (
-                f"its first convolution takes {channels} channel{'s' * (channels != '1')}; images are RGB, grey ones "
-                "repeated: build it for three"
-            )
-        raise BadInput(
-            f"--model {name}: fails on images of {data.input_shape} from {data.name} ({first}); {advice}"
-        ) from error
-    _check_repeats(network, data, name)
-    task = task_of(data)
-    task.check(outputs, data, name)
-    if batch == 1:
-        _check_single(network, data, name)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=()):  # dropout draws, and the seed's numbers are the run's
-            outputs = copy.deepcopy(network).train()(images)
-    except Exception:  # two black images are no batch to train on: only outputs that there are can be wrong
-        return
-    try:
-        task.check(outputs, data, f"{name} in training mode")
-    except BadInput as error:
-        raise BadInput(
-            f"{error}, or build it without auxiliary classifiers (torchvision's: aux_logits=False)"
-        ) from None
-
-
 def _trainable(network: nn.Module) -> nn.Module:
     """The same network in float32 on the CPU, where every weight learns.
 
@@ -312,12 +232,14 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
     else:
 
         def build() -> nn.Module:
-            return _trainable(unwrap(models.build(chosen, images.num_classes, images.preprocess.size)))
+            return _trainable(plain_network(models.build(chosen, images.num_classes, images.preprocess.size)))
 
         name = chosen if isinstance(chosen, str) else getattr(chosen, "__qualname__", "model")
         network, weights = build(), None
-    _check_state(network, name)
-    _check_outputs(network, images, name, config.batch)
+    check_state(network, name)
+    check_outputs(network, images, name, config.batch)
+    if not isinstance(chosen, nn.Module):
+        check_builds(network, build, images, name)
     if config.weights is not None:
         load_weights(network, config.weights)
         weights = str(config.weights)
@@ -328,7 +250,8 @@ def load_subject(config: RunConfig, model: Model | None = None, data: ImageData 
             weights = f"shipped with passdeploy ({packaged.name})"
     if weights is not None and _diverged(network):
         raise BadInput(f"--model {name}: its weights hold NaN or infinity; train it again")
-    subject = Subject(config, images, network.eval(), name, weights, build)
+    # Through train mode: it has run with other weights, and some modules keep what they made of those.
+    subject = Subject(config, images, network.train().eval(), name, weights, build)
     if not subject.groups.groups:
         reasons = "; ".join(f"{module}: {why}" for module, why in list(subject.groups.frozen.items())[:3])
         raise BadInput(f"--model {name}: nothing in it can be pruned ({reasons}); passdeploy groups lists every reason")

@@ -96,10 +96,13 @@ def test_the_dense_engine_is_shipped_only_with_a_margin(close: Any) -> None:
 
 def test_what_no_measurement_can_contradict_is_not_searched(single: Path, tmp_path: Path) -> None:
     weights = str(single / "dense" / "dense.safetensors")
-    run = scripted.start(tmp_path / "run", weights=weights, latency="1x")
+    run = scripted.start(tmp_path / "run", weights=weights, latency="1x", groups={"fixed": {"conv1": 4}})
     run.slicer = scripted.slicer(run)  # type: ignore[misc]
-    run.shared()
+    run.run_until("fit")
     assert json.loads((tmp_path / "run" / "search" / "search.json").read_text())["allocator"] == "uniform"
+    found = json.loads((tmp_path / "run" / "fit" / "fit.json").read_text())
+    assert found["status"] == "dense_inside"
+    assert "Widths that were fixed (conv1) are those of pruned networks only." in found["messages"]
 
 
 def test_a_time_that_the_dense_engine_is_far_inside_of_is_not_searched(

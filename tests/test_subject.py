@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import torch
 from torch import nn
 
 from passdeploy import models
+from passdeploy._torchvision import torchvision
 from passdeploy.config import make_config
 from passdeploy.console import Ui
 from passdeploy.errors import BadInput
 from passdeploy.remarks import untrained
+from passdeploy.restoring import restore
 from passdeploy.subject import load_subject
 from passdeploy.weights import save_weights
 from tests import scripted
@@ -317,3 +320,89 @@ def test_a_state_that_no_weights_file_holds_is_refused() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), Keeping(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     with pytest.raises(BadInput, match="1 keeps a state that is no tensor"):
         load_subject(make_config({"model": "<Sequential>", "data": "stripes"}), network, scripted.data())
+
+
+def test_modules_that_look_at_the_version_of_what_they_load_get_one() -> None:
+    """torchvision's MNASNet raises without one, which no file keeps."""
+
+    def network() -> nn.Module:
+        return torchvision().models.MNASNet(0.5, num_classes=3)
+
+    theirs, ours = network(), network()
+    restore(ours, dict(theirs.state_dict()))
+    assert torch.equal(ours.classifier[1].weight, theirs.classifier[1].weight)  # type: ignore[index, union-attr]
+    subject = load_subject(make_config({"model": "<mnasnet>", "data": "stripes"}), network, scripted.data())
+    assert not subject.with_state(dict(theirs.state_dict())).training
+
+
+class Remembering(Bent):
+    """Works out something of its weights when it first runs in evaluation, and forgets it in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.cache: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True) -> Remembering:
+        if mode:
+            self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return super().forward(x) + self.bias
+        return super().forward(x) + self.cache.setdefault("bias", self.bias.detach().clone())
+
+
+def test_what_a_network_worked_out_from_other_weights_is_forgotten(tmp_path: Path) -> None:
+    trained = Remembering()
+    nn.init.constant_(trained.bias, 7.0)
+    save_weights(trained, tmp_path / "w.safetensors")
+    config = make_config({"model": "<r>", "data": "stripes", "weights": str(tmp_path / "w.safetensors")})
+    network = load_subject(config, Remembering, scripted.data()).network
+    images = torch.rand(2, *scripted.data().input_shape)
+    with torch.no_grad():
+        assert torch.equal(network(images), trained.eval()(images))
+
+
+class Drawing(Bent):
+    table: torch.Tensor
+
+    def __init__(self, persistent: bool) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.rand(3), persistent=persistent)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.table
+
+
+def test_a_factory_that_builds_another_network_each_time_is_refused() -> None:
+    config = make_config({"model": "<Drawing>", "data": "stripes"})
+    with pytest.raises(BadInput, match="builds another network each time, also with the same weights; what it draws"):
+        load_subject(config, lambda: Drawing(False), scripted.data())
+    assert load_subject(config, lambda: Drawing(True), scripted.data()).groups.groups
+    assert load_subject(config, Drawing(False), scripted.data()).groups.groups, "copied, not built"
+    widths = iter((8, 16, 8, 16))
+    with pytest.raises(BadInput, match="builds another network each time"):
+        load_subject(config, lambda: nn.Sequential(nn.Conv2d(3, next(widths), 3), Mean()), scripted.data())
+
+
+class Mean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))[:, :3]
+
+
+def test_a_factory_with_lazy_layers_is_refused_in_a_line() -> None:
+    config = make_config({"model": "<lazy>", "data": "stripes"})
+    with pytest.raises(BadInput, match="lazy layers without a shape"):
+        load_subject(config, lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), scripted.data())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"classes": (0, 1, 2)}, "class 0 is no text; name classes by strings"), ({"licence": None}, "licence is None")],
+)
+def test_names_that_are_no_text_are_refused_before_anything_runs(change: dict[str, Any], said: str) -> None:
+    data = dataclasses.replace(scripted.data(), **change)
+    with pytest.raises(BadInput, match=said):
+        load_subject(make_config({"model": "tiny-resnet", "data": "stripes"}), data=data)

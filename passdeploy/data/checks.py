@@ -31,6 +31,7 @@ def check_data(data: ImageData, task: Task) -> None:
         BadInput: One line: which split, what is wrong.
     """
     _check_normalisation(data)
+    _check_words(data)
     if data.num_classes < 2 and _cross_entropy(task):
         raise BadInput(f"--data {data.name}: {data.num_classes} class(es); two or more are needed to tell apart")
     for name in ("train", "val", "test"):
@@ -68,6 +69,15 @@ def _check_normalisation(data: ImageData) -> None:
             f"--data {data.name}: mean {tuple(mean)} and std {tuple(std)} are not for RGB images in [0, 1]: three "
             "means in [0, 1], three deviations above 0 and up to 1; divide both by 255 if they are for values up to 255"
         )
+
+
+def _check_words(data: ImageData) -> None:
+    """Refuses names that are no text, which no bundle could carry in the end."""
+    other = next((name for name in data.classes if not isinstance(name, str)), None)
+    if other is not None:
+        raise BadInput(f"--data {data.name}: class {other!r} is no text; name classes by strings: tuple(map(str, ...))")
+    if not isinstance(data.licence, str):
+        raise BadInput(f'--data {data.name}: licence is {data.licence!r}; give a string, such as "unknown"')
 
 
 def _cross_entropy(task: Task) -> bool:

@@ -111,6 +111,16 @@ def without_one(structure: Structure) -> Structure:
     return Structure(masks)
 
 
+def _complement(groups: Groups, structure: Structure) -> Structure:
+    """Drops the units that a structure keeps, but for one where that were all; blocks stay."""
+    masks = dict(structure.masks)
+    for group in groups.groups:
+        if group.kind != "depth":
+            others = tuple(not kept for kept in masks[group.name])
+            masks[group.name] = others if any(others) else (True, *others[1:])
+    return Structure(masks)
+
+
 def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Largest of max|a - b| / max|a| over pairs of tensors; infinite when shapes differ or a value is not finite."""
     from passdeploy.surgery import relative_difference
@@ -189,6 +199,7 @@ def drop_what_fails(model: nn.Module, groups: Groups, example: Tensor, training:
         skips = (1.0, 0.0, 0.3) if size > _LARGE // 4 else (1.0, 0.0, 0.3, 0.0, 0.3, 0.5)
         # a group of few units may keep them all by chance, in all trials: then nothing would have been tried of it
         trials = [without_one(random_structure(groups, seed, 0.5, skip)) for seed, skip in enumerate(skips)]
+        trials.append(_complement(groups, trials[1]))  # all units but a few are dropped in one trial or another
         failing = [
             (trial, images)
             for trial, images in zip(trials, itertools.cycle(inputs), strict=False)

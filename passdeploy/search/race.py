@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from passdeploy.feeding import training_batches
 from passdeploy.groups import macs
 from passdeploy.placing import ease_norms, place
+from passdeploy.restoring import restore
 from passdeploy.search.allocator import Allocation, Allocator, Importance
 from passdeploy.search.method import SearchContext
 from passdeploy.search.prompt import Prompted
@@ -273,7 +274,7 @@ class Race:
         model, winner = self.search.model, self.entrants[0]
         trained = self.training[winner].model
         state = put_back(model.network, self.context.groups, winner.allocation.structure, trained.network)
-        model.network.load_state_dict(state)
+        restore(model.network, state)
         model.stage.load_state_dict(trained.stage.state_dict())
 
     def state(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from passdeploy.checkpoint import Checkpoint
 from passdeploy.config import RunConfig
 from passdeploy.groups import macs
+from passdeploy.restoring import restore
 from passdeploy.search.method import SearchResult
 from passdeploy.search.prompt import Prompted
 from passdeploy.stages.common import accuracies, fitted_structure, input_stage, kept_widths, plain
@@ -91,7 +92,7 @@ def thin_model(run: Run, budget: BudgetRun) -> Prompted:
     """The fine-tuned thin network with its prompt."""
     folder = budget.space.folder("finetune")
     network = apply_architecture(run.subject.build(), read_json(folder / "architecture.json"))
-    network.load_state_dict(load_file(folder / "model.safetensors"))
+    restore(network, load_file(folder / "model.safetensors"))
     prompt = folder / "prompt.safetensors"
     stage = input_stage(run, load_file(prompt) if prompt.exists() else {})
     return Prompted(stage, network).eval()

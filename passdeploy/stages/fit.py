@@ -198,6 +198,9 @@ def run_fit(run: Run, budget: BudgetRun, folder: Path) -> None:
     if status == "dense_inside":
         how = "is already" if run.closed or asked.speedup == 1 else "is predicted to be"
         facts["messages"].append(f"The dense engine {how} inside the budget of {asked.asked}: it is shipped as it is.")
+        fixed = [g.name for g in run.subject.groups.groups if g.fixed is not None and g.fixed != g.units]
+        if fixed:
+            facts["messages"].append(f"Widths that were fixed ({', '.join(fixed)}) are those of pruned networks only.")
     state = run.subject.with_state(result.network)
     facts["masked_vs_thin"] = prove_masked(run, Prompted(stage, state), structure)
     write_json(folder / "structure.json", groups.canonical(structure).to_json())

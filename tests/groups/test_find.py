@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from passdeploy.errors import BadInput
 from passdeploy.groups import Groups, check, find_groups
-from passdeploy.groups.check import calibrate, drop_what_fails, masked_against_thin, random_structure, randomise
+from passdeploy.groups.check import (
+    _complement,
+    calibrate,
+    drop_what_fails,
+    masked_against_thin,
+    random_structure,
+    randomise,
+)
 from passdeploy.models import build
 from passdeploy.structure import Structure
 from passdeploy.surgery import thin
@@ -311,3 +318,17 @@ def test_a_channel_that_meets_the_input_stays() -> None:
     assert groups.names == ("depth:a", "b")
     assert groups.frozen["a"] == "its channels are tied to the network's input"
     assert _worst(model, groups, images) <= 1e-4
+
+
+def test_each_unit_is_dropped_in_one_trial_or_another() -> None:
+    """What is kept in all of them was never tried."""
+    groups = find_groups(build("resnet20", 10).eval(), torch.zeros(2, 3, 32, 32))
+    trial = random_structure(groups, 1, 0.5, 0.0)
+    other = _complement(groups, trial)
+    for group in groups.groups:
+        pairs = list(zip(trial.masks[group.name], other.masks[group.name], strict=True))
+        assert any(b for _, b in pairs)
+        if group.kind == "depth":
+            assert pairs == [(True, True)]
+        else:
+            assert sum(a and b for a, b in pairs) <= 1
