@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import passdeploy
+from passdeploy.engines.base import get_backend
 from passdeploy.stages import PER_BUDGET, SHARED
 from passdeploy.stages.proof import exact
 from passdeploy.targets import cpu_stamp
@@ -13,6 +14,7 @@ from passdeploy.workspace import json_digest, read_json, sha256
 
 if TYPE_CHECKING:
     from passdeploy.pipeline import BudgetRun, Run
+    from passdeploy.targets import Target
     from passdeploy.workspace import Workspace
 
 SHARED_STAGES, BUDGET_STAGES = tuple(SHARED), tuple(PER_BUDGET)
@@ -33,6 +35,24 @@ def version() -> str:
     return passdeploy.__version__
 
 
+def unmeasurable(target: Target) -> str | None:
+    """Why engines for a target can't be timed on this machine; None where they can."""
+    if not target.attached:
+        return f"{target.device} is not attached to this machine"
+    return get_backend(target.backend).runnable(target)
+
+
+def target_facts(target: Target) -> dict[str, Any]:
+    """A target and the version of its backend."""
+    return {**vars(target), "backend_version": get_backend(target.backend).libraries()}
+
+
+def measured_by(target: Target) -> dict[str, Any]:
+    """What is measured here depends on, besides `target_facts`. On a GPU the host's CPU does not count."""
+    stamp = cpu_stamp() if target.compute_capability is None else None  # virtual machines share names
+    return {"measured": unmeasurable(target) is None, "cpu": stamp}
+
+
 def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str, Any]:
     """All that the result of a stage depends on, upstream stages by their digests.
 
@@ -46,9 +66,7 @@ def inputs_of(run: Run, stage: str, budget: BudgetRun | None = None) -> dict[str
     # Digests of earlier stages do not tell: a latency model from a file, a score of the weights alone and the weights
     # that were given are the same bytes whatever a forward pass does with them.
     code = {"network": run.subject.architecture}
-    # Virtual machines share names. On a GPU the host's CPU does not count.
-    stamp = cpu_stamp() if run.target.compute_capability is None else None
-    here: dict[str, Any] = {"measured": run.measured, "cpu": stamp}
+    here = measured_by(run.target)
     if stage == "dense":
         known = common | {"network": run.subject.digest, "data": run.subject.data_digest}
         if run.latency_only:

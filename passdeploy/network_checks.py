@@ -20,13 +20,22 @@ SAME = 1e-3
 """Largest relative difference between two runs of a network on the same images."""
 
 
+def _images(data: ImageData) -> Tensor:
+    return torch.rand(2, *data.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+def _same(first: object, second: object) -> bool:
+    """Whether outputs are the same, as far as they can be compared."""
+    comparable = isinstance(first, Tensor) and isinstance(second, Tensor) and bool(first.isfinite().all())
+    return not comparable or relative_difference(first, second) <= SAME  # type: ignore[arg-type]
+
+
 def _check_repeats(network: nn.Module, data: ImageData, name: str) -> None:
     """Refuses a network that computes something else each time: nothing could be proven of it."""
-    images = torch.rand(2, *data.input_shape, generator=torch.Generator().manual_seed(0))
+    images = _images(data)
     with torch.no_grad(), torch.random.fork_rng(devices=()):
-        first, second = network(images), network(images)
-    comparable = isinstance(first, Tensor) and isinstance(second, Tensor) and bool(first.isfinite().all())
-    if comparable and relative_difference(first, second) > SAME:
+        same = _same(network(images), network(images))
+    if not same:
         raise BadInput(
             f"--model {name}: gives other outputs for the same images, in evaluation too; a dropout in functional "
             "form wants training=self.training"
@@ -36,13 +45,10 @@ def _check_repeats(network: nn.Module, data: ImageData, name: str) -> None:
 def check_builds(network: nn.Module, build: Callable[[], nn.Module], data: ImageData, name: str) -> None:
     """Refuses a factory whose networks are not the same with the same weights: another one would be shipped."""
     with torch.no_grad(), torch.random.fork_rng(devices=()):
-        second = build()
-        images = torch.rand(2, *data.input_shape, generator=torch.Generator().manual_seed(0))
+        second, images = build(), _images(data)
         try:
             restore(second, network.state_dict())
-            first, other = network.train().eval()(images), second.eval()(images)
-            comparable = isinstance(first, Tensor) and isinstance(other, Tensor) and bool(first.isfinite().all())
-            same = not comparable or relative_difference(first, other) <= SAME
+            same = _same(network(images), second.eval()(images))
         except RuntimeError:  # other names or shapes
             same = False
     if not same:

@@ -28,9 +28,10 @@ from passdeploy.dependencies import (
     skipped,
     starts_over,
     stopped_by,
+    target_facts,
+    unmeasurable,
 )
 from passdeploy.engines._quantize import CALIBRATION_IMAGES
-from passdeploy.engines.base import get_backend
 from passdeploy.errors import BadInput, PassdeployError
 from passdeploy.export import OnnxSlicer
 from passdeploy.final_copies import copy_final
@@ -164,9 +165,7 @@ class Run:
     @property
     def unmeasurable(self) -> str | None:
         """Why engines for the target can't be timed on this machine; None where they can."""
-        if not self.target.attached:
-            return f"{self.target.device} is not attached to this machine"
-        return get_backend(self.target.backend).runnable(self.target)
+        return unmeasurable(self.target)
 
     @property
     def wants_alternatives(self) -> bool:
@@ -201,8 +200,7 @@ class Run:
 
     def target_facts(self) -> dict[str, Any]:
         """The target and the version of its backend."""
-        backend = get_backend(self.target.backend)
-        return {**vars(self.target), "backend_version": backend.libraries()}
+        return target_facts(self.target)
 
     def inputs(self, stage: str, run: BudgetRun | None = None) -> dict[str, Any]:
         """All that the result of a stage depends on, upstream stages by their digests."""

@@ -539,7 +539,7 @@ def test_rows_measured_under_other_conditions_are_run_again(
 
     before = inputs()
     if changed == "huge pages":
-        monkeypatch.setattr("passdeploy.compare.runner.cpu_stamp", lambda: "this one, huge pages")
+        monkeypatch.setattr("passdeploy.dependencies.cpu_stamp", lambda: "this one, huge pages")
     elif changed == "version":
         backend = type(get_backend(resolve("cpu", backend=make_config(CONFIG).backend).backend))
         monkeypatch.setattr(backend, "libraries", lambda self: "99.0")

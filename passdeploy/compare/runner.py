@@ -14,15 +14,14 @@ from passdeploy.compare.rows import SPLITS, Row, RowFile
 from passdeploy.config import RunConfig, SearchConfig, make_config, merge
 from passdeploy.console import Ui
 from passdeploy.data.base import ImageData
-from passdeploy.dependencies import version
-from passdeploy.engines.base import get_backend
+from passdeploy.dependencies import measured_by, target_facts, version
 from passdeploy.errors import BadInput, NotWritten, PassdeployError
 from passdeploy.judging import judge
 from passdeploy.opening import free_folder
 from passdeploy.pipeline import BudgetRun, Run
 from passdeploy.search.method import get_method, trains
 from passdeploy.subject import Model, Subject, load_subject
-from passdeploy.targets import Target, cpu_stamp, resolve
+from passdeploy.targets import Target, resolve
 from passdeploy.workspace import RECORD, Workspace, json_digest, link_folder, read_json, sha256
 
 SHARED = ("dense", "profile")
@@ -88,15 +87,14 @@ class Plan:
     @cached_property
     def inputs(self) -> str:
         """Digest of what names and paths in the settings stand for, and of what measures: rows of others are old."""
-        profile, backend = self.config.profile_file, get_backend(self.target.backend)
+        profile = self.config.profile_file
         facts = {
             "network": self.subject.digest,
             "data": self.subject.data_digest,
             "profile": None if profile is None else sha256(Path(profile)),
             "passdeploy": version(),
-            "target": {**vars(self.target), "backend_version": backend.libraries()},
-            "measured": self.target.attached and backend.runnable(self.target) is None,
-            "cpu": cpu_stamp() if self.target.compute_capability is None else None,
+            "target": target_facts(self.target),
+            **measured_by(self.target),
         }
         return json_digest(facts)[:12]
 
